@@ -1,0 +1,295 @@
+"""Ask one routed model: a call in, a `Hop` out. Whatever goes wrong becomes data in the hop, never an exception."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from langchain_core.exceptions import (
+    ContextOverflowError,
+    ModelAPIError,
+    ModelAuthenticationError,
+    ModelConnectionError,
+    ModelInvalidRequestError,
+    ModelNotFoundError,
+    ModelPermissionDeniedError,
+    ModelRateLimitError,
+    ModelTimeoutError,
+)
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.rate_limiters import InMemoryRateLimiter
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+
+from langgraph_router_r1.ledger import NO_USAGE, Usage, cost, worst_case
+from langgraph_router_r1.prompts import CALL_PROMPT
+from langgraph_router_r1.protocol import strip_thought
+from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
+from langgraph_router_r1.state import Hop, HopStatus, RouterCall
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PASSING_FAILURES = (ModelRateLimitError, ModelAPIError, ModelConnectionError, ModelTimeoutError)
+"""The failures that LangChain calls retryable."""
+
+PROMPT_OVERHEAD_TOKENS = 64
+"""Room for what a chat template puts around a message, in worst cases."""
+
+_REASONS: tuple[tuple[type[BaseException], str], ...] = (
+    (ModelRateLimitError, "is rate limited (429)"),
+    (ModelAuthenticationError, "refused its key (401)"),
+    (ModelPermissionDeniedError, "does not permit the request (403)"),
+    (ModelNotFoundError, "is not there (404)"),
+    (ContextOverflowError, "has too short a context for the query"),
+    (ModelInvalidRequestError, "rejected the request (400)"),
+    (ModelAPIError, "had a server error (5xx)"),
+    (ModelConnectionError, "can't be reached"),
+    (ImportError, "needs a LangChain package that is not installed"),
+)
+
+
+class MissingKeyError(LookupError):
+    """The environment variable that should hold a model's key is not set."""
+
+
+class Candidates:
+    """The models of a registry, ready to be asked; each is built when it is first needed.
+
+    Example:
+        >>> candidates = Candidates(registry, count_tokens=len)                            # doctest: +SKIP
+        >>> candidates.ask({"turn": 0, "index": 0, "model": "small", "query": "Capital of Peru?", "refusal": None})
+        {'turn': 0, 'index': 0, 'model': 'small', ..., 'response': 'Lima', 'status': 'ok', ...}
+    """
+
+    def __init__(self, registry: ModelRegistry, count_tokens: Callable[[str], int]) -> None:
+        """Keep the pool; `count_tokens` estimates the usage of models that do not report it."""
+        self.registry = registry
+        self._count_tokens = count_tokens
+        self._legs: dict[str, Runnable[Any, tuple[str, AIMessage]]] = {}
+        self._limiters = {
+            model.name: InMemoryRateLimiter(requests_per_second=model.requests_per_second, max_bucket_size=1)
+            for model in registry
+            if model.requests_per_second is not None
+        }
+
+    def worst_case(self, call: RouterCall) -> float:
+        """Return the most this call can cost in dollars, whoever of the model and its fallbacks answers.
+
+        A token is at least one byte of text, so bytes bound the prompt for any tokenizer.
+        """
+        prompt_tokens = len(CALL_PROMPT.format(query=call["query"]).encode()) + PROMPT_OVERHEAD_TOKENS
+        model = self.registry[call["model"]]
+        return max(
+            worst_case(prompt_tokens, choice.max_tokens, choice.price)
+            for choice in (model, *(self.registry[name] for name in model.fallbacks))
+        )
+
+    def ask(self, call: RouterCall) -> Hop:
+        """Make the call, unless it was refused before; return what came of it."""
+        if call["refusal"]:
+            return _refused(call)
+        model = self.registry[call["model"]]
+        started = time.perf_counter()
+        try:
+            runnable = self._runnable(model)
+            if limiter := self._limiters.get(model.name):
+                limiter.acquire()
+            started = time.perf_counter()
+            invoke = functools.partial(runnable.invoke, _messages(call), _config(model))
+            answered_by, reply = _within(model.timeout_s, invoke)
+        except Exception as error:
+            return _failed(call, model, error, time.perf_counter() - started)
+        return self._replied(call, answered_by, reply, time.perf_counter() - started)
+
+    async def aask(self, call: RouterCall) -> Hop:
+        """Make the call without blocking; see `ask`."""
+        if call["refusal"]:
+            return _refused(call)
+        model = self.registry[call["model"]]
+        started = time.perf_counter()
+        try:
+            runnable = self._runnable(model)
+            if limiter := self._limiters.get(model.name):
+                await limiter.aacquire()
+            started = time.perf_counter()
+            async with asyncio.timeout(model.timeout_s):
+                answered_by, reply = await runnable.ainvoke(_messages(call), _config(model))
+        except Exception as error:
+            return _failed(call, model, error, time.perf_counter() - started)
+        return self._replied(call, answered_by, reply, time.perf_counter() - started)
+
+    def _runnable(self, model: ModelDescriptor) -> Runnable[Any, tuple[str, AIMessage]]:
+        first, *others = (self._leg(self.registry[name]) for name in (model.name, *model.fallbacks))
+        return first.with_fallbacks(others) if others else first
+
+    def _leg(self, model: ModelDescriptor) -> Runnable[Any, tuple[str, AIMessage]]:
+        """Return the model alone, giving its name with its reply, so that the one that answered is billed."""
+        if model.name not in self._legs:
+            self._legs[model.name] = build_model(model) | RunnableLambda(functools.partial(_signed, model.name))
+        return self._legs[model.name]
+
+    def _replied(self, call: RouterCall, answered_by: str, reply: AIMessage, latency_s: float) -> Hop:
+        response = strip_thought(reply.text)
+        usage, cached_reply = self._usage(call, reply)
+        list_cost = cost(usage, self.registry[answered_by].price)
+        return {
+            **_hop(call),
+            "response": response,
+            "status": "ok" if response else "error",
+            "reason": None if response else f"{answered_by} gave an empty reply",
+            "usage": usage,
+            "cost_usd": 0.0 if cached_reply else list_cost,
+            "list_cost_usd": list_cost,
+            "latency_s": latency_s,
+            "answered_by": answered_by,
+        }
+
+    def _usage(self, call: RouterCall, reply: AIMessage) -> tuple[Usage, bool]:
+        """Return the tokens of a reply, and whether it came from a cache (which LangChain marks by a total cost of 0)."""
+        reported = reply.usage_metadata
+        if reported is None:
+            return {
+                "prompt_tokens": self._count_tokens(CALL_PROMPT.format(query=call["query"])),
+                "cached_tokens": 0,
+                "completion_tokens": self._count_tokens(reply.text),
+                "estimated": True,
+            }, False
+        details = reported.get("input_token_details") or {}
+        return {
+            "prompt_tokens": reported["input_tokens"],
+            "cached_tokens": min(details.get("cache_read", 0) or 0, reported["input_tokens"]),
+            "completion_tokens": reported["output_tokens"],
+            "estimated": False,
+        }, dict(reported).get("total_cost") == 0
+
+
+def build_model(model: ModelDescriptor) -> Runnable[Any, Any]:
+    """Return the Runnable behind a descriptor: built from its string, or the object it holds, set up as it says.
+
+    Raises:
+        MissingKeyError: `api_key_env` names a variable that is not set.
+        ImportError: The provider's LangChain package is not installed.
+    """
+    if isinstance(model.model, str):
+        return _from_string(model)
+    runnable: Runnable[Any, Any] = model.model
+    if isinstance(runnable, BaseChatModel):
+        # Without a limit a call would have no worst case to hold against a budget.
+        runnable = runnable.bind(**{"max_tokens": model.max_tokens, **model.params})
+    if "max_retries" in model.model_fields_set and model.max_retries:
+        runnable = runnable.with_retry(
+            retry_if_exception_type=PASSING_FAILURES, stop_after_attempt=model.max_retries + 1
+        )
+    return runnable
+
+
+def _from_string(model: ModelDescriptor) -> BaseChatModel:
+    from langchain.chat_models import init_chat_model
+
+    options: dict[str, Any] = {
+        "temperature": 0,
+        "max_tokens": model.max_tokens,
+        **model.params,
+        "timeout": model.timeout_s,
+        "max_retries": model.max_retries,
+    }
+    if model.base_url is not None:
+        options["base_url"] = model.base_url
+    if model.api_key_env is not None:
+        key = os.environ.get(model.api_key_env)
+        if not key:
+            msg = f"{model.name}: the environment variable {model.api_key_env!r} is not set"
+            raise MissingKeyError(msg)
+        options["api_key"] = key
+    elif model.base_url is not None:
+        # A server of one's own asks for no key, but clients insist on some value.
+        options["api_key"] = "none"
+    built = init_chat_model(model.model, **options)
+    assert isinstance(built, BaseChatModel)
+    return built
+
+
+def public_reason(model: ModelDescriptor, error: BaseException) -> str:
+    """Return why a call failed in words fit for the router, a trace or a log: providers' own words may hold keys."""
+    if isinstance(error, TimeoutError | ModelTimeoutError):
+        return f"{model.name} gave no reply within {model.timeout_s:g} s"
+    if isinstance(error, MissingKeyError):
+        return f"{model.name} has no key: the environment variable {model.api_key_env!r} is not set"
+    for kind, words in _REASONS:
+        if isinstance(error, kind):
+            return f"{model.name} {words}"
+    return f"{model.name} failed ({type(error).__name__})"
+
+
+def _messages(call: RouterCall) -> list[BaseMessage]:
+    return [HumanMessage(CALL_PROMPT.format(query=call["query"]))]
+
+
+def _config(model: ModelDescriptor) -> RunnableConfig:
+    return {"run_name": f"ask {model.name}", "metadata": {"router_r1_model": model.name}}
+
+
+def _signed(name: str, reply: Any) -> tuple[str, AIMessage]:
+    if isinstance(reply, str):
+        return name, AIMessage(reply)
+    if isinstance(reply, AIMessage):
+        return name, reply
+    msg = f"{name} replied with a {type(reply).__name__}; it must be an AIMessage or a string"
+    raise TypeError(msg)
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """Run a blocking call in a thread of its own and wait so long for it.
+
+    Python can't end a thread: a call that hangs for ever is left behind, and does not hold up the end of the program.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(run,), daemon=True, name="router-r1-call").start()
+    return future.result(timeout=seconds)
+
+
+def _hop(call: RouterCall) -> Hop:
+    return {
+        "turn": call["turn"],
+        "index": call["index"],
+        "model": call["model"],
+        "query": call["query"],
+        "response": "",
+        "status": "error",
+        "reason": None,
+        "usage": NO_USAGE.copy(),
+        "cost_usd": 0.0,
+        "list_cost_usd": 0.0,
+        "latency_s": 0.0,
+        "answered_by": None,
+    }
+
+
+def _refused(call: RouterCall) -> Hop:
+    assert call["refusal"] is not None
+    status: HopStatus = call["refusal"]["status"]
+    return {**_hop(call), "status": status, "reason": call["refusal"]["reason"]}
+
+
+def _failed(call: RouterCall, model: ModelDescriptor, error: Exception, latency_s: float) -> Hop:
+    reason = public_reason(model, error)
+    logger.info("%s", reason)
+    return {**_hop(call), "reason": reason, "latency_s": latency_s}

@@ -1,0 +1,94 @@
+"""The protocol that every engine keeps: a transcript in, one sampled segment out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from langgraph_router_r1.ledger import Usage
+from langgraph_router_r1.transcript import Segment
+
+
+class EngineError(RuntimeError):
+    """The router's tokens can't be had; the message says from where, and why."""
+
+
+class EngineUnavailableError(EngineError):
+    """Nobody answers at the engine's address, or not in time."""
+
+
+class UnknownPolicyError(EngineError):
+    """The server does not serve a model of that name."""
+
+
+class ContextFullError(EngineError):
+    """The transcript leaves no room for another turn."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One turn, as sampled."""
+
+    segment: Segment
+    """Of kind `model`; its `token_ids` are the truth, and may go past a stop string by the rest of its last token."""
+    usage: Usage
+    finish: Literal["stop", "length"]
+    """`stop`: at a stop string or by the model's own end token. `length`: cut at `max_tokens`."""
+
+
+@runtime_checkable
+class RouterEngine(Protocol):
+    """A router LLM behind some interface. Engines may be shared between threads and between event loops."""
+
+    model: str
+    """Name of the policy: what a transcript records as having sampled its segments."""
+
+    @property
+    def control_tokens(self) -> Collection[str]:
+        """The tokenizer's control tokens, as they would look in somebody's text."""
+
+    def begin(self, messages: Sequence[Mapping[str, str]]) -> Segment:
+        """Render the chat template, once, up to where the router starts to write. Contents become plain characters."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of plain text, none of them a control token; empty for engines that know text only."""
+
+    def count_tokens(self, text: str) -> int:
+        """Return how many tokens a text has, or an estimate for engines that know text only."""
+
+    def truncate(self, text: str, max_tokens: int) -> str:
+        """Return the start of a text, at most so many tokens long."""
+
+    def generate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
+        """Sample one turn.
+
+        Args:
+            transcript: Everything so far.
+            stop: Strings that end the turn; the one that did is part of it.
+            max_tokens: Most tokens to sample.
+
+        Raises:
+            ContextFullError: There is no room for a turn.
+            EngineError: It can't be sampled for another reason.
+        """
+
+    async def agenerate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
+        """Sample one turn without blocking; see `generate`."""
+
+
+def info_segment(engine: RouterEngine, text: str) -> Segment:
+    """Return a segment that the environment puts in."""
+    return {"kind": "info", "text": text, "token_ids": engine.encode(text)}
+
+
+def cut_after_stop(text: str, stop: Sequence[str]) -> str:
+    """Return the text up to and with the first stop string in it, or whole.
+
+    Example:
+        >>> cut_after_stop("a</b>c", ["</b>"])
+        'a</b>'
+    """
+    match = re.search("|".join(re.escape(string) for string in stop), text) if stop else None
+    return text[: match.end()] if match else text

@@ -1,0 +1,113 @@
+"""Any LangChain chat model as an untrained router: text only, no token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from langchain_core.exceptions import ContextOverflowError
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, convert_to_messages
+
+from langgraph_router_r1.engines.base import ContextFullError, EngineError, Generation, cut_after_stop
+from langgraph_router_r1.protocol import ANSWER_END, SEARCH_END
+
+CHARACTERS_PER_TOKEN = 4
+"""The usual estimate for English, for models whose tokenizer is not known."""
+
+
+class ChatModelEngine:
+    """Plays the router with a chat model that was not trained for it, for comparison and for a first try.
+
+    Example:
+        >>> engine = ChatModelEngine(init_chat_model("openai:gpt-4o-mini"))                # doctest: +SKIP
+    """
+
+    control_tokens: tuple[str, ...] = ()
+
+    def __init__(self, chat_model: BaseChatModel, *, model: str | None = None) -> None:
+        """Wrap a chat model; `model` is the policy's name in transcripts, by default the chat model's own."""
+        self.chat_model = chat_model
+        self.model = model or str(getattr(chat_model, "model_name", None) or chat_model.get_name())
+
+    def begin(self, messages: Sequence[Mapping[str, str]]) -> Any:
+        """See `RouterEngine.begin`."""
+        text = "\n\n".join(message["content"] for message in messages)
+        return {"kind": "prompt", "text": text, "token_ids": [], "messages": [dict(message) for message in messages]}
+
+    def encode(self, text: str) -> list[int]:
+        """See `RouterEngine.encode`."""
+        return []
+
+    def count_tokens(self, text: str) -> int:
+        """See `RouterEngine.count_tokens`."""
+        return -(-len(text) // CHARACTERS_PER_TOKEN)
+
+    def truncate(self, text: str, max_tokens: int) -> str:
+        """See `RouterEngine.truncate`."""
+        return text[: max_tokens * CHARACTERS_PER_TOKEN]
+
+    def generate(self, transcript: Sequence[Any], *, stop: Sequence[str], max_tokens: int) -> Generation:
+        """See `RouterEngine.generate`."""
+        try:
+            reply = self.chat_model.invoke(_chat(transcript), stop=list(stop), max_tokens=max_tokens)
+        except Exception as error:
+            raise self._error(error) from None
+        return self._read(transcript, reply, stop)
+
+    async def agenerate(self, transcript: Sequence[Any], *, stop: Sequence[str], max_tokens: int) -> Generation:
+        """See `RouterEngine.agenerate`."""
+        try:
+            reply = await self.chat_model.ainvoke(_chat(transcript), stop=list(stop), max_tokens=max_tokens)
+        except Exception as error:
+            raise self._error(error) from None
+        return self._read(transcript, reply, stop)
+
+    def __repr__(self) -> str:
+        return f"ChatModelEngine({self.model!r})"
+
+    def _error(self, error: Exception) -> EngineError:
+        if isinstance(error, ContextOverflowError):
+            return ContextFullError(f"the router's context is full: {self.model!r} takes no more")
+        # The provider's own words may hold a key.
+        return EngineError(f"the router model {self.model!r} failed ({type(error).__name__})")
+
+    def _read(self, transcript: Sequence[Any], reply: AIMessage, stop: Sequence[str]) -> Generation:
+        cut_by_length = reply.response_metadata.get("finish_reason") in {"length", "max_tokens"}
+        text = cut_after_stop(reply.text, stop)
+        if not cut_by_length:
+            text += _missing_end(text, stop)
+        usage = reply.usage_metadata
+        details = (usage.get("input_token_details") if usage else None) or {}
+        return Generation(
+            segment={"kind": "model", "text": text, "token_ids": [], "policy": self.model},
+            usage={
+                "prompt_tokens": usage["input_tokens"]
+                if usage
+                else sum(self.count_tokens(segment["text"]) for segment in transcript),
+                "cached_tokens": details.get("cache_read") or 0,
+                "completion_tokens": usage["output_tokens"] if usage else self.count_tokens(text),
+                "estimated": usage is None,
+            },
+            finish="length" if cut_by_length else "stop",
+        )
+
+
+def _chat(transcript: Sequence[Any]) -> list[BaseMessage]:
+    """Return the transcript as a conversation: what comes back is said by the user."""
+    chat: list[BaseMessage] = []
+    for segment in transcript:
+        if segment["kind"] == "prompt":
+            chat += convert_to_messages(segment["messages"])
+        else:
+            kind = AIMessage if segment["kind"] == "model" else HumanMessage
+            chat.append(kind(segment["text"].strip()))
+    return chat
+
+
+def _missing_end(text: str, stop: Sequence[str]) -> str:
+    """Return the closing tag that a provider cut off: stop strings are left out of what chat APIs return."""
+    for end in (SEARCH_END, ANSWER_END):
+        if end in stop and text.rfind(end.replace("/", "")) > text.rfind(end):
+            return end
+    return ""

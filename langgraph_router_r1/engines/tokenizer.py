@@ -1,0 +1,171 @@
+"""A tokenizer and its chat template, without transformers: `tokenizers` and jinja2's sandbox."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from langgraph_router_r1.engines.base import EngineError
+
+
+class ChatTokenizer:
+    """Turns chat messages into token ids such that no content can ever become a control token.
+
+    Example:
+        >>> tokenizer = ChatTokenizer.load("path/or/hub-id")                               # doctest: +SKIP
+        >>> tokenizer.decode(tokenizer.render([{"role": "user", "content": "Hi<|im_end|>"}])[1])
+        '<|im_start|>user\\nHi<|im_end|><|im_end|>\\n<|im_start|>assistant\\n'
+    """
+
+    def __init__(self, tokenizer: Tokenizer, chat_template: str, special: Mapping[str, str]) -> None:
+        """Wrap a tokenizer; `special` maps `bos_token`, `eos_token` and the like to their text."""
+        # Two views of one vocabulary: in the plain one, "<|im_end|>" is eleven characters.
+        self._control = tokenizer
+        self._plain = Tokenizer.from_str(tokenizer.to_str())
+        self._plain.encode_special_tokens = True
+        for view in (self._control, self._plain):
+            view.no_padding()
+            view.no_truncation()
+        self._special = dict(special)
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+        environment.globals["raise_exception"] = _raise_template_error
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        self._template = environment.from_string(chat_template)
+        self.control_tokens = tuple(
+            token.content
+            for token in tokenizer.get_added_tokens_decoder().values()
+            # Runs of blanks are added tokens in some vocabularies; they control nothing.
+            if token.special or (token.content.startswith("<") and token.content.endswith(">"))
+        )
+        eos = special.get("eos_token")
+        self.eos_token_id: int | None = tokenizer.token_to_id(eos) if eos else None
+
+    @classmethod
+    def load(cls, source: str | Path) -> ChatTokenizer:
+        """Read `tokenizer.json`, `tokenizer_config.json` and the chat template from a directory or a hub id.
+
+        Raises:
+            EngineError: One of them is not there.
+        """
+        find = _finder(source)
+        tokenizer_file, config_file, template_file = (
+            find(name) for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+        )
+        if tokenizer_file is None:
+            msg = f"no tokenizer.json at {str(source)!r}: it must be a model directory or a hub id"
+            raise EngineError(msg)
+        config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8")) if config_file else {}
+        template = template_file.read_text(encoding="utf-8") if template_file else config.get("chat_template")
+        if not isinstance(template, str):
+            msg = f"no chat template at {str(source)!r}: chat_template.jinja or tokenizer_config.json must hold one"
+            raise EngineError(msg)
+        special = {
+            key: value["content"] if isinstance(value, dict) else value
+            for key, value in config.items()
+            if key.endswith("_token") and value is not None and not isinstance(value, bool)
+        }
+        return cls(Tokenizer.from_file(str(tokenizer_file)), template, special)
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, list[int]]:
+        """Return the chat as text and as token ids, up to where the assistant starts to write.
+
+        The template is rendered around placeholders and its own text encoded with control tokens, each content
+        without: contents stay plain whatever they hold.
+
+        Raises:
+            EngineError: The template refuses these messages.
+        """
+        nonce = uuid.uuid4().hex
+        contents = {f"{nonce}.{index}.": message["content"] for index, message in enumerate(messages)}
+        placed = [{**message, "content": key} for key, message in zip(contents, messages, strict=True)]
+        try:
+            rendered = self._template.render(messages=placed, add_generation_prompt=True, **self._special)
+        except TemplateError as error:
+            msg = f"the chat template refuses these messages: {error}"
+            raise EngineError(msg) from error
+        text, ids = "", []
+        while rendered:
+            found = [(rendered.find(key), key) for key in contents if key in rendered]
+            start, key = min(found, default=(len(rendered), ""))
+            ids += self._control.encode(rendered[:start], add_special_tokens=False).ids
+            ids += self.encode(contents.get(key, ""))
+            text += rendered[:start] + contents.get(key, "")
+            rendered = rendered[start + len(key) :]
+        return text, ids
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of plain text; what looks like a control token is encoded as characters."""
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], *, skip_control: bool = False) -> str:
+        """Return the text of tokens."""
+        text: str = self._control.decode(list(ids), skip_special_tokens=skip_control)
+        return text
+
+    def truncate(self, text: str, max_tokens: int) -> str:
+        """Return the start of a text, at most so many tokens long, without half a character at its end."""
+        ids = self.encode(text)
+        return text if len(ids) <= max_tokens else self.decode(ids[:max_tokens]).rstrip("\ufffd")
+
+
+def _finder(source: str | Path) -> Any:
+    directory = Path(source)
+    if directory.is_dir():
+        return lambda name: directory / name if (directory / name).is_file() else None
+
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def download(name: str) -> Path | None:
+        try:
+            return Path(hf_hub_download(str(source), name))
+        except EntryNotFoundError:
+            return None
+        except Exception as error:
+            msg = f"{name} of {str(source)!r} can't be had from the hub: {type(error).__name__}"
+            raise EngineError(msg) from error
+
+    return download
+
+
+def _raise_template_error(message: str) -> None:
+    raise TemplateError(message)
+
+
+class TokenEngine:
+    """The half of an engine that is about its tokenizer; engines with token ids build on it."""
+
+    tokenizer: ChatTokenizer
+
+    @property
+    def control_tokens(self) -> Sequence[str]:
+        """See `RouterEngine.control_tokens`."""
+        return self.tokenizer.control_tokens
+
+    def begin(self, messages: Sequence[Mapping[str, str]]) -> Any:
+        """See `RouterEngine.begin`."""
+        text, ids = self.tokenizer.render(messages)
+        return {"kind": "prompt", "text": text, "token_ids": ids, "messages": [dict(message) for message in messages]}
+
+    def encode(self, text: str) -> list[int]:
+        """See `RouterEngine.encode`."""
+        return self.tokenizer.encode(text)
+
+    def count_tokens(self, text: str) -> int:
+        """See `RouterEngine.count_tokens`."""
+        return len(self.tokenizer.encode(text))
+
+    def truncate(self, text: str, max_tokens: int) -> str:
+        """See `RouterEngine.truncate`."""
+        return self.tokenizer.truncate(text, max_tokens)

@@ -1,0 +1,467 @@
+"""The state machine: think, route, answer. `build_router` makes the graph, `create_router` compiles it.
+
+    START -> think -> route (one for each call, in parallel) -> think ... -> answer -> END
+
+`think` lets the router write one turn and reads it; each model it asks for is a `Send("route", call)`, so calls run
+side by side and each finished one is in the checkpoint by itself; `answer` writes the answer and the account.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableLambda
+from langgraph.cache.base import BaseCache
+from langgraph.config import get_stream_writer
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.runtime import get_runtime
+from langgraph.store.base import BaseStore
+from langgraph.types import All, Checkpointer, Command, Overwrite, Send
+
+from langgraph_router_r1 import protocol
+from langgraph_router_r1.candidates import Candidates
+from langgraph_router_r1.engines.base import ContextFullError, Generation, RouterEngine, info_segment
+from langgraph_router_r1.ledger import FREE, PER_MILLION, Price, add_usage, affordable, cost, worst_case
+from langgraph_router_r1.prompts import RouterPrompt, last_question
+from langgraph_router_r1.registry import ModelRegistry
+from langgraph_router_r1.state import (
+    DoneEvent,
+    Hop,
+    InfoEvent,
+    ModelBill,
+    Refusal,
+    RouteEvent,
+    RouterCall,
+    RouterContext,
+    RouterInput,
+    RouterOutput,
+    RouterState,
+    Routing,
+    StopReason,
+    ThinkEvent,
+)
+from langgraph_router_r1.transcript import Segment, token_ids
+
+MAX_CORRECTIONS = 2
+"""How many malformed turns of a run are answered with a correction; the next one forces the answer."""
+
+Next = Command[Literal["route", "answer", "think"]]
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """What one run is held to: the build's settings with the run's context over them."""
+
+    max_turns: int
+    max_parallel: int
+    cost_weight: float
+    budget_usd: float | None
+
+    def __post_init__(self) -> None:
+        if self.max_turns < 0:
+            msg = f"max_turns is {self.max_turns!r}; it must be 0 (never ask) or more"
+            raise ValueError(msg)
+        if self.max_parallel < 1:
+            msg = f"max_parallel is {self.max_parallel!r}; it must be 1 or more"
+            raise ValueError(msg)
+        if not 0 <= self.cost_weight <= 1:
+            msg = f"cost_weight is {self.cost_weight!r}; it must lie between 0 (quality only) and 1 (cost only)"
+            raise ValueError(msg)
+        if self.budget_usd is not None and self.budget_usd < 0:
+            msg = f"budget_usd is {self.budget_usd!r}; it must be 0 or more dollars, or None for no budget"
+            raise ValueError(msg)
+
+    def with_context(self, context: Any) -> _Limits:
+        # Inside a larger graph the context is the parent's, of whatever type.
+        if not isinstance(context, RouterContext):
+            return self
+        return replace(self, **{name: value for name, value in vars(context).items() if value is not None})
+
+
+@dataclass
+class _Turn:
+    """What `think` found out before it samples."""
+
+    limits: _Limits
+    fresh: bool
+    """Whether this is the first turn of a run."""
+    added: list[Segment]
+    """Segments put in before the turn: the prompt, or what the calls brought back."""
+    transcript: list[Segment]
+    """The whole of it, `added` included."""
+    routing: bool
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """The three nodes, each in a blocking and an asynchronous form around the same pure halves."""
+
+    engine: RouterEngine
+    registry: ModelRegistry
+    candidates: Candidates
+    prompt: RouterPrompt
+    limits: _Limits
+    max_tokens: int
+    max_info_tokens: int
+    router_price: Price
+
+    # think
+
+    def think(self, state: RouterState) -> Next:
+        turn = self._prepare(state)
+        if turn.max_tokens < 1:
+            return self._finish(state, turn, "budget_exhausted")
+        try:
+            generation = self.engine.generate(turn.transcript, stop=_stop(turn.routing), max_tokens=turn.max_tokens)
+        except ContextFullError:
+            return self._finish(state, turn, "context_full")
+        return self._decide(state, turn, generation)
+
+    async def athink(self, state: RouterState) -> Next:
+        turn = self._prepare(state)
+        if turn.max_tokens < 1:
+            return self._finish(state, turn, "budget_exhausted")
+        try:
+            generation = await self.engine.agenerate(
+                turn.transcript, stop=_stop(turn.routing), max_tokens=turn.max_tokens
+            )
+        except ContextFullError:
+            return self._finish(state, turn, "context_full")
+        return self._decide(state, turn, generation)
+
+    def _prepare(self, state: RouterState) -> _Turn:
+        limits = self.limits.with_context(get_runtime().context)
+        question = state["messages"][last_question(state["messages"])]
+        fresh = state.get("question_id") != question.id
+        added: list[Segment] = []
+        routing = limits.max_turns > 0
+        if fresh:
+            chat = self.prompt.render(
+                state["messages"],
+                self.registry,
+                cost_weight=limits.cost_weight,
+                max_turns=limits.max_turns,
+                control_tokens=self.engine.control_tokens,
+            )
+            added.append(self.engine.begin(chat))
+            transcript = added
+        else:
+            routing = not state.get("routing_off", False) and state.get("turn", 0) < limits.max_turns
+            if state["transcript"][-1]["kind"] == "model":
+                hops = sorted(
+                    (hop for hop in state.get("hops", []) if hop["turn"] == state.get("turn", 0) - 1),
+                    key=lambda hop: hop["index"],
+                )
+                added.append(info_segment(self.engine, self._quote(hops, routing=routing)))
+            transcript = [*state["transcript"], *added]
+        max_tokens = self._affordable_tokens(limits, 0.0 if fresh else self._spent(state), transcript)
+        return _Turn(limits, fresh, added, transcript, routing, max_tokens)
+
+    def _decide(self, state: RouterState, turn: _Turn, generation: Generation) -> Next:
+        segment = generation.segment
+        done = 0 if turn.fresh else state.get("turn", 0)
+        update = self._grow(state, turn, [segment])
+        update["router_usage"] = Overwrite([generation.usage]) if turn.fresh else [generation.usage]
+        event: ThinkEvent = {"type": "router_r1.think", "turn": done, "text": segment["text"]}
+        get_stream_writer()(event)
+
+        action = protocol.parse(segment["text"], self.registry.names, routing=turn.routing)
+        match action:
+            case protocol.Answer(text):
+                update |= {"answer": text, "stop_reason": "answered" if turn.routing else "forced_answer"}
+                return Command(update=update, goto="answer")
+            case protocol.Route(calls):
+                spent = (0.0 if turn.fresh else self._spent(state)) + cost(generation.usage, self.router_price)
+                sends, any_made = self._sends(calls, done, turn, spent, [*turn.transcript, segment])
+                update |= {"turn": done + 1, "routing_off": not any_made and turn.limits.budget_usd is not None}
+                return Command(update=update, goto=sends)
+            case protocol.Invalid(reason):
+                if not turn.routing:
+                    return self._finish(state, turn, "no_answer", update, segment["text"])
+                corrections = 0 if turn.fresh else state.get("corrections", 0)
+                if generation.finish == "length":
+                    reason = f"it was cut off after {generation.usage['completion_tokens']} tokens"
+                routing_on = corrections < MAX_CORRECTIONS
+                correction = info_segment(self.engine, protocol.quote(_correction(reason, routing=routing_on)))
+                update["transcript"] = self._grow(state, turn, [segment, correction])["transcript"]
+                update |= {"corrections": corrections + 1, "routing_off": not routing_on}
+                return Command(update=update, goto="think")
+
+    def _sends(
+        self, calls: Sequence[protocol.Call], turn_index: int, turn: _Turn, spent: float, transcript: list[Segment]
+    ) -> tuple[list[Send], bool]:
+        """Return a `Send` for each call, those that must not be made marked so, and whether any will be made."""
+        payloads: list[RouterCall] = []
+        for index, call in enumerate(calls):
+            refusal: Refusal | None = None
+            if not call.known:
+                refusal = {"status": "unknown_model", "reason": self.registry.explain_unknown(call.model)}
+            elif index >= turn.limits.max_parallel:
+                refusal = {"status": "denied", "reason": f"at most {turn.limits.max_parallel} models can be asked a turn"}
+            payloads.append(
+                {"turn": turn_index, "index": index, "model": call.model, "query": call.query, "refusal": refusal}
+            )
+        askable = [payload for payload in payloads if payload["refusal"] is None]
+        if turn.limits.budget_usd is not None:
+            left = turn.limits.budget_usd - spent - self._answer_reserve(transcript)
+            worst_cases = [self.candidates.worst_case(payload) for payload in askable]
+            for payload, worst, fits in zip(askable, worst_cases, affordable(worst_cases, left), strict=True):
+                if not fits:
+                    reason = f"the call may cost ${worst:.2g} and ${max(left, 0.0):.2g} of the budget is left"
+                    payload["refusal"] = {"status": "over_budget", "reason": reason}
+        any_made = any(payload["refusal"] is None for payload in payloads)
+        return [Send("route", payload) for payload in payloads], any_made
+
+    def _quote(self, hops: Sequence[Hop], *, routing: bool) -> str:
+        """Return what the calls of a turn brought back as one block, in call order, cut to `max_info_tokens`."""
+        share = self.max_info_tokens // max(len(hops), 1)
+        lines = []
+        for hop in hops:
+            said = hop["response"] if hop["status"] == "ok" else f"No reply: {hop['reason']}."
+            harmless = protocol.neutralise(said, self.engine.control_tokens)
+            cut = self.engine.truncate(harmless, share)
+            lines.append(cut if len(hops) == 1 else f"{protocol.neutralise(hop['model'])}: {cut}")
+        if not routing:
+            lines.append("No model can be asked any more. Answer now.")
+        return protocol.quote("\n".join(lines))
+
+    # route
+
+    def route(self, call: RouterCall) -> dict[str, list[Hop]]:
+        self._announce(call)
+        return self._record(self.candidates.ask(call))
+
+    async def aroute(self, call: RouterCall) -> dict[str, list[Hop]]:
+        self._announce(call)
+        return self._record(await self.candidates.aask(call))
+
+    def _announce(self, call: RouterCall) -> None:
+        event: RouteEvent = {
+            "type": "router_r1.route",
+            "turn": call["turn"],
+            "index": call["index"],
+            "model": call["model"],
+            "query": call["query"],
+        }
+        get_stream_writer()(event)
+
+    def _record(self, hop: Hop) -> dict[str, list[Hop]]:
+        event: InfoEvent = {
+            "type": "router_r1.info",
+            "turn": hop["turn"],
+            "index": hop["index"],
+            "model": hop["model"],
+            "answered_by": hop["answered_by"],
+            "status": hop["status"],
+            "reason": hop["reason"],
+            "response": hop["response"],
+            "cost_usd": hop["cost_usd"],
+            "latency_s": hop["latency_s"],
+        }
+        get_stream_writer()(event)
+        return {"hops": [hop]}
+
+    # answer
+
+    def answer(self, state: RouterState) -> dict[str, Any]:
+        answer = state.get("answer", "")
+        routing = self._account(state)
+        event: DoneEvent = {"type": "router_r1.done", "answer": answer, "routing": routing}
+        get_stream_writer()(event)
+        message = AIMessage(answer, response_metadata={"stop_reason": routing["stop_reason"]})
+        # Without the mark of an open run, the same question asked again is a new run.
+        return {"messages": [message], "answer": answer, "routing": routing, "question_id": None}
+
+    def _account(self, state: RouterState) -> Routing:
+        hops = sorted(state.get("hops", []), key=lambda hop: (hop["turn"], hop["index"]))
+        by_model: dict[str, ModelBill] = {}
+        for hop in hops:
+            name = hop["answered_by"] or hop["model"]
+            bill = by_model.setdefault(
+                name, {"calls": 0, "failed": 0, "cost_usd": 0.0, "prompt_tokens": 0, "completion_tokens": 0}
+            )
+            bill["calls"] += 1
+            bill["failed"] += hop["status"] != "ok"
+            bill["cost_usd"] += hop["cost_usd"]
+            bill["prompt_tokens"] += hop["usage"]["prompt_tokens"]
+            bill["completion_tokens"] += hop["usage"]["completion_tokens"]
+        router_tokens = add_usage(state.get("router_usage", []))
+        router_cost = cost(router_tokens, self.router_price)
+        stop_reason: StopReason = state.get("stop_reason") or "no_answer"
+        return {
+            "turns": state.get("turn", 0),
+            "hops": hops,
+            "cost_usd": sum(hop["cost_usd"] for hop in hops) + router_cost,
+            "router_cost_usd": router_cost,
+            "by_model": by_model,
+            "router_tokens": router_tokens,
+            "candidate_tokens": add_usage(hop["usage"] for hop in hops),
+            "stop_reason": stop_reason,
+        }
+
+    # shared by the halves of think
+
+    def _grow(self, state: RouterState, turn: _Turn, segments: list[Segment]) -> dict[str, Any]:
+        """Return the state update that appends segments; the first of a run also clears what an earlier run left."""
+        grown = [*turn.added, *segments]
+        if not turn.fresh:
+            return {"transcript": grown}
+        question = state["messages"][last_question(state["messages"])]
+        return {
+            "question_id": question.id,
+            "transcript": Overwrite(grown),
+            "hops": Overwrite([]),
+            "router_usage": Overwrite([]),
+            "turn": 0,
+            "corrections": 0,
+            "routing_off": False,
+            "stop_reason": None,
+            "answer": "",
+        }
+
+    def _finish(
+        self,
+        state: RouterState,
+        turn: _Turn,
+        stop_reason: StopReason,
+        update: dict[str, Any] | None = None,
+        text: str = "",
+    ) -> Next:
+        """End without an answer tag: with the best text there is."""
+        update = self._grow(state, turn, []) if update is None else update
+        replies = [] if turn.fresh else [hop["response"] for hop in state.get("hops", []) if hop["status"] == "ok"]
+        best = protocol.best_effort_answer(text) or (replies[-1] if replies else "")
+        return Command(update={**update, "answer": best, "stop_reason": stop_reason}, goto="answer")
+
+    def _spent(self, state: RouterState) -> float:
+        """Return the dollars this run has spent so far."""
+        router = cost(add_usage(state.get("router_usage", [])), self.router_price)
+        return router + sum(hop["cost_usd"] for hop in state.get("hops", []))
+
+    def _affordable_tokens(self, limits: _Limits, spent: float, transcript: list[Segment]) -> int:
+        """Return how many tokens the router may sample: fewer than its limit when the budget pays for fewer."""
+        if limits.budget_usd is None or self.router_price == FREE:
+            return self.max_tokens
+        left = limits.budget_usd - spent - worst_case(self._prompt_tokens(transcript), 0, self.router_price)
+        if left < 0:
+            return 0
+        if self.router_price.completion == 0:
+            return self.max_tokens
+        return min(self.max_tokens, int(left / (self.router_price.completion * PER_MILLION)))
+
+    def _answer_reserve(self, transcript: list[Segment]) -> float:
+        """Return what must be left after the calls for the router to say something with what they bring back."""
+        prompt_tokens = self._prompt_tokens(transcript) + self.max_info_tokens
+        return worst_case(prompt_tokens, self.max_tokens, self.router_price)
+
+    def _prompt_tokens(self, transcript: list[Segment]) -> int:
+        # Engines without token ids count characters: a token has at least one.
+        return len(token_ids(transcript)) or sum(len(segment["text"].encode()) for segment in transcript)
+
+
+def build_router(
+    engine: RouterEngine,
+    registry: ModelRegistry,
+    *,
+    max_turns: int = 4,
+    max_parallel: int = 4,
+    cost_weight: float = 0.0,
+    budget_usd: float | None = None,
+    prompt: RouterPrompt | None = None,
+    max_tokens: int = 1024,
+    max_info_tokens: int = 600,
+    router_price: Price | float | str = "free",
+) -> StateGraph[RouterState, RouterContext, RouterInput, RouterOutput]:
+    """Return the graph, not compiled, for those who add to it.
+
+    Args:
+        engine: Where the router's tokens come from.
+        registry: The models it may ask.
+        max_turns: Most turns in which it may ask; then it must answer.
+        max_parallel: Most models it may ask in one turn.
+        cost_weight: How much money counts against quality, 0 to 1 (α in the paper); written into the prompt.
+        budget_usd: The most a run may spend, in dollars; None for no limit.
+        prompt: The template that states the task to the router.
+        max_tokens: Most tokens the router writes in a turn.
+        max_info_tokens: Most tokens of what comes back to it after a turn.
+        router_price: Price of the router's own tokens, in any form that `Price.parse` reads.
+
+    Raises:
+        ValueError: A setting is out of its range, or the registry is empty.
+    """
+    if not len(registry):
+        msg = "the registry is empty: a router needs at least one model to ask"
+        raise ValueError(msg)
+    if max_tokens < 1 or max_info_tokens < 1:
+        msg = f"max_tokens is {max_tokens!r} and max_info_tokens {max_info_tokens!r}; both must be 1 or more"
+        raise ValueError(msg)
+    machine = _Machine(
+        engine=engine,
+        registry=registry,
+        candidates=Candidates(registry, engine.count_tokens),
+        prompt=prompt or RouterPrompt(),
+        limits=_Limits(max_turns, max_parallel, cost_weight, budget_usd),
+        max_tokens=max_tokens,
+        max_info_tokens=max_info_tokens,
+        router_price=Price.parse(router_price),
+    )
+    graph = StateGraph(RouterState, context_schema=RouterContext, input_schema=RouterInput, output_schema=RouterOutput)
+    graph.add_node("think", RunnableLambda(machine.think, afunc=machine.athink, name="think"), destinations=("route", "think", "answer"))
+    graph.add_node("route", RunnableLambda(machine.route, afunc=machine.aroute, name="route"), input_schema=RouterCall)
+    graph.add_node("answer", machine.answer)
+    graph.add_edge(START, "think")
+    graph.add_edge("route", "think")
+    graph.add_edge("answer", END)
+    return graph
+
+
+@functools.wraps(build_router, assigned=())
+def create_router(
+    engine: RouterEngine,
+    registry: ModelRegistry,
+    *,
+    checkpointer: Checkpointer = None,
+    store: BaseStore | None = None,
+    cache: BaseCache[Any] | None = None,
+    interrupt_before: All | list[str] | None = None,
+    interrupt_after: All | list[str] | None = None,
+    debug: bool = False,
+    name: str = "router_r1",
+    **settings: Any,
+) -> CompiledStateGraph[RouterState, RouterContext, RouterInput, RouterOutput]:
+    """Return the router, compiled: a Runnable from `{"messages": [...]}` to messages, answer and routing.
+
+    Example:
+        >>> from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
+        >>> from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
+        >>> engine = ScriptedEngine(["<think> ask </think><search> small: Capital of Peru? </search>",
+        ...                          "<think> good </think><answer> Lima </answer>"])
+        >>> small = ModelDescriptor(name="small", model=ScriptedChatModel(["Lima."]), price=1.0)
+        >>> result = create_router(engine, ModelRegistry([small])).invoke({"messages": [("user", "Capital of Peru?")]})
+        >>> result["answer"], result["routing"]["turns"], f"{result['routing']['cost_usd']:.6f}"
+        ('Lima', 1, '0.000011')
+    """
+    return build_router(engine, registry, **settings).compile(
+        checkpointer=checkpointer,
+        store=store,
+        cache=cache,
+        interrupt_before=interrupt_before,
+        interrupt_after=interrupt_after,
+        debug=debug,
+        name=name,
+    )
+
+
+def _stop(routing: bool) -> list[str]:
+    return [protocol.SEARCH_END, protocol.ANSWER_END] if routing else [protocol.ANSWER_END]
+
+
+def _correction(reason: str, *, routing: bool) -> str:
+    how = "Write either a search (name: question) or an answer, in its tags." if routing else "Answer now, in answer tags."
+    return f"That turn could not be read: {reason}. {how}"

@@ -1,0 +1,138 @@
+"""Usage into money, and budgets: pure arithmetic, in dollars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from typing_extensions import TypedDict
+
+PER_MILLION = 1e-6
+
+
+class Usage(TypedDict):
+    """Tokens of one call, or of several added up."""
+
+    prompt_tokens: int
+    """All prompt tokens, cached ones included."""
+    cached_tokens: int
+    """Those of the prompt tokens that the provider had in its cache."""
+    completion_tokens: int
+    estimated: bool
+    """Whether any of it was counted here because the provider did not report it."""
+
+
+NO_USAGE: Usage = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0, "estimated": False}
+
+
+@dataclass(frozen=True)
+class Price:
+    """List price in dollars per million tokens.
+
+    Example:
+        >>> Price(prompt=0.1, completion=0.4)              # cached prompt tokens cost as much as others
+        Price(prompt=0.1, completion=0.4, cached=0.1)
+        >>> Price.parse("free")
+        Price(prompt=0.0, completion=0.0, cached=0.0)
+        >>> Price.parse(0.2)                               # in and out alike
+        Price(prompt=0.2, completion=0.2, cached=0.2)
+    """
+
+    prompt: float
+    completion: float
+    cached: float = -1.0
+
+    def __post_init__(self) -> None:
+        if self.cached == -1.0:
+            object.__setattr__(self, "cached", self.prompt)
+        for part in ("prompt", "completion", "cached"):
+            value = getattr(self, part)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                msg = f"price.{part} is {value!r}; it must be a number of dollars per million tokens, 0 or more"
+                raise ValueError(msg)
+
+    @classmethod
+    def parse(cls, value: Any) -> Price:
+        """Read a price as it stands in a registry file.
+
+        Args:
+            value: `"free"`, one number for prompt and completion alike, or a table with `prompt`, `completion`
+                and, if they are cheaper, `cached`.
+
+        Raises:
+            ValueError: It is none of these.
+        """
+        if isinstance(value, Price):
+            return value
+        if value == "free":
+            return cls(0.0, 0.0)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return cls(float(value), float(value))
+        if isinstance(value, Mapping) and {"prompt", "completion"} <= set(value) <= {"prompt", "completion", "cached"}:
+            return cls(**value)
+        msg = (
+            f"price is {value!r}; it must be 'free', a number of dollars per million tokens, "
+            "or a table with prompt, completion and perhaps cached"
+        )
+        raise ValueError(msg)
+
+    def __str__(self) -> str:
+        if not (self.prompt or self.completion or self.cached):
+            return "free"
+        if self.prompt == self.completion:
+            return f"${self.prompt:g}/M"
+        return f"${self.prompt:g}/M in, ${self.completion:g}/M out"
+
+
+FREE = Price(0.0, 0.0)
+
+
+def cost(usage: Usage, price: Price) -> float:
+    """Return what this usage costs at this price, in dollars.
+
+    Example:
+        >>> cost({"prompt_tokens": 1000, "cached_tokens": 0, "completion_tokens": 500, "estimated": False}, Price(1, 2))
+        0.002
+    """
+    fresh = usage["prompt_tokens"] - usage["cached_tokens"]
+    return PER_MILLION * (
+        fresh * price.prompt + usage["cached_tokens"] * price.cached + usage["completion_tokens"] * price.completion
+    )
+
+
+def worst_case(prompt_tokens: int, max_tokens: int, price: Price) -> float:
+    """Return the most a call can cost, in dollars: nothing cached, every allowed token produced."""
+    return PER_MILLION * (prompt_tokens * max(price.prompt, price.cached) + max_tokens * price.completion)
+
+
+def add_usage(usages: Iterable[Usage]) -> Usage:
+    """Add up; the sum is `estimated` when any part is."""
+    total = NO_USAGE.copy()
+    for usage in usages:
+        total["prompt_tokens"] += usage["prompt_tokens"]
+        total["cached_tokens"] += usage["cached_tokens"]
+        total["completion_tokens"] += usage["completion_tokens"]
+        total["estimated"] = total["estimated"] or usage["estimated"]
+    return total
+
+
+def affordable(worst_cases: Sequence[float], left: float | None) -> list[bool]:
+    """Reserve calls against what is left of a budget, together and in order; say which fit.
+
+    Calls of one turn run at the same time, so each is held against what the earlier ones may yet cost.
+
+    Example:
+        >>> affordable([0.4, 0.9, 0.5], left=1.0)
+        [True, False, True]
+        >>> affordable([7.0], left=None)      # no budget
+        [True]
+    """
+    if left is None:
+        return [True] * len(worst_cases)
+    fits = []
+    for worst in worst_cases:
+        fits.append(worst <= left)
+        if fits[-1]:
+            left -= worst
+    return fits

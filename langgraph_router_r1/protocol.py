@@ -1,0 +1,251 @@
+"""The tag grammar between the router and its environment, as pure text.
+
+A router turn thinks, then either asks models or answers:
+
+    <think> I need the capital first. </think>
+    <search> capitals: What is the capital of Peru? </search>
+
+    <think> Lima it is. </think>
+    <answer> Lima </answer>
+
+The environment replies with `<information> ... </information>`. Only text that the router sampled is ever
+parsed; everybody else's text is made harmless first (`neutralise`). The grammar is Router-R1's
+(arXiv 2506.09033), with several calls a turn allowed: one `Name: query` a line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+TAGS = ("think", "search", "information", "answer")
+SEARCH_END = "</search>"
+ANSWER_END = "</answer>"
+
+_ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
+_TAG = re.compile(rf"<\s*(/?)\s*({'|'.join(TAGS)})\b\s*>?", re.IGNORECASE)
+_ANY_EXACT_TAG = re.compile(rf"<(/?)({'|'.join(TAGS)})>")
+_THINK_TAG = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
+_PLACEHOLDERS = frozenset({"query", "your query", "sub-query", "question", "your question", "...", "…"})
+
+
+@dataclass(frozen=True)
+class Call:
+    """One model to ask, by the name the registry knows it by (or, if `known` is false, as the router wrote it)."""
+
+    model: str
+    query: str
+    known: bool = True
+
+
+@dataclass(frozen=True)
+class Route:
+    """The router asks these models, in this order."""
+
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The router answers."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Invalid:
+    """The turn is neither; `reason` is a sentence the router can act on, without tags in it."""
+
+    reason: str
+
+
+Action = Route | Answer | Invalid
+
+
+def fold(name: str) -> str:
+    """Return the form in which model names are compared: case and runs of blanks do not count."""
+    return " ".join(name.split()).casefold()
+
+
+def parse(text: str, names: Iterable[str], *, routing: bool = True) -> Action:
+    """Read one sampled turn. Never raises: whatever the text, there is an action.
+
+    The first complete search or answer decides. With `routing` off, only an answer counts.
+
+    Args:
+        text: What the router sampled, and nothing else.
+        names: The names of the registered models.
+        routing: Whether the router may ask models in this turn.
+
+    Example:
+        >>> parse("<think> hm </think> <search> Capitals: Peru? </search>", ["capitals"])
+        Route(calls=(Call(model='capitals', query='Peru?', known=True),))
+        >>> parse("<answer> Lima </answer>", [])
+        Answer(text='Lima')
+    """
+    for match in _ACTION.finditer(text):
+        tag, body = match.group(1), match.group(2).strip()
+        if tag == "answer":
+            return Answer(body) if body else Invalid("the answer is empty")
+        if routing:
+            return _parse_search(body, names)
+    if routing:
+        return Invalid("there is no complete search and no complete answer in it")
+    return Invalid("there is no complete answer in it, and no model can be asked any more")
+
+
+def _parse_search(body: str, names: Iterable[str]) -> Route | Invalid:
+    known = {fold(name): name for name in names}
+    calls: list[Call] = []
+    for line in body.splitlines():
+        head, colon, query = line.partition(":")
+        name = known.get(fold(head)) if colon else None
+        if name is not None:
+            calls.append(Call(name, query.strip()))
+        elif calls:
+            last = calls[-1]
+            calls[-1] = Call(last.model, f"{last.query}\n{line.strip()}".strip(), last.known)
+        elif colon and head.strip():
+            calls.append(Call(" ".join(head.split()), query.strip(), known=False))
+        elif line.strip():
+            return Invalid("a search must start with the name of a model and a colon")
+    if not calls:
+        return Invalid("the search is empty")
+    for call in calls:
+        if not call.query:
+            return Invalid(f"the query for {call.model} is empty")
+        if fold(call.query).strip("[]<>{}()") in _PLACEHOLDERS:
+            return Invalid(f"the query for {call.model} is a placeholder, not a question")
+    return Route(tuple(calls))
+
+
+def neutralise(text: str, control_tokens: Collection[str] = ()) -> str:
+    """Make somebody's text harmless: none of our tags and no control token of the tokenizer is left in it.
+
+    Brackets become parentheses, so the text still reads: `<answer>` becomes `(answer)`.
+
+    Example:
+        >>> neutralise("<answer>42</answer><|im_end|>", ["<|im_end|>"])
+        '(answer)42(/answer)(im_end)'
+    """
+    text = _TAG.sub(lambda match: f"({match.group(1)}{match.group(2)})", text)
+    if control_tokens:
+        pattern = "|".join(re.escape(token) for token in sorted(control_tokens, key=len, reverse=True))
+        text = re.sub(pattern, lambda match: f"({match.group().strip('<|>[]｜▁ ')})", text)
+    return text
+
+
+def strip_thought(text: str) -> str:
+    """Return a routed model's reply without the thinking that it shows.
+
+    A thought may have lost its beginning (what stands before a lone closing tag) or its end (an opening
+    tag at the start that is never closed). Linear in the length of the text, however hostile.
+
+    Example:
+        >>> strip_thought("<think>Peru...</think> Lima")
+        'Lima'
+    """
+    kept: list[str] = []
+    start = opened_at = depth = 0
+    for tag in _THINK_TAG.finditer(text):
+        if not tag.group(1):
+            if depth == 0:
+                kept.append(text[start : tag.start()])
+                opened_at = tag.start()
+            depth += 1
+        elif depth:
+            depth -= 1
+            start = tag.end()
+        else:
+            kept.clear()
+            start = tag.end()
+    reply = "".join(kept)
+    if depth == 0:
+        return (reply + text[start:]).strip()
+    # A tag in the middle that is never closed is more likely a word than a thought.
+    return (reply + text[opened_at:]).strip() if reply.strip() else ""
+
+
+def quote(body: str) -> str:
+    """Wrap what comes back to the router. `body` must be neutralised already.
+
+    Example:
+        >>> quote("Lima")
+        '\\n\\n<information> Lima </information>\\n\\n'
+    """
+    return f"\n\n<information> {body} </information>\n\n"
+
+
+def best_effort_answer(text: str) -> str:
+    """Return what an unfinished turn comes closest to answering: an unclosed answer, or the text outside its tags."""
+    _, opened, rest = text.rpartition("<answer>")
+    if opened and rest.strip():
+        return _ANY_EXACT_TAG.sub("", rest).strip()
+    without_blocks = re.sub(r"<(think|search|information)>.*?(</\1>|$)", "", text, flags=re.DOTALL)
+    return _ANY_EXACT_TAG.sub("", without_blocks).strip()
+
+
+def check_format(segments: Sequence[tuple[str, str]], names: Iterable[str]) -> str | None:
+    """Return what is wrong with a whole run's form, or None when it is well-formed.
+
+    The rules are those of Router-R1's format reward: tags balanced, not nested, not empty; exactly one answer,
+    at the end; a thought first; every search answered by one information block; every query for a known model.
+    Who wrote what is known here, so tags are counted in sampled text only: nothing a routed model
+    says can make a run ill-formed.
+
+    Args:
+        segments: `(kind, text)` of the transcript, in order, `kind` as in `Segment`.
+        names: The names of the registered models.
+    """
+    sampled = [text for kind, text in segments if kind == "model"]
+    if not sampled:
+        return "nothing was sampled"
+    names = list(names)
+    for index, text in enumerate(sampled):
+        final = index == len(sampled) - 1
+        problem = _check_turn(text, names, final=final)
+        if problem:
+            return f"turn {index + 1}: {problem}"
+    if sum(kind == "info" for kind, _ in segments) != len(sampled) - 1:
+        return "searches and information blocks are not as many"
+    return None
+
+
+def _check_turn(text: str, names: Sequence[str], *, final: bool) -> str | None:
+    open_tag: str | None = None
+    start = 0
+    blocks: list[str] = []
+    outside: list[str] = []
+    for match in _ANY_EXACT_TAG.finditer(text):
+        closing, tag = match.group(1) == "/", match.group(2)
+        between = text[start : match.start()]
+        if open_tag is None:
+            if closing:
+                return f"a {tag} tag is closed that was not open"
+            outside.append(between)
+            open_tag = tag
+        elif not closing or tag != open_tag:
+            return f"a {tag} tag stands inside a {open_tag} tag"
+        else:
+            if not between.strip():
+                return f"the {tag} tag is empty"
+            blocks.append(tag)
+            open_tag = None
+        start = match.end()
+    if open_tag is not None:
+        return f"a {open_tag} tag is not closed"
+    outside.append(text[start:])
+    wanted = "answer" if final else "search"
+    if not blocks or blocks[0] != "think":
+        return "it does not start with a thought"
+    if set(blocks[:-1]) != {"think"} or blocks[-1] != wanted:
+        return f"it must be thoughts and then one {wanted}, and is {', '.join(blocks)}"
+    if any(piece.strip() for piece in outside):
+        return "there is text outside the tags"
+    action = parse(text, names)
+    if isinstance(action, Invalid):
+        return action.reason
+    if isinstance(action, Route) and not all(call.known for call in action.calls):
+        return "it names an unknown model"
+    return None

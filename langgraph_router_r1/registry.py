@@ -1,0 +1,271 @@
+"""The pool: what can be asked, at what price, and how good it is at what.
+
+    [models.small]
+    model = "openai:gpt-4o-mini"            # as for LangChain's init_chat_model
+    api_key_env = "OPENAI_API_KEY"          # a key's place is the environment
+    description = "Quick; good at everyday facts."
+    price = { prompt = 0.15, completion = 0.60 }   # dollars per million tokens; or one number; or "free"
+    skills = { nq = 0.41 }                  # measured, 0 to 1
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from langchain_core.runnables import Runnable
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from langgraph_router_r1.ledger import Price
+from langgraph_router_r1.protocol import fold, neutralise
+
+DEFAULT_MAX_TOKENS = 512
+"""Most tokens a routed model may reply with, unless its `params` say otherwise (as in the paper)."""
+
+
+class RegistryError(ValueError):
+    """A registry, or the file it stands in, is wrong; the message lists every problem."""
+
+
+class UnknownModelError(LookupError):
+    """No model of that name is registered."""
+
+
+class ModelDescriptor(BaseModel):
+    """One model of the pool: how to reach it, and what the router is told about it.
+
+    Example:
+        >>> ModelDescriptor(name="small", model="openai:gpt-4o-mini", price=0.2, description="Quick.").describe()
+        '- small: Quick. $0.2/M tokens.'
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+
+    name: str
+    """What the router writes to call it."""
+    model: Any = Field(repr=False)
+    """A LangChain chat model, any Runnable from messages to a message, or a string for `init_chat_model`."""
+    price: Annotated[Price, BeforeValidator(Price.parse)]
+    """List price; see `Price.parse` for the forms it may take."""
+    description: str = ""
+    """What it is good at, in a sentence or two, for the router to read."""
+    latency_s: float | None = Field(default=None, ge=0)
+    """Usual seconds a call."""
+    context_tokens: int | None = Field(default=None, gt=0)
+    """Length of its context window, in tokens."""
+    skills: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
+    """Measured accuracy, 0 to 1, by kind of question."""
+    tags: tuple[str, ...] = ()
+    """Free labels; nothing here reads them."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Parameters of each call: `max_tokens`, `temperature` and whatever else the model takes."""
+    base_url: str | None = None
+    """Address of the server, when `model` is a string and not at its provider's usual place."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Most seconds a call may take, its retries included."""
+    max_retries: int = Field(default=2, ge=0)
+    """How often a call that failed for a passing reason is tried again."""
+    requests_per_second: float | None = Field(default=None, gt=0)
+    fallbacks: tuple[str, ...] = ()
+    """Models of the same registry to ask, in this order, when this one fails; the one that answers is billed."""
+
+    @field_validator("name")
+    @classmethod
+    def _callable_name(cls, name: str) -> str:
+        if not name.strip() or ":" in name or name.splitlines() != [name] or neutralise(name) != name:
+            msg = f"{name!r} can't be called: a name is one line, not blank, without a colon and without tags"
+            raise ValueError(msg)
+        return " ".join(name.split())
+
+    @field_validator("model")
+    @classmethod
+    def _a_model(cls, model: Any) -> Any:
+        if isinstance(model, Runnable) or (isinstance(model, str) and model.strip()):
+            return model
+        msg = f"{model!r} must be a chat model, a Runnable, or a string such as 'openai:gpt-4o-mini'"
+        raise ValueError(msg)
+
+    @field_validator("params")
+    @classmethod
+    def _no_keys(cls, params: dict[str, Any]) -> dict[str, Any]:
+        for key in params:
+            if "api_key" in key or "secret" in key:
+                msg = f"{key!r} looks like a secret: put it into the environment and its name into api_key_env"
+                raise ValueError(msg)
+        max_tokens = params.get("max_tokens", DEFAULT_MAX_TOKENS)
+        if not isinstance(max_tokens, int) or max_tokens < 1:
+            msg = f"max_tokens is {max_tokens!r}; it must be a whole number, 1 or more"
+            raise ValueError(msg)
+        return params
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens it may reply with: by its `params`, by its own setting, or 512."""
+        own = getattr(self.model, "max_tokens", None)
+        return int(self.params.get("max_tokens") or own or DEFAULT_MAX_TOKENS)
+
+    def describe(self) -> str:
+        """Return the line that the router reads: description, price, latency, measured skills."""
+        price = str(self.price).replace("/M", "/M tokens", 1)
+        facts = [price] if self.latency_s is None else [price, f"{self.latency_s:.2g} s"]
+        skills = ", ".join(f"{skill} {value:.2f}" for skill, value in self.skills.items())
+        sentences = [self.description.strip(), ", ".join(facts) + ".", f"Accuracy: {skills}." if skills else ""]
+        return f"- {self.name}: {' '.join(sentence for sentence in sentences if sentence)}"
+
+
+class ModelRegistry:
+    """An ordered, unchangeable set of descriptors.
+
+    Example:
+        >>> registry = ModelRegistry([ModelDescriptor(name="small", model="openai:gpt-4o-mini", price=0.2)])
+        >>> registry.names
+        ('small',)
+        >>> registry.without("small").names
+        ()
+    """
+
+    def __init__(self, models: Iterable[ModelDescriptor] = ()) -> None:
+        """Collect the descriptors.
+
+        Raises:
+            RegistryError: Two names are the same (case and blanks do not count), or a fallback is not registered.
+        """
+        self._models: dict[str, ModelDescriptor] = {}
+        problems = []
+        for model in models:
+            if fold(model.name) in self._models:
+                problems.append(f"models.{model.name}: the name is taken; case and blanks do not make a difference")
+            self._models[fold(model.name)] = model
+        for model in self._models.values():
+            for fallback in model.fallbacks:
+                if fold(fallback) not in self._models or fold(fallback) == fold(model.name):
+                    problems.append(f"models.{model.name}.fallbacks: {fallback!r} is not another model of this registry")
+        if problems:
+            raise RegistryError(_list_problems("the registry", problems))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, source: str = "the registry") -> ModelRegistry:
+        """Build from `{"models": {name: fields}}`.
+
+        Raises:
+            RegistryError: Anything is wrong; the message lists every problem with its key.
+        """
+        models = data.get("models")
+        if not isinstance(models, Mapping) or not models:
+            msg = f"{source} has no models: it must hold one table [models.NAME] for each"
+            raise RegistryError(msg)
+        problems = [f"{key}: unknown key; the top level holds 'models'" for key in data if key != "models"]
+        descriptors = []
+        for name, fields in models.items():
+            if not isinstance(fields, Mapping):
+                problems.append(f"models.{name}: {fields!r} must be a table of fields")
+                continue
+            try:
+                descriptors.append(ModelDescriptor(name=str(name), **fields))
+            except ValidationError as error:
+                problems += [f"models.{name}.{_problem(detail)}" for detail in error.errors()]
+            except TypeError:
+                problems.append(f"models.{name}.name: the table's name is the model's name; remove the field")
+        if problems:
+            raise RegistryError(_list_problems(source, problems))
+        return cls(descriptors)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> ModelRegistry:
+        """Read a `.toml`, `.yaml` or `.yml` file.
+
+        Raises:
+            RegistryError: The file can't be read, or anything in it is wrong; the message says where.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+            data = tomllib.loads(text) if path.suffix == ".toml" else _load_yaml(text, path)
+        except OSError as error:
+            msg = f"registry file {str(path)!r} can't be read: {error.strerror}"
+            raise RegistryError(msg) from None
+        except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+            msg = f"registry file {str(path)!r} can't be parsed: {error}"
+            raise RegistryError(msg) from None
+        if not isinstance(data, Mapping):
+            msg = f"registry file {str(path)!r} holds a {type(data).__name__}; it must hold tables [models.NAME]"
+            raise RegistryError(msg)
+        return cls.from_dict(data, source=f"registry file {str(path)!r}")
+
+    def with_model(self, model: ModelDescriptor) -> ModelRegistry:
+        """Return a registry with this model too, in place of one of the same name."""
+        others = [other for other in self if fold(other.name) != fold(model.name)]
+        return ModelRegistry([*others, model])
+
+    def without(self, *names: str) -> ModelRegistry:
+        """Return a registry that lacks these models.
+
+        Raises:
+            UnknownModelError: One of them is not in it.
+        """
+        gone = {fold(self[name].name) for name in names}
+        return ModelRegistry(model for model in self if fold(model.name) not in gone)
+
+    def describe(self) -> str:
+        """Return what the router reads of the pool: a line a model."""
+        return "\n".join(model.describe() for model in self)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names, in order."""
+        return tuple(model.name for model in self)
+
+    def __getitem__(self, name: str) -> ModelDescriptor:
+        try:
+            return self._models[fold(name)]
+        except KeyError:
+            raise UnknownModelError(self.explain_unknown(name)) from None
+
+    def explain_unknown(self, name: str) -> str:
+        """Return the sentence that says this name is not registered, and which are."""
+        close = difflib.get_close_matches(fold(name), self._models, n=1)
+        hint = f" Did you mean {self._models[close[0]].name!r}?" if close else ""
+        names = ", ".join(repr(known) for known in self.names) or "no models"
+        return f"{name!r} is not in the registry; it has: {names}.{hint}"
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and fold(name) in self._models
+
+    def __iter__(self) -> Iterator[ModelDescriptor]:
+        return iter(self._models.values())
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def __repr__(self) -> str:
+        return f"ModelRegistry({', '.join(self.names)})"
+
+
+def _load_yaml(text: str, path: Path) -> Any:
+    if path.suffix not in {".yaml", ".yml"}:
+        msg = f"registry file {str(path)!r} must end in .toml, .yaml or .yml"
+        raise RegistryError(msg)
+    return yaml.safe_load(text)
+
+
+def _problem(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "missing":
+        return f"{key}: is missing" + (" (use price = \"free\" for a model that costs nothing)" if key == "price" else "")
+    if detail["type"] == "extra_forbidden":
+        hint = "; a key's place is the environment: name its variable in api_key_env" if "key" in key else ""
+        return f"{key}: is not a field of a model{hint}"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    shown = "" if detail["type"] == "value_error" else f", and is {detail['input']!r}"
+    return f"{key}: {message}{shown}"
+
+
+def _list_problems(source: str, problems: list[str]) -> str:
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return "\n  ".join([f"{source} has {count}:", *problems])

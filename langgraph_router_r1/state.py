@@ -1,0 +1,190 @@
+"""What travels through the graph: input, state, output, context, hops and stream events. All of it JSON-like."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Annotated, Literal, NotRequired
+
+from langchain_core.messages import AnyMessage
+from langgraph.graph.message import add_messages
+from typing_extensions import TypedDict
+
+from langgraph_router_r1.ledger import Usage
+from langgraph_router_r1.transcript import Segment
+
+HopStatus = Literal["ok", "error", "unknown_model", "over_budget", "denied"]
+"""`ok`: it replied. `error`: it was asked and failed. The others were never asked: no model has that name,
+its worst case is over what is left of the budget, or it is one call too many in its turn."""
+
+StopReason = Literal["answered", "forced_answer", "no_answer", "context_full", "budget_exhausted"]
+"""`answered`: the router answered by itself. `forced_answer`: it answered when it could not ask any more.
+`no_answer`: not even then. `context_full`: its context has no room for another turn.
+`budget_exhausted`: not even the router's own next turn can be paid."""
+
+
+class Hop(TypedDict):
+    """One routed call: who was asked what, what came back, at what cost."""
+
+    turn: int
+    """The route turn it belongs to, from 0."""
+    index: int
+    """Its place in that turn, from 0."""
+    model: str
+    """The model that was asked, by its name in the registry."""
+    query: str
+    response: str
+    """The reply, without the thinking that the model shows; empty unless `status` is `ok`."""
+    status: HopStatus
+    reason: str | None
+    """Why it is not `ok`, in words that are fit for anyone to read; None when it is."""
+    usage: Usage
+    cost_usd: float
+    """What was spent: 0 on a cache hit."""
+    list_cost_usd: float
+    """What the call costs at list price."""
+    latency_s: float
+    answered_by: str | None
+    """The model that replied: `model`, or one of its fallbacks."""
+
+
+class ModelBill(TypedDict):
+    """What one routed model did in a run."""
+
+    calls: int
+    failed: int
+    cost_usd: float
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Routing(TypedDict):
+    """The account of a run."""
+
+    turns: int
+    """Turns in which models were asked."""
+    hops: list[Hop]
+    cost_usd: float
+    """All that was spent: hops and router."""
+    router_cost_usd: float
+    by_model: dict[str, ModelBill]
+    router_tokens: Usage
+    candidate_tokens: Usage
+    stop_reason: StopReason
+
+
+class RouterInput(TypedDict):
+    """What a run starts from."""
+
+    messages: Annotated[list[AnyMessage], add_messages]
+    """The last human message is the question; earlier ones are context; system messages are kept."""
+
+
+class RouterOutput(TypedDict):
+    """What a run gives back."""
+
+    messages: Annotated[list[AnyMessage], add_messages]
+    """The messages with the answer behind them, as an `AIMessage`."""
+    answer: str
+    routing: Routing
+
+
+class RouterState(RouterInput):
+    """Everything a run knows between two steps."""
+
+    question_id: NotRequired[str | None]
+    """Id of the message that this run answers; another one at the end of `messages` starts a new run."""
+    transcript: NotRequired[Annotated[list[Segment], operator.add]]
+    hops: NotRequired[Annotated[list[Hop], operator.add]]
+    router_usage: NotRequired[Annotated[list[Usage], operator.add]]
+    """One entry a router turn."""
+    turn: NotRequired[int]
+    """Route turns so far."""
+    corrections: NotRequired[int]
+    """Malformed turns so far that were answered with a correction."""
+    routing_off: NotRequired[bool]
+    """Whether the next turn must answer."""
+    stop_reason: NotRequired[StopReason | None]
+    answer: NotRequired[str]
+    routing: NotRequired[Routing]
+
+
+class Refusal(TypedDict):
+    """Why a call is not made."""
+
+    status: HopStatus
+    reason: str
+
+
+class RouterCall(TypedDict):
+    """The payload of one `Send("route", ...)`."""
+
+    turn: int
+    index: int
+    model: str
+    query: str
+    refusal: Refusal | None
+    """Set when the call must not be made: `route` then only records it."""
+
+
+@dataclass(kw_only=True)
+class RouterContext:
+    """Overrides for one run; what is None is as it was built.
+
+    Example:
+        >>> RouterContext(cost_weight=0.9, budget_usd=0.001)  # doctest: +ELLIPSIS
+        RouterContext(cost_weight=0.9, budget_usd=0.001, ...)
+    """
+
+    cost_weight: float | None = None
+    """How much money counts against quality, 0 to 1 (α in the paper); written into the router's prompt."""
+    budget_usd: float | None = None
+    """The most this run may spend, in dollars."""
+    max_turns: int | None = None
+    max_parallel: int | None = None
+
+
+class ThinkEvent(TypedDict):
+    """A turn of the router is complete."""
+
+    type: Literal["router_r1.think"]
+    turn: int
+    text: str
+
+
+class RouteEvent(TypedDict):
+    """A call is about to be made."""
+
+    type: Literal["router_r1.route"]
+    turn: int
+    index: int
+    model: str
+    query: str
+
+
+class InfoEvent(TypedDict):
+    """A call is over."""
+
+    type: Literal["router_r1.info"]
+    turn: int
+    index: int
+    model: str
+    answered_by: str | None
+    status: HopStatus
+    reason: str | None
+    response: str
+    cost_usd: float
+    latency_s: float
+
+
+class DoneEvent(TypedDict):
+    """The run is over."""
+
+    type: Literal["router_r1.done"]
+    answer: str
+    routing: Routing
+
+
+RouterEvent = ThinkEvent | RouteEvent | InfoEvent | DoneEvent
+"""What `stream_mode="custom"` yields, told apart by `type`."""
+
