@@ -1,11 +1,11 @@
 """A router LLM as a LangGraph plugin: it thinks, asks other models, and answers; every call is priced.
 
-    from langgraph_router_r1 import ModelRegistry, create_router
-    from langgraph_router_r1.engines import VLLMEngine
+from langgraph_router_r1 import ModelRegistry, create_router
+from langgraph_router_r1.engines import VLLMEngine
 
-    router = create_router(VLLMEngine("http://127.0.0.1:8000/v1", model="router"), ModelRegistry.from_file("models.toml"))
-    result = router.invoke({"messages": [("user", "Who wrote the novel that Blade Runner is based on?")]})
-    result["messages"][-1].content, result["routing"]["cost_usd"]
+router = create_router(VLLMEngine("http://127.0.0.1:8000/v1", model="router"), ModelRegistry.from_file("models.toml"))
+result = router.invoke({"messages": [("user", "Who wrote the novel that Blade Runner is based on?")]})
+result["messages"][-1].content, result["routing"]["cost_usd"]
 """
 
 from langgraph_router_r1.graph import build_router, create_router

@@ -82,17 +82,21 @@ class Candidates:
             if model.requests_per_second is not None
         }
 
-    def worst_case(self, call: RouterCall) -> float:
-        """Return the most this call can cost in dollars, whoever of the model and its fallbacks answers.
+    def worst_case(self, name: str, query: str) -> float:
+        """Return the most a call can cost in dollars, whoever of the model and its fallbacks answers.
 
         A token is at least one byte of text, so bytes bound the prompt for any tokenizer.
         """
-        prompt_tokens = len(CALL_PROMPT.format(query=call["query"]).encode()) + PROMPT_OVERHEAD_TOKENS
-        model = self.registry[call["model"]]
+        prompt_tokens = len(CALL_PROMPT.format(query=query).encode()) + PROMPT_OVERHEAD_TOKENS
+        model = self.registry[name]
         return max(
             worst_case(prompt_tokens, choice.max_tokens, choice.price)
             for choice in (model, *(self.registry[name] for name in model.fallbacks))
         )
+
+    def least_worst_case(self) -> float:
+        """Return the most that the shortest question to the cheapest model can cost, in dollars."""
+        return min(self.worst_case(name, "?") for name in self.registry.names)
 
     def ask(self, call: RouterCall) -> Hop:
         """Make the call, unless it was refused before; return what came of it."""
@@ -107,7 +111,7 @@ class Candidates:
             started = time.perf_counter()
             invoke = functools.partial(runnable.invoke, _messages(call), _config(model))
             answered_by, reply = _within(model.timeout_s, invoke)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong becomes data
             return _failed(call, model, error, time.perf_counter() - started)
         return self._replied(call, answered_by, reply, time.perf_counter() - started)
 
@@ -124,7 +128,7 @@ class Candidates:
             started = time.perf_counter()
             async with asyncio.timeout(model.timeout_s):
                 answered_by, reply = await runnable.ainvoke(_messages(call), _config(model))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong becomes data
             return _failed(call, model, error, time.perf_counter() - started)
         return self._replied(call, answered_by, reply, time.perf_counter() - started)
 
@@ -155,7 +159,7 @@ class Candidates:
         }
 
     def _usage(self, call: RouterCall, reply: AIMessage) -> tuple[Usage, bool]:
-        """Return the tokens of a reply, and whether it came from a cache (which LangChain marks by a total cost of 0)."""
+        """Return the tokens of a reply, and whether it came from a cache: LangChain gives those a total cost of 0."""
         reported = reply.usage_metadata
         if reported is None:
             return {
@@ -258,7 +262,7 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
     def run() -> None:
         try:
             future.set_result(call())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised where the result is waited for
             future.set_exception(error)
 
     context = contextvars.copy_context()

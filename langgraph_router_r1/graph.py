@@ -8,7 +8,6 @@ side by side and each finished one is in the checkpoint by itself; `answer` writ
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -139,8 +138,8 @@ class _Machine:
         limits = self.limits.with_context(get_runtime().context)
         question = state["messages"][last_question(state["messages"])]
         fresh = state.get("question_id") != question.id
+        spent = 0.0 if fresh else self._spent(state)
         added: list[Segment] = []
-        routing = limits.max_turns > 0
         if fresh:
             chat = self.prompt.render(
                 state["messages"],
@@ -150,18 +149,25 @@ class _Machine:
                 control_tokens=self.engine.control_tokens,
             )
             added.append(self.engine.begin(chat))
+            routing = limits.max_turns > 0 and self._can_ask(limits, spent, added)
+            if not routing:
+                added.append(info_segment(self.engine, self._quote([], routing=False)))
             transcript = added
         else:
-            routing = not state.get("routing_off", False) and state.get("turn", 0) < limits.max_turns
-            if state["transcript"][-1]["kind"] == "model":
+            transcript = state["transcript"]
+            routing = (
+                not state.get("routing_off", False)
+                and state.get("turn", 0) < limits.max_turns
+                and self._can_ask(limits, spent, transcript)
+            )
+            if transcript[-1]["kind"] == "model":
                 hops = sorted(
                     (hop for hop in state.get("hops", []) if hop["turn"] == state.get("turn", 0) - 1),
                     key=lambda hop: hop["index"],
                 )
                 added.append(info_segment(self.engine, self._quote(hops, routing=routing)))
-            transcript = [*state["transcript"], *added]
-        max_tokens = self._affordable_tokens(limits, 0.0 if fresh else self._spent(state), transcript)
-        return _Turn(limits, fresh, added, transcript, routing, max_tokens)
+            transcript = [*transcript, *added]
+        return _Turn(limits, fresh, added, transcript, routing, self._affordable_tokens(limits, spent, transcript))
 
     def _decide(self, state: RouterState, turn: _Turn, generation: Generation) -> Next:
         segment = generation.segment
@@ -178,9 +184,8 @@ class _Machine:
                 return Command(update=update, goto="answer")
             case protocol.Route(calls):
                 spent = (0.0 if turn.fresh else self._spent(state)) + cost(generation.usage, self.router_price)
-                sends, any_made = self._sends(calls, done, turn, spent, [*turn.transcript, segment])
-                update |= {"turn": done + 1, "routing_off": not any_made and turn.limits.budget_usd is not None}
-                return Command(update=update, goto=sends)
+                sends = self._sends(calls, done, turn.limits, spent, [*turn.transcript, segment])
+                return Command(update={**update, "turn": done + 1}, goto=sends)
             case protocol.Invalid(reason):
                 if not turn.routing:
                     return self._finish(state, turn, "no_answer", update, segment["text"])
@@ -194,29 +199,28 @@ class _Machine:
                 return Command(update=update, goto="think")
 
     def _sends(
-        self, calls: Sequence[protocol.Call], turn_index: int, turn: _Turn, spent: float, transcript: list[Segment]
-    ) -> tuple[list[Send], bool]:
-        """Return a `Send` for each call, those that must not be made marked so, and whether any will be made."""
+        self, calls: Sequence[protocol.Call], turn: int, limits: _Limits, spent: float, transcript: list[Segment]
+    ) -> list[Send]:
+        """Return a `Send` for each call, those that must not be made marked so."""
         payloads: list[RouterCall] = []
         for index, call in enumerate(calls):
             refusal: Refusal | None = None
             if not call.known:
                 refusal = {"status": "unknown_model", "reason": self.registry.explain_unknown(call.model)}
-            elif index >= turn.limits.max_parallel:
-                refusal = {"status": "denied", "reason": f"at most {turn.limits.max_parallel} models can be asked a turn"}
+            elif index >= limits.max_parallel:
+                refusal = {"status": "denied", "reason": f"at most {limits.max_parallel} models can be asked a turn"}
             payloads.append(
-                {"turn": turn_index, "index": index, "model": call.model, "query": call.query, "refusal": refusal}
+                {"turn": turn, "index": index, "model": call.model, "query": call.query, "refusal": refusal}
             )
         askable = [payload for payload in payloads if payload["refusal"] is None]
-        if turn.limits.budget_usd is not None:
-            left = turn.limits.budget_usd - spent - self._answer_reserve(transcript)
-            worst_cases = [self.candidates.worst_case(payload) for payload in askable]
+        left = self._left_for_calls(limits, spent, transcript)
+        if left is not None:
+            worst_cases = [self.candidates.worst_case(payload["model"], payload["query"]) for payload in askable]
             for payload, worst, fits in zip(askable, worst_cases, affordable(worst_cases, left), strict=True):
                 if not fits:
                     reason = f"the call may cost ${worst:.2g} and ${max(left, 0.0):.2g} of the budget is left"
                     payload["refusal"] = {"status": "over_budget", "reason": reason}
-        any_made = any(payload["refusal"] is None for payload in payloads)
-        return [Send("route", payload) for payload in payloads], any_made
+        return [Send("route", payload) for payload in payloads]
 
     def _quote(self, hops: Sequence[Hop], *, routing: bool) -> str:
         """Return what the calls of a turn brought back as one block, in call order, cut to `max_info_tokens`."""
@@ -282,6 +286,8 @@ class _Machine:
         hops = sorted(state.get("hops", []), key=lambda hop: (hop["turn"], hop["index"]))
         by_model: dict[str, ModelBill] = {}
         for hop in hops:
+            if hop["status"] not in {"ok", "error"}:
+                continue
             name = hop["answered_by"] or hop["model"]
             bill = by_model.setdefault(
                 name, {"calls": 0, "failed": 0, "cost_usd": 0.0, "prompt_tokens": 0, "completion_tokens": 0}
@@ -355,10 +361,20 @@ class _Machine:
             return self.max_tokens
         return min(self.max_tokens, int(left / (self.router_price.completion * PER_MILLION)))
 
-    def _answer_reserve(self, transcript: list[Segment]) -> float:
-        """Return what must be left after the calls for the router to say something with what they bring back."""
+    def _left_for_calls(self, limits: _Limits, spent: float, transcript: list[Segment]) -> float | None:
+        """Return the dollars that calls may cost, None for no limit.
+
+        What the router needs to say something with what they bring back is kept aside.
+        """
+        if limits.budget_usd is None:
+            return None
         prompt_tokens = self._prompt_tokens(transcript) + self.max_info_tokens
-        return worst_case(prompt_tokens, self.max_tokens, self.router_price)
+        return limits.budget_usd - spent - worst_case(prompt_tokens, self.max_tokens, self.router_price)
+
+    def _can_ask(self, limits: _Limits, spent: float, transcript: list[Segment]) -> bool:
+        """Return whether the budget pays for the shortest question to the cheapest model."""
+        left = self._left_for_calls(limits, spent, transcript)
+        return left is None or self.candidates.least_worst_case() <= left
 
     def _prompt_tokens(self, transcript: list[Segment]) -> int:
         # Engines without token ids count characters: a token has at least one.
@@ -412,7 +428,11 @@ def build_router(
         router_price=Price.parse(router_price),
     )
     graph = StateGraph(RouterState, context_schema=RouterContext, input_schema=RouterInput, output_schema=RouterOutput)
-    graph.add_node("think", RunnableLambda(machine.think, afunc=machine.athink, name="think"), destinations=("route", "think", "answer"))
+    graph.add_node(
+        "think",
+        RunnableLambda(machine.think, afunc=machine.athink, name="think"),
+        destinations=("route", "think", "answer"),
+    )
     graph.add_node("route", RunnableLambda(machine.route, afunc=machine.aroute, name="route"), input_schema=RouterCall)
     graph.add_node("answer", machine.answer)
     graph.add_edge(START, "think")
@@ -421,11 +441,18 @@ def build_router(
     return graph
 
 
-@functools.wraps(build_router, assigned=())
 def create_router(
     engine: RouterEngine,
     registry: ModelRegistry,
     *,
+    max_turns: int = 4,
+    max_parallel: int = 4,
+    cost_weight: float = 0.0,
+    budget_usd: float | None = None,
+    prompt: RouterPrompt | None = None,
+    max_tokens: int = 1024,
+    max_info_tokens: int = 600,
+    router_price: Price | float | str = "free",
     checkpointer: Checkpointer = None,
     store: BaseStore | None = None,
     cache: BaseCache[Any] | None = None,
@@ -433,9 +460,10 @@ def create_router(
     interrupt_after: All | list[str] | None = None,
     debug: bool = False,
     name: str = "router_r1",
-    **settings: Any,
 ) -> CompiledStateGraph[RouterState, RouterContext, RouterInput, RouterOutput]:
     """Return the router, compiled: a Runnable from `{"messages": [...]}` to messages, answer and routing.
+
+    Settings up to `router_price` are those of `build_router`; the others those of `StateGraph.compile`.
 
     Example:
         >>> from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
@@ -447,7 +475,19 @@ def create_router(
         >>> result["answer"], result["routing"]["turns"], f"{result['routing']['cost_usd']:.6f}"
         ('Lima', 1, '0.000011')
     """
-    return build_router(engine, registry, **settings).compile(
+    graph = build_router(
+        engine,
+        registry,
+        max_turns=max_turns,
+        max_parallel=max_parallel,
+        cost_weight=cost_weight,
+        budget_usd=budget_usd,
+        prompt=prompt,
+        max_tokens=max_tokens,
+        max_info_tokens=max_info_tokens,
+        router_price=router_price,
+    )
+    return graph.compile(
         checkpointer=checkpointer,
         store=store,
         cache=cache,
@@ -463,5 +503,9 @@ def _stop(routing: bool) -> list[str]:
 
 
 def _correction(reason: str, *, routing: bool) -> str:
-    how = "Write either a search (name: question) or an answer, in its tags." if routing else "Answer now, in answer tags."
+    how = (
+        "Write either a search (name: question) or an answer, in its tags."
+        if routing
+        else "Answer now, in answer tags."
+    )
     return f"That turn could not be read: {reason}. {how}"

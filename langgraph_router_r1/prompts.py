@@ -70,7 +70,7 @@ class RouterPrompt:
         max_turns: int,
         control_tokens: Collection[str] = (),
     ) -> list[dict[str, str]]:
-        """Return the router's chat: the system messages and earlier turns as they are, then the question in the template.
+        """Return the router's chat: system messages and earlier turns as they are, then the question in the template.
 
         What users wrote is neutralised: it can become neither one of our tags nor a control token.
 

@@ -168,11 +168,11 @@ def strip_thought(text: str) -> str:
 
 
 def quote(body: str) -> str:
-    """Wrap what comes back to the router. `body` must be neutralised already.
+    r"""Wrap what comes back to the router. `body` must be neutralised already.
 
     Example:
         >>> quote("Lima")
-        '\\n\\n<information> Lima </information>\\n\\n'
+        '\n\n<information> Lima </information>\n\n'
     """
     return f"\n\n<information> {body} </information>\n\n"
 

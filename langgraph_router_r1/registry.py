@@ -1,11 +1,11 @@
 """The pool: what can be asked, at what price, and how good it is at what.
 
-    [models.small]
-    model = "openai:gpt-4o-mini"            # as for LangChain's init_chat_model
-    api_key_env = "OPENAI_API_KEY"          # a key's place is the environment
-    description = "Quick; good at everyday facts."
-    price = { prompt = 0.15, completion = 0.60 }   # dollars per million tokens; or one number; or "free"
-    skills = { nq = 0.41 }                  # measured, 0 to 1
+[models.small]
+model = "openai:gpt-4o-mini"            # as for LangChain's init_chat_model
+api_key_env = "OPENAI_API_KEY"          # a key's place is the environment
+description = "Quick; good at everyday facts."
+price = { prompt = 0.15, completion = 0.60 }   # dollars per million tokens; or one number; or "free"
+skills = { nq = 0.41 }                  # measured, 0 to 1
 """
 
 from __future__ import annotations
@@ -142,10 +142,12 @@ class ModelRegistry:
             if fold(model.name) in self._models:
                 problems.append(f"models.{model.name}: the name is taken; case and blanks do not make a difference")
             self._models[fold(model.name)] = model
-        for model in self._models.values():
-            for fallback in model.fallbacks:
-                if fold(fallback) not in self._models or fold(fallback) == fold(model.name):
-                    problems.append(f"models.{model.name}.fallbacks: {fallback!r} is not another model of this registry")
+        problems += [
+            f"models.{model.name}.fallbacks: {fallback!r} is not another model of this registry"
+            for model in self
+            for fallback in model.fallbacks
+            if fold(fallback) not in self._models or fold(fallback) == fold(model.name)
+        ]
         if problems:
             raise RegistryError(_list_problems("the registry", problems))
 
@@ -257,7 +259,7 @@ def _load_yaml(text: str, path: Path) -> Any:
 def _problem(detail: Any) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "missing":
-        return f"{key}: is missing" + (" (use price = \"free\" for a model that costs nothing)" if key == "price" else "")
+        return f"{key}: is missing" + (' (use price = "free" for a model that costs nothing)' if key == "price" else "")
     if detail["type"] == "extra_forbidden":
         hint = "; a key's place is the environment: name its variable in api_key_env" if "key" in key else ""
         return f"{key}: is not a field of a model{hint}"

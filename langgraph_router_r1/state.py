@@ -6,7 +6,7 @@ import operator
 from dataclasses import dataclass
 from typing import Annotated, Literal, NotRequired
 
-from langchain_core.messages import AnyMessage
+from langchain_core.messages import AnyMessage, MessageLikeRepresentation
 from langgraph.graph.message import add_messages
 from typing_extensions import TypedDict
 
@@ -76,7 +76,7 @@ class Routing(TypedDict):
 class RouterInput(TypedDict):
     """What a run starts from."""
 
-    messages: Annotated[list[AnyMessage], add_messages]
+    messages: Annotated[list[MessageLikeRepresentation], add_messages]
     """The last human message is the question; earlier ones are context; system messages are kept."""
 
 
@@ -89,9 +89,10 @@ class RouterOutput(TypedDict):
     routing: Routing
 
 
-class RouterState(RouterInput):
+class RouterState(TypedDict):
     """Everything a run knows between two steps."""
 
+    messages: Annotated[list[AnyMessage], add_messages]
     question_id: NotRequired[str | None]
     """Id of the message that this run answers; another one at the end of `messages` starts a new run."""
     transcript: NotRequired[Annotated[list[Segment], operator.add]]
@@ -187,4 +188,3 @@ class DoneEvent(TypedDict):
 
 RouterEvent = ThinkEvent | RouteEvent | InfoEvent | DoneEvent
 """What `stream_mode="custom"` yields, told apart by `type`."""
-

@@ -1,8 +1,8 @@
 """Test doubles for those who build on the router: a scripted router and a scripted chat model. No network, no weights.
 
-    engine = ScriptedEngine(["<think> ask </think><search> small: Capital of Peru? </search>",
-                             "<think> good </think><answer> Lima </answer>"])
-    small = ScriptedChatModel(["Lima"])
+engine = ScriptedEngine(["<think> ask </think><search> small: Capital of Peru? </search>",
+                         "<think> good </think><answer> Lima </answer>"])
+small = ScriptedChatModel(["Lima"])
 """
 
 from __future__ import annotations
@@ -19,15 +19,35 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import ConfigDict, Field, PrivateAttr
 
 from langgraph_router_r1.engines.base import ContextFullError, Generation, cut_after_stop
-from langgraph_router_r1.transcript import Segment
+from langgraph_router_r1.engines.tokenizer import TokenEngine, Tokenizer
+from langgraph_router_r1.transcript import Segment, token_ids
 
 Script = Iterable[str] | Callable[[Sequence[Segment]], str]
 
 
-class ScriptedEngine:
+class ByteTokenizer:
+    """A tokenizer whose tokens are the bytes of the text, so that every token can be checked by eye."""
+
+    control_tokens: tuple[str, ...] = ("<|im_start|>", "<|im_end|>")
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, list[int]]:
+        """Render as `role: content` lines."""
+        text = "".join(f"{message['role']}: {message['content']}\n" for message in messages) + "assistant: "
+        return text, self.encode(text)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the bytes of the text."""
+        return list(text.encode())
+
+    def truncate(self, text: str, max_tokens: int) -> str:
+        """Return the start of the text, at most so many bytes long."""
+        return text.encode()[:max_tokens].decode(errors="ignore")
+
+
+class ScriptedEngine(TokenEngine):
     """Writes what it was told to: the given turns in order, or what a function makes of the transcript.
 
-    Its tokens are the bytes of the text, so every token can be checked by eye. Turns end at stop strings as real ones do.
+    Turns end at stop strings as real ones do. With a real tokenizer, a script makes transcripts to train on.
 
     Example:
         >>> engine = ScriptedEngine(["<answer> Lima </answer>"])
@@ -35,13 +55,18 @@ class ScriptedEngine:
         '<answer> Lima </answer>'
     """
 
-    control_tokens: tuple[str, ...] = ("<|im_start|>", "<|im_end|>")
-
     def __init__(
-        self, script: Script, *, model: str = "scripted", context_tokens: int = 1_000_000, delay_s: float = 0.0
+        self,
+        script: Script,
+        *,
+        model: str = "scripted",
+        tokenizer: Tokenizer | None = None,
+        context_tokens: int = 1_000_000,
+        delay_s: float = 0.0,
     ) -> None:
         """Keep the script; a function must be safe to call from several threads."""
         self.model = model
+        self.tokenizer = tokenizer or ByteTokenizer()
         self.context_tokens = context_tokens
         self.delay_s = delay_s
         self.prompts: list[list[int]] = []
@@ -51,23 +76,6 @@ class ScriptedEngine:
         else:
             turns = iter(script)
             self._write = lambda _: next(turns, "")
-
-    def begin(self, messages: Sequence[Mapping[str, str]]) -> Segment:
-        """Render as `role: content` lines."""
-        text = "".join(f"{message['role']}: {message['content']}\n" for message in messages) + "assistant: "
-        return {"kind": "prompt", "text": text, "token_ids": self.encode(text), "messages": [dict(m) for m in messages]}
-
-    def encode(self, text: str) -> list[int]:
-        """Return the bytes of the text."""
-        return list(text.encode())
-
-    def count_tokens(self, text: str) -> int:
-        """Return the number of bytes."""
-        return len(text.encode())
-
-    def truncate(self, text: str, max_tokens: int) -> str:
-        """Cut by bytes."""
-        return text.encode()[:max_tokens].decode(errors="ignore")
 
     def generate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
         """Write the next turn."""
@@ -82,7 +90,7 @@ class ScriptedEngine:
         return self._next(transcript, stop, max_tokens)
 
     def _next(self, transcript: Sequence[Segment], stop: Sequence[str], max_tokens: int) -> Generation:
-        prompt = [token for segment in transcript for token in segment["token_ids"]]
+        prompt = token_ids(transcript)
         if len(prompt) + max_tokens > self.context_tokens:
             msg = f"the router's context is full: {len(prompt)} + {max_tokens} tokens are over {self.context_tokens}"
             raise ContextFullError(msg)
@@ -129,7 +137,7 @@ class ScriptedChatModel(BaseChatModel):
 
     def __init__(self, script: Iterable[str | AIMessage | Exception] = (), **fields: Any) -> None:
         """Keep the script."""
-        super().__init__(script=list(script), **fields)
+        super().__init__(**{"script": list(script), **fields})
 
     @property
     def _llm_type(self) -> str:

@@ -28,11 +28,13 @@ class Example:
 
     def __post_init__(self) -> None:
         if len(self.token_ids) != len(self.mask):
-            msg = f"an example has {len(self.token_ids)} token ids and {len(self.mask)} mask values: they must be as many"
+            msg = (
+                f"an example has {len(self.token_ids)} token ids and {len(self.mask)} mask values: they must be as many"
+            )
             raise ValueError(msg)
 
 
-class _MaskedSFTTrainer(SFTTrainer):
+class _MaskedSFTTrainer(SFTTrainer):  # type: ignore[misc]
     """TRL's trainer with the loss computed on the learned tokens alone.
 
     A prompt is ten times as long as what is learned after it; running the 49k-wide output head over all of it,
@@ -114,10 +116,6 @@ def train_adapter(
 
 def save_adapter(model: PeftModel, output_dir: Path) -> None:
     """Write the adapter alone, in bfloat16: half the size, and what vLLM computes with anyway."""
-    state = {
-        name: value.to(torch.bfloat16)
-        for name, value in model.state_dict().items()
-        if "lora_" in name
-    }
+    state = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items() if "lora_" in name}
     model.save_pretrained(output_dir, state_dict=state, safe_serialization=True)
     (output_dir / "README.md").unlink(missing_ok=True)

@@ -1,5 +1,6 @@
-"""Where the router's tokens come from. Nothing heavy is imported until an engine that needs it is used."""
+"""Where the router's tokens come from. An engine is imported when it is first used, with what it needs."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from langgraph_router_r1.engines.base import (
@@ -10,11 +11,11 @@ from langgraph_router_r1.engines.base import (
     RouterEngine,
     UnknownPolicyError,
 )
-from langgraph_router_r1.engines.chat_model import ChatModelEngine
-from langgraph_router_r1.engines.vllm import VLLMEngine
 
 if TYPE_CHECKING:
+    from langgraph_router_r1.engines.chat_model import ChatModelEngine
     from langgraph_router_r1.engines.transformers import TransformersEngine
+    from langgraph_router_r1.engines.vllm import VLLMEngine
 
 __all__ = [
     "ChatModelEngine",
@@ -28,11 +29,11 @@ __all__ = [
     "VLLMEngine",
 ]
 
+_MODULES = {"ChatModelEngine": "chat_model", "TransformersEngine": "transformers", "VLLMEngine": "vllm"}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "TransformersEngine":
-        from langgraph_router_r1.engines.transformers import TransformersEngine
-
-        return TransformersEngine
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)

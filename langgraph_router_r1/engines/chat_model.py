@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.language_models import BaseChatModel
@@ -11,6 +10,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, conver
 
 from langgraph_router_r1.engines.base import ContextFullError, EngineError, Generation, cut_after_stop
 from langgraph_router_r1.protocol import ANSWER_END, SEARCH_END
+from langgraph_router_r1.transcript import Segment
 
 CHARACTERS_PER_TOKEN = 4
 """The usual estimate for English, for models whose tokenizer is not known."""
@@ -30,7 +30,7 @@ class ChatModelEngine:
         self.chat_model = chat_model
         self.model = model or str(getattr(chat_model, "model_name", None) or chat_model.get_name())
 
-    def begin(self, messages: Sequence[Mapping[str, str]]) -> Any:
+    def begin(self, messages: Sequence[Mapping[str, str]]) -> Segment:
         """See `RouterEngine.begin`."""
         text = "\n\n".join(message["content"] for message in messages)
         return {"kind": "prompt", "text": text, "token_ids": [], "messages": [dict(message) for message in messages]}
@@ -47,19 +47,19 @@ class ChatModelEngine:
         """See `RouterEngine.truncate`."""
         return text[: max_tokens * CHARACTERS_PER_TOKEN]
 
-    def generate(self, transcript: Sequence[Any], *, stop: Sequence[str], max_tokens: int) -> Generation:
+    def generate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
         """See `RouterEngine.generate`."""
         try:
             reply = self.chat_model.invoke(_chat(transcript), stop=list(stop), max_tokens=max_tokens)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - any provider, any exception
             raise self._error(error) from None
         return self._read(transcript, reply, stop)
 
-    async def agenerate(self, transcript: Sequence[Any], *, stop: Sequence[str], max_tokens: int) -> Generation:
+    async def agenerate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
         """See `RouterEngine.agenerate`."""
         try:
             reply = await self.chat_model.ainvoke(_chat(transcript), stop=list(stop), max_tokens=max_tokens)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - any provider, any exception
             raise self._error(error) from None
         return self._read(transcript, reply, stop)
 
@@ -72,7 +72,7 @@ class ChatModelEngine:
         # The provider's own words may hold a key.
         return EngineError(f"the router model {self.model!r} failed ({type(error).__name__})")
 
-    def _read(self, transcript: Sequence[Any], reply: AIMessage, stop: Sequence[str]) -> Generation:
+    def _read(self, transcript: Sequence[Segment], reply: AIMessage, stop: Sequence[str]) -> Generation:
         cut_by_length = reply.response_metadata.get("finish_reason") in {"length", "max_tokens"}
         text = cut_after_stop(reply.text, stop)
         if not cut_by_length:
@@ -93,7 +93,7 @@ class ChatModelEngine:
         )
 
 
-def _chat(transcript: Sequence[Any]) -> list[BaseMessage]:
+def _chat(transcript: Sequence[Segment]) -> list[BaseMessage]:
     """Return the transcript as a conversation: what comes back is said by the user."""
     chat: list[BaseMessage] = []
     for segment in transcript:

@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from jinja2 import TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer as Vocabulary
 
 from langgraph_router_r1.engines.base import EngineError
+from langgraph_router_r1.transcript import Segment
 
 
 class ChatTokenizer:
-    """Turns chat messages into token ids such that no content can ever become a control token.
+    r"""Turns chat messages into token ids such that no content can ever become a control token.
 
     Example:
         >>> tokenizer = ChatTokenizer.load("path/or/hub-id")                               # doctest: +SKIP
         >>> tokenizer.decode(tokenizer.render([{"role": "user", "content": "Hi<|im_end|>"}])[1])
-        '<|im_start|>user\\nHi<|im_end|><|im_end|>\\n<|im_start|>assistant\\n'
+        '<|im_start|>user\\nHi<|im_end|><|im_end|>\n<|im_start|>assistant\n'
     """
 
-    def __init__(self, tokenizer: Tokenizer, chat_template: str, special: Mapping[str, str]) -> None:
+    def __init__(self, tokenizer: Vocabulary, chat_template: str, special: Mapping[str, str]) -> None:
         """Wrap a tokenizer; `special` maps `bos_token`, `eos_token` and the like to their text."""
         # Two views of one vocabulary: in the plain one, "<|im_end|>" is eleven characters.
         self._control = tokenizer
-        self._plain = Tokenizer.from_str(tokenizer.to_str())
+        self._plain = Vocabulary.from_str(tokenizer.to_str())
         self._plain.encode_special_tokens = True
         for view in (self._control, self._plain):
             view.no_padding()
@@ -74,7 +75,7 @@ class ChatTokenizer:
             for key, value in config.items()
             if key.endswith("_token") and value is not None and not isinstance(value, bool)
         }
-        return cls(Tokenizer.from_file(str(tokenizer_file)), template, special)
+        return cls(Vocabulary.from_file(str(tokenizer_file)), template, special)
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, list[int]]:
         """Return the chat as text and as token ids, up to where the assistant starts to write.
@@ -143,17 +144,34 @@ def _raise_template_error(message: str) -> None:
     raise TemplateError(message)
 
 
+class Tokenizer(Protocol):
+    """What a `TokenEngine` needs of its tokenizer."""
+
+    @property
+    def control_tokens(self) -> Collection[str]:
+        """The control tokens, as they would look in somebody's text."""
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, list[int]]:
+        """Return the chat as text and as token ids, up to where the assistant starts to write."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of plain text, none of them a control token."""
+
+    def truncate(self, text: str, max_tokens: int) -> str:
+        """Return the start of a text, at most so many tokens long."""
+
+
 class TokenEngine:
     """The half of an engine that is about its tokenizer; engines with token ids build on it."""
 
-    tokenizer: ChatTokenizer
+    tokenizer: Tokenizer
 
     @property
-    def control_tokens(self) -> Sequence[str]:
+    def control_tokens(self) -> Collection[str]:
         """See `RouterEngine.control_tokens`."""
         return self.tokenizer.control_tokens
 
-    def begin(self, messages: Sequence[Mapping[str, str]]) -> Any:
+    def begin(self, messages: Sequence[Mapping[str, str]]) -> Segment:
         """See `RouterEngine.begin`."""
         text, ids = self.tokenizer.render(messages)
         return {"kind": "prompt", "text": text, "token_ids": ids, "messages": [dict(message) for message in messages]}

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, StoppingCriteria
 
 from langgraph_router_r1.engines.base import ContextFullError, EngineError, Generation
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer, TokenEngine
+from langgraph_router_r1.transcript import Segment, token_ids
 
 
 @dataclass
@@ -71,7 +72,7 @@ class TransformersEngine(TokenEngine):
 
             self.network = PeftModel.from_pretrained(self.network, str(adapter))
         self.model = model
-        self.tokenizer = source if isinstance(source, ChatTokenizer) else ChatTokenizer.load(source)
+        self.tokenizer: ChatTokenizer = source if isinstance(source, ChatTokenizer) else ChatTokenizer.load(source)
         self.temperature = temperature
         self.batch_size = batch_size
         self.wait_s = wait_s
@@ -81,12 +82,12 @@ class TransformersEngine(TokenEngine):
         self._worker: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    def generate(self, transcript: Sequence[Any], *, stop: Sequence[str], max_tokens: int) -> Generation:
+    def generate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
         """See `RouterEngine.generate`."""
         request = self._submit(transcript, stop, max_tokens)
         return self._read(request, request.result.result())
 
-    async def agenerate(self, transcript: Sequence[Any], *, stop: Sequence[str], max_tokens: int) -> Generation:
+    async def agenerate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
         """See `RouterEngine.agenerate`."""
         request = self._submit(transcript, stop, max_tokens)
         return self._read(request, await asyncio.wrap_future(request.result))
@@ -94,8 +95,8 @@ class TransformersEngine(TokenEngine):
     def __repr__(self) -> str:
         return f"TransformersEngine({self.network.name_or_path!r}, model={self.model!r})"
 
-    def _submit(self, transcript: Sequence[Any], stop: Sequence[str], max_tokens: int) -> _Request:
-        prompt = [token for segment in transcript for token in segment["token_ids"]]
+    def _submit(self, transcript: Sequence[Segment], stop: Sequence[str], max_tokens: int) -> _Request:
+        prompt = token_ids(transcript)
         if len(prompt) + max_tokens > self.context_tokens:
             msg = (
                 f"the router's context is full: {len(prompt)} prompt tokens and {max_tokens} new ones "
@@ -140,7 +141,7 @@ class TransformersEngine(TokenEngine):
                     break
             try:
                 results = self._sample(batch)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - raised in every request of the batch
                 failure = EngineError(f"{self!r} failed ({type(error).__name__}: {error})")
                 for request in batch:
                     request.result.set_exception(failure)

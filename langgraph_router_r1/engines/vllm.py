@@ -20,6 +20,7 @@ from langgraph_router_r1.engines.base import (
     UnknownPolicyError,
 )
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer, TokenEngine
+from langgraph_router_r1.transcript import Segment, token_ids
 
 
 class VLLMEngine(TokenEngine):
@@ -90,7 +91,7 @@ class VLLMEngine(TokenEngine):
         """
         return [card["id"] for card in self._cards()]
 
-    def generate(self, transcript: Sequence[Any], *, stop: Sequence[str], max_tokens: int) -> Generation:
+    def generate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
         """See `RouterEngine.generate`."""
         body = self._body(transcript, stop, max_tokens)
         try:
@@ -99,7 +100,7 @@ class VLLMEngine(TokenEngine):
             raise self._unavailable(error) from error
         return self._read(response)
 
-    async def agenerate(self, transcript: Sequence[Any], *, stop: Sequence[str], max_tokens: int) -> Generation:
+    async def agenerate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
         """See `RouterEngine.agenerate`."""
         body = self._body(transcript, stop, max_tokens)
         loop = asyncio.get_running_loop()
@@ -142,10 +143,10 @@ class VLLMEngine(TokenEngine):
     def __repr__(self) -> str:
         return f"VLLMEngine({self.base_url!r}, model={self.model!r})"
 
-    def _body(self, transcript: Sequence[Any], stop: Sequence[str], max_tokens: int) -> dict[str, Any]:
+    def _body(self, transcript: Sequence[Segment], stop: Sequence[str], max_tokens: int) -> dict[str, Any]:
         return {
             "model": self.model,
-            "prompt": [token for segment in transcript for token in segment["token_ids"]],
+            "prompt": token_ids(transcript),
             "max_tokens": max_tokens,
             "temperature": self.temperature,
             "stop": list(stop),
@@ -161,7 +162,7 @@ class VLLMEngine(TokenEngine):
         payload = response.json()
         choice = payload["choices"][0]
         ids: list[int] = choice["token_ids"]
-        segment: Any = {
+        segment: Segment = {
             "kind": "model",
             "text": self.tokenizer.decode(ids, skip_control=True),
             "token_ids": ids,

@@ -1,0 +1,75 @@
+"""The embedded default: a miniature pool of real models that a laptop's CPU serves.
+
+    from langgraph_router_r1.pocket import pocket_router, pocket_server
+
+    with pocket_server() as server:
+        router = pocket_router(server.base_url)
+        router.invoke({"messages": [("user", "What currency is used in the country whose capital is Lima?")]})
+
+One vLLM serves it all: SmolLM2-135M-Instruct, a LoRA adapter for each routed model, and one for the router.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from langgraph_router_r1.graph import create_router
+from langgraph_router_r1.registry import ModelRegistry
+
+if TYPE_CHECKING:
+    from langgraph.graph.state import CompiledStateGraph
+
+    from langgraph_router_r1.serving.vllm import VLLMServer
+    from langgraph_router_r1.state import RouterContext, RouterInput, RouterOutput, RouterState
+
+ADAPTERS = Path(__file__).parent / "adapters"
+"""Where the adapters are, a directory each."""
+
+POOL_FILE = Path(__file__).parent / "pool.toml"
+"""The registry of the pool, without the address of the server."""
+
+BASE_NAME = "smol"
+"""The plain base model's name, on the server and in the pool."""
+
+ROUTER_NAME = "router"
+"""The router's name on the server."""
+
+MAX_ROUTER_TOKENS = 256
+"""Most tokens a turn of the pocket router; its own turns have about fifty."""
+
+
+def pocket_registry(base_url: str) -> ModelRegistry:
+    """Return the pool, each model at this server."""
+    data = tomllib.loads(POOL_FILE.read_text(encoding="utf-8"))
+    for fields in data["models"].values():
+        fields["base_url"] = base_url
+    return ModelRegistry.from_dict(data, source=POOL_FILE.name)
+
+
+def pocket_server(*, adapters: Path = ADAPTERS, **options: Any) -> VLLMServer:
+    """Return the server of the pool, not yet started; converts the base model first if need be (30 s, once).
+
+    Args:
+        adapters: Directory with an adapter in each subdirectory, served under the subdirectory's name.
+        options: More options of `VLLMServer`.
+
+    Raises:
+        ModuleNotFoundError: The `[pocket]` extra is not installed.
+    """
+    from langgraph_router_r1.pocket.base_model import base_model_dir
+    from langgraph_router_r1.serving.vllm import VLLMServer
+
+    served = {path.parent.name: path.parent for path in sorted(adapters.glob("*/adapter_config.json"))}
+    return VLLMServer(base_model_dir(), served_name=BASE_NAME, adapters=served, **options)
+
+
+def pocket_router(
+    base_url: str, **settings: Any
+) -> CompiledStateGraph[RouterState, RouterContext, RouterInput, RouterOutput]:
+    """Return the pocket router over the pocket pool, both at this server; `settings` are those of `create_router`."""
+    from langgraph_router_r1.engines import VLLMEngine
+
+    settings.setdefault("max_tokens", MAX_ROUTER_TOKENS)
+    return create_router(VLLMEngine(base_url, model=ROUTER_NAME), pocket_registry(base_url), **settings)

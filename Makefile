@@ -1,0 +1,51 @@
+# Everything runs from a fresh machine: Python 3.11+ and make are enough.
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint type format bench clean train-pocket
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+# Wheels that lie on this machine's disk, for uv as for pip; without any, uv takes PyTorch's builds for the CPU.
+ifdef PIP_FIND_LINKS
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+else
+export UV_TORCH_BACKEND ?= cpu
+endif
+
+help:  ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group dev --editable '.[train]'
+	@touch $@
+
+demo: $(VENV)/.installed  ## Ask the pocket pool some questions, with a live trace
+	$(BIN)/router-r1 demo
+
+test: $(VENV)/.installed  ## Run all tests, with a real vLLM
+	LANGGRAPH_STRICT_MSGPACK=true $(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed  ## Run the tests that need no vLLM
+	LANGGRAPH_STRICT_MSGPACK=true $(BIN)/python -m pytest -m 'not vllm'
+
+lint: $(VENV)/.installed  ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(VENV)/.installed  ## Check types
+	$(BIN)/mypy
+
+format: $(VENV)/.installed  ## Mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed  ## Measure the graph's overhead and the import time
+	$(BIN)/python benchmarks/overhead.py
+
+train-pocket: $(VENV)/.installed  ## Make the pocket pool's adapters from nothing (about two hours)
+	training/runs/pocket_sft.sh
+
+clean:  ## Remove the environment and what was built
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

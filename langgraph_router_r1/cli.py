@@ -1,0 +1,259 @@
+"""The command line: `router-r1`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from langgraph_router_r1.candidates import Candidates
+from langgraph_router_r1.engines import EngineError, RouterEngine
+from langgraph_router_r1.graph import build_router, create_router
+from langgraph_router_r1.pocket import MAX_ROUTER_TOKENS, ROUTER_NAME, pocket_registry, pocket_server
+from langgraph_router_r1.registry import ModelRegistry, RegistryError
+from langgraph_router_r1.serving.vllm import ServerError, VLLMServer
+from langgraph_router_r1.trace import Trace, bill_table, printable
+
+DEMO_QUESTIONS = (
+    "What is the capital of Kenya?",
+    "What currency is used in Thailand?",
+    "Which dialling code reaches Portugal?",
+    "Which country has the capital Quito?",
+    "Which country does the domain .is belong to?",
+    "What currency is used in the country whose capital is Lima?",
+    "Which dialling code reaches the country whose domain is .pe?",
+    "What is the capital of the country with the internet domain .kr?",
+)
+
+cli = typer.Typer(
+    name="router-r1",
+    help="A router LLM that thinks, asks other models, and answers. Without options, every command uses the pocket "
+    "pool: small real models that vLLM serves on this machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+errors = Console(stderr=True)
+
+RegistryOption = Annotated[
+    Path | None, typer.Option("--registry", help="File with the models that may be asked (.toml, .yaml).")
+]
+RouterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--router",
+        help="Who routes: the address of a vLLM server (http://127.0.0.1:8000/v1), or a chat model by LangChain's "
+        "name for it (openai:gpt-4o-mini), which then routes untrained.",
+    ),
+]
+ModelOption = Annotated[str, typer.Option("--model", help="Name of the router on its vLLM server.")]
+
+
+@cli.command()
+def demo() -> None:
+    """Start the pocket pool, ask it eight questions, show what happens and what it costs, and stop it."""
+    console = Console()
+    with _failing_clearly(), _running(pocket_server(), console) as server:
+        registry = pocket_registry(server.base_url)
+        router = create_router(_pocket_engine(server), registry, max_tokens=MAX_ROUTER_TOKENS)
+        routings = []
+        for question in DEMO_QUESTIONS:
+            trace = Trace(console)
+            trace.question(question)
+            for event in router.stream({"messages": [("user", question)]}, stream_mode="custom"):
+                trace.show(event)
+            routings.append(trace.routing)
+        console.print(bill_table([routing for routing in routings if routing], registry))
+
+
+@cli.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="What you want to know.")],
+    registry: RegistryOption = None,
+    router: RouterOption = None,
+    model: ModelOption = ROUTER_NAME,
+    cost_weight: Annotated[
+        float, typer.Option(min=0, max=1, help="How much money counts: 0 quality only, 1 cost only.")
+    ] = 0.0,
+    budget: Annotated[float | None, typer.Option(min=0, help="The most this question may cost, in dollars.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else: question, answer, routing.")
+    ] = False,
+) -> None:
+    """Ask one question, with a live trace."""
+    console = Console()
+    with _failing_clearly(), _pool(registry, router, model, errors) as (engine, pool):
+        graph = create_router(
+            engine, pool, cost_weight=cost_weight, budget_usd=budget, max_tokens=_router_tokens(router)
+        )
+        trace = Trace(console)
+        if not as_json:
+            trace.question(question)
+        for event in graph.stream({"messages": [("user", question)]}, stream_mode="custom"):
+            if as_json:
+                trace.keep(event)
+            else:
+                trace.show(event)
+        if as_json:
+            typer.echo(json.dumps({"question": question, "answer": trace.answer, "routing": trace.routing}))
+        elif trace.routing:
+            console.print(bill_table([trace.routing], pool))
+
+
+@cli.command()
+def models(registry: RegistryOption = None) -> None:
+    """List the models that may be asked, as the router is told about them."""
+    with _failing_clearly():
+        pool = ModelRegistry.from_file(registry) if registry else pocket_registry("http://127.0.0.1/v1")
+    table = Table("model", "price", "seconds", "accuracy", "description")
+    for entry in pool:
+        skills = ", ".join(f"{skill} {value:.2f}" for skill, value in entry.skills.items())
+        seconds = "" if entry.latency_s is None else f"{entry.latency_s:.2f}"
+        table.add_row(printable(entry.name), str(entry.price), seconds, printable(skills), printable(entry.description))
+    Console().print(table)
+
+
+@cli.command()
+def check(registry: RegistryOption = None, router: RouterOption = None, model: ModelOption = ROUTER_NAME) -> None:
+    """Ping the router and every model, and say what is wrong. Exits with 1 when anything is."""
+    console = Console()
+    healthy = True
+    with _failing_clearly(), _pool(registry, router, model, errors) as (engine, pool):
+        table = Table("", "who", "result")
+        try:
+            begun = engine.begin([{"role": "user", "content": "Hello"}])
+            engine.generate([begun], stop=[], max_tokens=4)
+            table.add_row("✓", "router", repr(engine))
+        except EngineError as error:
+            healthy = False
+            table.add_row("✗", "router", printable(str(error)))
+        candidates = Candidates(pool, engine.count_tokens)
+        for entry in pool:
+            call = {"turn": 0, "index": 0, "model": entry.name, "query": "Say: yes", "refusal": None}
+            with errors.status(f"asking {entry.name}"):
+                hop = candidates.ask(call)  # type: ignore[arg-type]
+            healthy = healthy and hop["status"] == "ok"
+            result = f"{hop['latency_s']:.2f} s, ${hop['cost_usd']:.2g}" if hop["status"] == "ok" else hop["reason"]
+            table.add_row("✓" if hop["status"] == "ok" else "✗", printable(entry.name), printable(result or ""))
+        console.print(table)
+    if not healthy:
+        raise typer.Exit(1)
+
+
+@cli.command()
+def serve_router(
+    model: Annotated[
+        str | None, typer.Option(help="Directory or hub id of the base model; by default the pocket pool's.")
+    ] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="A LoRA adapter as NAME=DIRECTORY; may be given several times.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port on the loopback interface; by default a free one.")] = None,
+) -> None:
+    """Start vLLM with the router, and keep it running until Ctrl-C."""
+    console = Console()
+    adapters = {}
+    for entry in adapter or []:
+        name, equals, path = entry.partition("=")
+        if not equals or not Path(path).is_dir():
+            _fail(f"--adapter is {entry!r}; it must be NAME=DIRECTORY with a directory that exists")
+        adapters[name] = path
+    if adapters and model is None:
+        _fail("--adapter needs --model, the base model that the adapters are for")
+    with _failing_clearly():
+        server = VLLMServer(model, adapters=adapters, port=port) if model else pocket_server(port=port)
+        with _running(server, console):
+            console.print(f"{server.base_url}  serves: {', '.join([server.served_name, *server.adapters])}")
+            console.print("Ctrl-C stops it.")
+            try:
+                code = server.wait()
+            except KeyboardInterrupt:
+                return
+        _fail(f"vLLM ended by itself with code {code}; its log is {server.log_file}")
+
+
+@cli.command()
+def graph() -> None:
+    """Print the state machine as a Mermaid diagram."""
+    from langgraph_router_r1.testing import ScriptedEngine
+
+    drawn = build_router(ScriptedEngine([]), pocket_registry("http://127.0.0.1/v1")).compile().get_graph()
+    typer.echo(drawn.draw_mermaid())
+
+
+@contextmanager
+def _pool(
+    registry: Path | None, router: str | None, model: str, console: Console
+) -> Iterator[tuple[RouterEngine, ModelRegistry]]:
+    """Give the router and its pool: those that were named, or the pocket ones, started for the length of the block."""
+    if registry is not None and router is None:
+        _fail("--registry needs --router: the pocket router knows its own pool only")
+    pool = ModelRegistry.from_file(registry) if registry else None
+    if router is not None and not router.startswith(("http://", "https://")):
+        from langchain.chat_models import init_chat_model
+
+        from langgraph_router_r1.engines import ChatModelEngine
+
+        if pool is None:
+            _fail("--router with a chat model needs --registry, the models it may ask")
+        yield ChatModelEngine(init_chat_model(router, temperature=0)), pool
+    elif router is not None:
+        from langgraph_router_r1.engines import VLLMEngine
+
+        with VLLMEngine(router, model=model) as engine:
+            yield engine, pool or pocket_registry(router)
+    else:
+        with _running(pocket_server(), console) as server:
+            yield _pocket_engine(server), pocket_registry(server.base_url)
+
+
+def _pocket_engine(server: VLLMServer) -> RouterEngine:
+    from langgraph_router_r1.engines import VLLMEngine
+
+    return VLLMEngine(server.base_url, model=ROUTER_NAME, tokenizer=server.model)
+
+
+def _router_tokens(router: str | None) -> int:
+    return MAX_ROUTER_TOKENS if router is None else 1024
+
+
+@contextmanager
+def _running(server: VLLMServer, console: Console) -> Iterator[VLLMServer]:
+    """Start the server with a progress line, and stop it at the end of the block."""
+    message = "Starting vLLM; this takes about half a minute"
+    if not console.is_terminal:
+        console.print(message)
+    with console.status(message) as status:
+        server.start(lambda waited: status.update(f"{message} ({waited:.0f} s; log: {server.log_file})"))
+    with server:
+        yield server
+
+
+@contextmanager
+def _failing_clearly() -> Iterator[None]:
+    """Turn the errors that a user can do something about into a sentence and exit code 1."""
+    try:
+        yield
+    except (EngineError, RegistryError, ServerError, ImportError, ValueError) as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    errors.print(f"Error: {printable(message)}", style="red", markup=False, highlight=False)
+    raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line."""
+    sys.exit(cli())
+
+
+if __name__ == "__main__":
+    main()

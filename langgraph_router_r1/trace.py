@@ -1,0 +1,108 @@
+"""A run as one watches it: the stream events drawn as they come, and the bill at the end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from langgraph_router_r1.registry import ModelRegistry
+from langgraph_router_r1.state import RouterEvent, Routing
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_THOUGHT = re.compile(r"<think>(.*?)(?:</think>|$)", re.DOTALL)
+
+
+class Trace:
+    """Draws the stream events of one run.
+
+    Example:
+        >>> trace = Trace(Console())
+        >>> for event in router.stream(question, stream_mode="custom"):                    # doctest: +SKIP
+        ...     trace.show(event)
+        >>> trace.answer
+        ''
+    """
+
+    def __init__(self, console: Console) -> None:
+        """Draw on this console."""
+        self.console = console
+        self.answer = ""
+        self.routing: Routing | None = None
+
+    def question(self, text: str) -> None:
+        """Draw the question."""
+        self.console.print()
+        self._line("?", text, "bold")
+
+    def keep(self, event: Any) -> None:
+        """Remember what the last event says, and draw nothing."""
+        if event["type"] == "router_r1.done":
+            self.answer, self.routing = event["answer"], event["routing"]
+
+    def show(self, data: Any) -> None:
+        """Draw one `RouterEvent`, as the stream yields it."""
+        self.keep(data)
+        event: RouterEvent = data
+        if event["type"] == "router_r1.think":
+            for thought in _THOUGHT.findall(event["text"]):
+                self._line("…", thought.strip(), "dim italic")
+        elif event["type"] == "router_r1.route":
+            self._line("→", f"{event['model']}: {event['query']}", "cyan")
+        elif event["type"] == "router_r1.info":
+            said = event["response"] if event["status"] == "ok" else event["reason"] or event["status"]
+            facts = f"   (${event['cost_usd']:.8f}, {event['latency_s']:.2f} s)"
+            self._line("←", _shorten(said), "green" if event["status"] == "ok" else "yellow", facts)
+        else:
+            routing = event["routing"]
+            stopped = "" if routing["stop_reason"] == "answered" else f", {routing['stop_reason']}"
+            facts = f"   ({routing['turns']} routes, ${routing['cost_usd']:.8f}{stopped})"
+            self._line("=", event["answer"] or "(no answer)", "bold magenta", facts)
+
+    def _line(self, sign: str, text: str, style: str, facts: str = "") -> None:
+        self.console.print(Text(f"  {sign} "), Text(printable(text), style=style), Text(facts, style="dim"), sep="")
+
+
+def bill_table(routings: Iterable[Routing], registry: ModelRegistry) -> Table:
+    """Return the table of what each model did and cost in these runs, the router in the last row but one."""
+    routings = list(routings)
+    table = Table("model", "price", "calls", "failed", "tokens in", "tokens out", "cost", title="Cost by model")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for model in registry:
+        bills = [routing["by_model"][model.name] for routing in routings if model.name in routing["by_model"]]
+        table.add_row(
+            printable(model.name),
+            str(model.price),
+            str(sum(bill["calls"] for bill in bills)),
+            str(sum(bill["failed"] for bill in bills)),
+            str(sum(bill["prompt_tokens"] for bill in bills)),
+            str(sum(bill["completion_tokens"] for bill in bills)),
+            f"${sum(bill['cost_usd'] for bill in bills):.8f}",
+        )
+    tokens = [routing["router_tokens"] for routing in routings]
+    table.add_section()
+    table.add_row(
+        "router",
+        "",
+        str(len(routings)),
+        "",
+        str(sum(usage["prompt_tokens"] for usage in tokens)),
+        str(sum(usage["completion_tokens"] for usage in tokens)),
+        f"${sum(routing['router_cost_usd'] for routing in routings):.8f}",
+    )
+    table.add_row("all", "", "", "", "", "", f"${sum(routing['cost_usd'] for routing in routings):.8f}", style="bold")
+    return table
+
+
+def printable(text: str) -> str:
+    """Return text that a terminal only shows: no escape sequence that a model wrote reaches it."""
+    return _CONTROL.sub("", text)
+
+
+def _shorten(text: str, most: int = 300) -> str:
+    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
