@@ -105,13 +105,14 @@ def _parse_search(body: str, names: Iterable[str]) -> Route | Invalid:
             calls.append(Call(name, query.strip()))
         elif calls:
             last = calls[-1]
-            calls[-1] = Call(last.model, f"{last.query}\n{line.strip()}".strip(), last.known)
+            calls[-1] = Call(last.model, f"{last.query}\n{line.strip()}", last.known)
         elif colon and head.strip():
             calls.append(Call(" ".join(head.split()), query.strip(), known=False))
         elif line.strip():
             return Invalid("a search must start with the name of a model and a colon")
     if not calls:
         return Invalid("the search is empty")
+    calls = [Call(call.model, call.query.strip(), call.known) for call in calls]
     for call in calls:
         if not call.query:
             return Invalid(f"the query for {call.model} is empty")

@@ -1,0 +1,54 @@
+"""Parts that many tests share: a scripted router over a scripted pool, and the one pocket server of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
+from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
+
+
+def search(*lines: str) -> str:
+    """A well-formed turn that asks; each line is `name: query`."""
+    return "<think> I have to ask. </think>\n<search> " + "\n".join(lines) + " </search>"
+
+
+def answer(text: str) -> str:
+    """A well-formed turn that answers."""
+    return f"<think> I know it. </think>\n<answer> {text} </answer>"
+
+
+def pool(**replies: Any) -> ModelRegistry:
+    """A registry of scripted models at $1 per million tokens; each value is a reply, an exception or a chat model."""
+    return ModelRegistry(
+        ModelDescriptor(
+            name=name.replace("_", "-"),
+            model=reply if hasattr(reply, "invoke") else ScriptedChatModel([reply]),
+            price=1.0,
+        )
+        for name, reply in replies.items()
+    )
+
+
+Ask = Callable[..., dict[str, Any]]
+
+
+def ask(turns: Any, registry: ModelRegistry, question: str = "Which?", **settings: Any) -> dict[str, Any]:
+    """Run a scripted router; return everything it knows at the end."""
+    router = create_router(ScriptedEngine(turns), registry, **settings)
+    return router.invoke(
+        {"messages": [("user", question)]}, output_keys=["messages", "answer", "routing", "transcript", "hops"]
+    )
+
+
+@pytest.fixture(scope="session")
+def pocket() -> Iterator[Any]:
+    """The pocket pool on a real vLLM, once for all tests that need it."""
+    pytest.importorskip("vllm", reason="the [pocket] extra is not installed")
+    from langgraph_router_r1.pocket import pocket_server
+
+    with pocket_server() as server:
+        yield server

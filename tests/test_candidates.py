@@ -1,0 +1,212 @@
+"""One routed call: every failure becomes data, whoever answered is billed, and no secret shows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import pytest
+from conftest import answer, ask, pool, search
+from langchain_core.caches import InMemoryCache
+from langchain_core.exceptions import ModelRateLimitError
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableLambda
+from langchain_openai import ChatOpenAI
+
+from langgraph_router_r1 import ModelDescriptor, ModelRegistry
+from langgraph_router_r1.candidates import Candidates
+from langgraph_router_r1.testing import ScriptedChatModel
+
+KEY = "sk-very-secret-0123456789"
+
+
+def hop_of(model: Any, **fields: Any) -> dict[str, Any]:
+    registry = ModelRegistry([ModelDescriptor(name="m", model=model, price=1.0, **fields)])
+    return dict(Candidates(registry, count_tokens=lambda text: len(text.split())).ask(CALL))
+
+
+async def async_hop_of(model: Any, **fields: Any) -> dict[str, Any]:
+    registry = ModelRegistry([ModelDescriptor(name="m", model=model, price=1.0, **fields)])
+    return dict(await Candidates(registry, count_tokens=lambda text: len(text.split())).aask(CALL))
+
+
+CALL: Any = {"turn": 0, "index": 0, "model": "m", "query": "Capital of Peru?", "refusal": None}
+
+
+def openai_model(handler: Callable[[httpx2.Request], httpx2.Response]) -> ChatOpenAI:
+    """A real ChatOpenAI with a provider that is played by a function."""
+    transport = httpx2.MockTransport(handler)
+    return ChatOpenAI(
+        model="gpt-x",
+        api_key=KEY,
+        base_url="http://127.0.0.1:1/v1",
+        max_retries=0,
+        http_client=httpx2.Client(transport=transport),
+        http_async_client=httpx2.AsyncClient(transport=transport),
+    )
+
+
+def completion(text: str, **usage: Any) -> httpx2.Response:
+    body = {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "gpt-x",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+        "usage": usage,
+    }
+    return httpx2.Response(200, json=body)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (429, "m is rate limited (429)"),
+        (401, "m refused its key (401)"),
+        (403, "m does not permit the request (403)"),
+        (404, "m is not there (404)"),
+        (400, "m rejected the request (400)"),
+        (500, "m had a server error (5xx)"),
+        (503, "m had a server error (5xx)"),
+    ],
+)
+async def test_a_providers_failure_becomes_a_hop_with_a_short_public_reason(status: int, reason: str) -> None:
+    model = openai_model(lambda request: httpx2.Response(status, json={"error": {"message": f"bad key {KEY}"}}))
+    for hop in (hop_of(model), await async_hop_of(model)):
+        assert (hop["status"], hop["reason"], hop["cost_usd"]) == ("error", reason, 0)
+
+
+def refuse(request: httpx2.Request) -> httpx2.Response:
+    raise httpx2.ConnectError(f"no route with {KEY}")
+
+
+async def test_no_secret_is_in_hops_events_messages_or_logs(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", logger="langgraph_router_r1")
+    registry = pool(
+        one=openai_model(lambda request: httpx2.Response(401, json={"error": {"message": f"Incorrect key: {KEY}"}})),
+        two=openai_model(refuse),
+        three=RunnableLambda(lambda messages: 1 / 0 if KEY else KEY),
+    )
+    result = ask([search("one: a?", "two: b?", "three: c?"), answer("x")], registry)
+    assert [hop["status"] for hop in result["routing"]["hops"]] == ["error"] * 3
+    assert KEY not in f"{result}{registry}{registry['one']!r}{registry.describe()}{caplog.text}"
+
+
+async def test_prompt_cached_and_completion_tokens_reach_the_bill() -> None:
+    usage = {
+        "prompt_tokens": 100,
+        "completion_tokens": 7,
+        "total_tokens": 107,
+        "prompt_tokens_details": {"cached_tokens": 64},
+    }
+    model = openai_model(lambda request: completion("Lima", **usage))
+    price = {"prompt": 1.0, "completion": 10.0, "cached": 0.1}
+    registry = ModelRegistry([ModelDescriptor(name="m", model=model, price=price)])
+    for hop in (Candidates(registry, len).ask(CALL), await Candidates(registry, len).aask(CALL)):
+        assert hop["usage"] == {"prompt_tokens": 100, "cached_tokens": 64, "completion_tokens": 7, "estimated": False}
+        assert hop["cost_usd"] == pytest.approx((36 * 1.0 + 64 * 0.1 + 7 * 10.0) / 1e6)
+
+
+def test_usage_that_is_not_reported_is_estimated_and_flagged() -> None:
+    hop = hop_of(ScriptedChatModel(["It is Lima"], usage=False))
+    assert hop["usage"]["estimated"]
+    assert hop["usage"]["completion_tokens"] == 3
+    assert hop["cost_usd"] > 0
+
+
+def test_a_reply_from_a_cache_costs_nothing_and_keeps_its_list_price() -> None:
+    model = ScriptedChatModel(["Lima"], cache=InMemoryCache())
+    registry = ModelRegistry([ModelDescriptor(name="m", model=model, price=1.0)])
+    candidates = Candidates(registry, count_tokens=len)
+    first, second = candidates.ask(CALL), candidates.ask(CALL)
+    assert len(model.calls) == 1
+    assert first["cost_usd"] == second["list_cost_usd"] == first["list_cost_usd"] > 0
+    assert second["cost_usd"] == 0
+
+
+@pytest.mark.parametrize("reply", ["", "   ", "<think>only this</think>", AIMessage("")])
+def test_an_empty_reply_is_an_error_that_is_billed(reply: Any) -> None:
+    hop = hop_of(ScriptedChatModel([reply]))
+    assert (hop["status"], hop["reason"]) == ("error", "m gave an empty reply")
+    assert hop["cost_usd"] > 0
+
+
+async def test_a_model_that_hangs_is_given_up_in_time_in_both_worlds() -> None:
+    model = ScriptedChatModel(["late"], delay_s=2.0)
+    started = time.monotonic()
+    for hop in (hop_of(model, timeout_s=0.2), await async_hop_of(model, timeout_s=0.2)):
+        assert (hop["status"], hop["reason"]) == ("error", "m gave no reply within 0.2 s")
+    assert time.monotonic() - started < 1.5
+
+
+def test_a_passing_failure_is_retried_as_often_as_the_descriptor_says() -> None:
+    model = ScriptedChatModel([ModelRateLimitError("429"), "Lima"])
+    assert hop_of(model, max_retries=1)["response"] == "Lima"
+    assert len(model.calls) == 2
+    lasting = ScriptedChatModel([ValueError("no")])
+    assert hop_of(lasting, max_retries=1)["status"] == "error"
+    assert len(lasting.calls) == 1
+
+
+def test_the_fallback_that_answered_is_billed() -> None:
+    registry = ModelRegistry(
+        [
+            ModelDescriptor(name="m", model=ScriptedChatModel([ValueError("down")]), price=1.0, fallbacks=("other",)),
+            ModelDescriptor(name="other", model=ScriptedChatModel(["Lima"]), price=5.0),
+        ]
+    )
+    result = ask([search("m: a?"), answer("x")], registry)
+    hop = result["routing"]["hops"][0]
+    assert (hop["model"], hop["answered_by"], hop["status"]) == ("m", "other", "ok")
+    assert hop["cost_usd"] == pytest.approx(11 * 5.0 / 1e6)
+    assert list(result["routing"]["by_model"]) == ["other"]
+
+
+def test_a_rate_limit_spaces_the_calls() -> None:
+    registry = ModelRegistry(
+        [ModelDescriptor(name="m", model=ScriptedChatModel(["x"]), price=1.0, requests_per_second=5)]
+    )
+    candidates = Candidates(registry, count_tokens=len)
+    started = time.monotonic()
+    for _ in range(4):
+        candidates.ask(CALL)
+    assert time.monotonic() - started > 0.5
+
+
+def test_a_missing_key_names_its_variable_and_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ROUTER_R1_TEST_KEY", raising=False)
+    hop = hop_of("openai:gpt-x", api_key_env="ROUTER_R1_TEST_KEY")
+    assert hop["status"] == "error"
+    assert "the environment variable 'ROUTER_R1_TEST_KEY' is not set" in hop["reason"]
+
+
+@pytest.mark.parametrize("model", [RunnableLambda(lambda messages: {"no": "message"}), "nobody:x"])
+def test_a_model_that_is_no_chat_model_ends_no_run(model: Any) -> None:
+    assert hop_of(model)["status"] == "error"
+
+
+@pytest.mark.parametrize("reply", ["x" * 100_000, "<answer>" * 12_000, "\ufffd" * 30_000])
+def test_a_hundred_kilobytes_of_reply_end_no_run(reply: str) -> None:
+    result = ask([search("m: a?"), answer("Lima")], pool(m=reply))
+    assert result["answer"] == "Lima"
+    assert len(result["transcript"][2]["token_ids"]) < 700
+
+
+def test_a_plain_runnable_that_gives_a_string_can_be_asked() -> None:
+    hop = hop_of(RunnableLambda(lambda messages: f"asked: {messages[-1].content}"))
+    assert hop["response"].endswith("Capital of Peru?")
+    assert hop["usage"]["estimated"]
+
+
+def test_parameters_reach_the_model() -> None:
+    sent: list[bytes] = []
+
+    def handler(request: httpx2.Request) -> httpx2.Response:
+        sent.append(request.content)
+        return completion("Lima", prompt_tokens=1, completion_tokens=1, total_tokens=2)
+
+    hop_of(openai_model(handler), params={"max_tokens": 33, "temperature": 0.5})
+    assert b'"temperature":0.5' in sent[0]
+    assert b":33" in sent[0]
