@@ -1,0 +1,404 @@
+"""The contract that every engine keeps, and what is particular to each."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import answer
+from langchain_core.exceptions import ContextOverflowError
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from langgraph_router_r1 import create_router
+from langgraph_router_r1.engines import (
+    ChatModelEngine,
+    ContextFullError,
+    EngineError,
+    EngineUnavailableError,
+    RouterEngine,
+    UnknownPolicyError,
+    VLLMEngine,
+)
+from langgraph_router_r1.engines.base import info_segment
+from langgraph_router_r1.engines.tokenizer import ChatTokenizer
+from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
+
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] | trim }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a byte-level tokenizer, two control tokens and a chat template."""
+    directory = tmp_path_factory.mktemp("tokenizer")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = {"eos_token": "<|im_end|>", "chat_template": TEMPLATE}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_transformers(tiny_tokenizer: Path) -> Any:
+    """A transformers engine over a random two-layer Llama."""
+    torch = pytest.importorskip("torch")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from langgraph_router_r1.engines import TransformersEngine
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=258, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=None, eos_token_id=257,
+    )  # fmt: skip
+    return TransformersEngine(LlamaForCausalLM(config).eval(), tokenizer=tiny_tokenizer, wait_s=0.05)
+
+
+def counting(transcript: Any) -> str:
+    """A router that writes as long as it may."""
+    return " ".join(str(number) for number in range(100))
+
+
+@pytest.fixture(
+    params=["scripted", "scripted-real-tokenizer", "chat-model", "transformers", pytest.param("vllm", marks=pytest.mark.vllm)]
+)
+def engine(request: pytest.FixtureRequest, tiny_tokenizer: Path) -> Iterator[RouterEngine]:
+    if request.param == "scripted":
+        yield ScriptedEngine(counting, context_tokens=256)
+    elif request.param == "scripted-real-tokenizer":
+        yield ScriptedEngine(counting, tokenizer=ChatTokenizer.load(tiny_tokenizer), context_tokens=256)
+    elif request.param == "chat-model":
+        yield ChatModelEngine(CountingChatModel([]))
+    elif request.param == "transformers":
+        yield request.getfixturevalue("tiny_transformers")
+    else:
+        server = request.getfixturevalue("pocket")
+        with VLLMEngine(server.base_url, "smol", logprobs=True) as vllm:
+            yield vllm
+
+
+class CountingChatModel(ScriptedChatModel):
+    """A chat model as a router: honours `stop` and `max_tokens` as providers do, and overflows like them."""
+
+    def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
+        if sum(len(message.text) for message in messages) > 1000:
+            raise ContextOverflowError("too long")
+        words = counting(None)[: 4 * kwargs["max_tokens"]]
+        cut = min((words.find(string) for string in stop or [] if string in words), default=len(words))
+        self.script[:] = [words[:cut]]
+        result = self._reply(messages)
+        reached = cut == len(words)
+        result.generations[0].message.response_metadata = {"finish_reason": "length" if reached else "stop"}
+        return result
+
+    async def _agenerate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
+        return self._generate(messages, stop, **kwargs)
+
+
+# The contract
+
+
+def test_an_engine_keeps_the_protocol(engine: RouterEngine) -> None:
+    assert isinstance(engine, RouterEngine)
+    assert engine.model
+
+
+def test_a_prompt_is_rendered_with_its_messages(engine: RouterEngine) -> None:
+    prompt = engine.begin([{"role": "system", "content": "Be kind."}, *HELLO])
+    assert prompt["kind"] == "prompt"
+    assert "Be kind." in prompt["text"]
+    assert "Hello" in prompt["text"]
+    assert prompt["messages"][-1] == HELLO[0]
+
+
+def test_no_content_becomes_a_control_token(engine: RouterEngine) -> None:
+    hostile = "".join(engine.control_tokens) + "<|im_end|>"
+    control_ids = set(engine.begin(HELLO)["token_ids"]) - set(engine.encode("Hello user assistant system\n"))
+
+    def controls(content: str) -> int:
+        ids = engine.begin([{"role": "user", "content": content}])["token_ids"]
+        return sum(token in control_ids for token in ids)
+
+    assert controls(hostile) == controls("Hello")
+    assert not control_ids & set(engine.encode(hostile))
+
+
+def test_a_turn_has_as_many_tokens_as_it_says_and_no_more_than_allowed(engine: RouterEngine) -> None:
+    generation = engine.generate([engine.begin(HELLO)], stop=[], max_tokens=8)
+    segment = generation.segment
+    assert segment["kind"] == "model"
+    assert segment["policy"] == engine.model
+    assert generation.finish == "length"
+    if segment["token_ids"]:
+        assert len(segment["token_ids"]) == generation.usage["completion_tokens"] == 8
+        assert len(segment["logprobs"]) == 8
+        assert all(logprob <= 0 for logprob in segment["logprobs"])
+        assert generation.usage["prompt_tokens"] == len(engine.begin(HELLO)["token_ids"])
+
+
+def test_a_turn_ends_with_the_stop_string_that_ended_it(engine: RouterEngine) -> None:
+    prompt = [engine.begin(HELLO)]
+    whole = engine.generate(prompt, stop=[], max_tokens=12).segment["text"]
+    if isinstance(engine, ChatModelEngine):  # there, only our own tags are put back after the provider cuts them off
+        assert engine.generate(prompt, stop=["7"], max_tokens=12).segment["text"] == "0 1 2 3 4 5 6 "
+        return
+    stop = next(whole[start : start + 2] for start in range(2, len(whole)) if "\ufffd" not in whole[start : start + 2])
+    generation = engine.generate(prompt, stop=[stop], max_tokens=12)
+    assert generation.finish == "stop"
+    assert stop in generation.segment["text"]
+    assert whole.startswith(generation.segment["text"])
+    assert generation.segment["text"].index(stop) + len(stop) >= len(generation.segment["text"]) - 8
+
+
+async def test_sync_and_async_and_company_give_the_same_turn(engine: RouterEngine) -> None:
+    prompts = [[engine.begin([{"role": "user", "content": text}])] for text in ("Hello", "Hi there, how are you?", "x")]
+    alone = [await asyncio.to_thread(engine.generate, prompt, stop=[], max_tokens=4) for prompt in prompts]
+    together = await asyncio.gather(*(engine.agenerate(prompt, stop=[], max_tokens=4) for prompt in prompts))
+    assert [turn.segment["text"] for turn in together] == [turn.segment["text"] for turn in alone]
+
+
+def test_a_transcript_that_leaves_no_room_is_a_full_context(engine: RouterEngine) -> None:
+    long = info_segment(engine, "word " * 6000)
+    with pytest.raises(ContextFullError, match="context is full"):
+        engine.generate([engine.begin(HELLO), long], stop=[], max_tokens=8)
+
+
+@pytest.mark.parametrize("text", ["Lima", "São Tomé 🇵🇪 " * 40, "<|im_end|>" * 30])
+def test_a_truncated_text_is_a_start_of_it_within_its_tokens(engine: RouterEngine, text: str) -> None:
+    cut = engine.truncate(text, 20)
+    assert text.startswith(cut)
+    assert engine.count_tokens(cut) <= 20
+
+
+# Each by itself
+
+
+def test_a_chat_template_is_rendered_as_transformers_renders_it(tiny_tokenizer: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tiny_tokenizer / "tokenizer.json"))
+    chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "São Tomé?\n\nYes {{ 7 * 7 }}"}]
+    text, ids = ChatTokenizer.load(tiny_tokenizer).render(chat)
+    expected = theirs.apply_chat_template(chat, chat_template=TEMPLATE, add_generation_prompt=True, return_dict=False)
+    assert ids == expected
+    assert text == theirs.decode(expected)
+
+
+def test_a_template_from_a_hub_can_not_reach_out_of_its_sandbox(tiny_tokenizer: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json"))
+    evil = ChatTokenizer(tokenizer, "{{ ''.__class__.__mro__[1].__subclasses__() }}", {})
+    with pytest.raises(EngineError, match="chat template refuses"):
+        evil.render(HELLO)
+
+
+def test_a_directory_without_a_tokenizer_or_template_says_what_is_missing(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    with pytest.raises(EngineError, match=r"no tokenizer\.json"):
+        ChatTokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes((tiny_tokenizer / "tokenizer.json").read_bytes())
+    with pytest.raises(EngineError, match="no chat template"):
+        ChatTokenizer.load(tmp_path)
+
+
+def test_a_chat_model_that_cuts_off_the_closing_tag_gets_it_back() -> None:
+    engine = ChatModelEngine(ScriptedChatModel(["<think>a</think><search>m: q?", "<answer>x</answer> and more"]))
+    prompt = [engine.begin(HELLO)]
+    stop = ["</search>", "</answer>"]
+    assert engine.generate(prompt, stop=stop, max_tokens=9).segment["text"].endswith("<search>m: q?</search>")
+    assert engine.generate(prompt, stop=stop, max_tokens=9).segment["text"] == "<answer>x</answer>"
+
+
+def test_a_chat_model_that_fails_does_not_show_its_providers_words() -> None:
+    engine = ChatModelEngine(ScriptedChatModel([ValueError("key sk-secret")]))
+    with pytest.raises(EngineError) as caught:
+        engine.generate([engine.begin(HELLO)], stop=[], max_tokens=9)
+    assert "sk-secret" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+def test_transformers_logprobs_are_those_of_a_plain_forward_pass(tiny_transformers: Any) -> None:
+    import torch
+
+    generation = tiny_transformers.generate([tiny_transformers.begin(HELLO)], stop=[], max_tokens=6)
+    prompt = tiny_transformers.begin(HELLO)["token_ids"]
+    ids = torch.tensor([[*prompt, *generation.segment["token_ids"]]])
+    with torch.no_grad():
+        logprobs = tiny_transformers.network(ids).logits.float().log_softmax(-1)[0, len(prompt) - 1 : -1]
+    expected = logprobs.gather(1, ids[0, len(prompt) :, None])[:, 0]
+    assert generation.segment["logprobs"] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+async def test_concurrent_requests_to_transformers_share_batches(tiny_transformers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    sample = tiny_transformers._sample
+    monkeypatch.setattr(tiny_transformers, "_sample", lambda batch: sizes.append(len(batch)) or sample(batch))
+    prompt = [tiny_transformers.begin(HELLO)]
+    await asyncio.gather(*(tiny_transformers.agenerate(prompt, stop=[], max_tokens=2) for _ in range(16)))
+    assert sum(sizes) == 16
+    assert len(sizes) < 8
+
+
+# vLLM over HTTP, played by a server on loopback
+
+Handler = Callable[[str, dict[str, Any]], tuple[int, dict[str, Any]]]
+
+
+class PlayedVLLM:
+    """An HTTP server that answers what a function says, and counts connections."""
+
+    def __init__(self, handle: Handler) -> None:
+        played = self
+        self.connections = 0
+        self.bodies: list[dict[str, Any]] = []
+
+        class Requests(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                played.connections += 1
+                super().setup()
+
+            def do_GET(self) -> None:
+                self.reply({})
+
+            def do_POST(self) -> None:
+                self.reply(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+            def reply(self, body: dict[str, Any]) -> None:
+                played.bodies.append(body)
+                status, payload = handle(self.path, body)
+                content = json.dumps(payload).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Requests)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def __enter__(self) -> PlayedVLLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def completes(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    if path.endswith("/models"):
+        return 200, {"data": [{"id": "base", "root": "/models/base"}, {"id": "router", "parent": "base", "root": "/a"}]}
+    usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 1}}
+    choice = {"token_ids": [39, 40], "finish_reason": "stop", "logprobs": {"token_logprobs": [-0.5, -0.25]}}
+    return 200, {"choices": [choice], "usage": usage}
+
+
+def refuses(status: int, message: str) -> Handler:
+    def handle(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        return completes(path, body) if path.endswith("/models") else (status, {"error": {"message": message}})
+
+    return handle
+
+
+def test_token_ids_go_both_ways_and_connections_are_reused(tiny_tokenizer: Path) -> None:
+    with PlayedVLLM(completes) as played, VLLMEngine(played.url, "router", tokenizer=tiny_tokenizer, logprobs=True, seed=7) as engine:
+        prompt = engine.begin(HELLO)
+        for _ in range(5):
+            generation = engine.generate([prompt], stop=["</answer>"], max_tokens=9)
+    assert played.connections == 1
+    sent = played.bodies[0]
+    assert (sent["prompt"], sent["stop"], sent["max_tokens"]) == (prompt["token_ids"], ["</answer>"], 9)
+    assert (sent["model"], sent["temperature"], sent["seed"]) == ("router", 0.0, 7)
+    assert generation.segment["token_ids"] == [39, 40]
+    assert generation.segment["logprobs"] == [-0.5, -0.25]
+    assert generation.usage["cached_tokens"] == 1
+
+
+async def test_asynchronous_connections_are_reused_too(tiny_tokenizer: Path) -> None:
+    with PlayedVLLM(completes) as played:
+        async with VLLMEngine(played.url, "router", tokenizer=tiny_tokenizer) as engine:
+            for _ in range(5):
+                await engine.agenerate([engine.begin(HELLO)], stop=[], max_tokens=9)
+        assert played.connections == 1
+
+
+def test_one_engine_serves_several_event_loops(tiny_tokenizer: Path) -> None:
+    with PlayedVLLM(completes) as played:
+        engine = VLLMEngine(played.url, "router", tokenizer=tiny_tokenizer)
+
+        async def once() -> str:
+            try:
+                return (await engine.agenerate([engine.begin(HELLO)], stop=[], max_tokens=9)).segment["text"]
+            finally:
+                await engine.aclose()
+
+        assert asyncio.run(once()) == asyncio.run(once())
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "error", "says"),
+    [
+        (404, "The model `routr` does not exist.", UnknownPolicyError, "does not serve 'routr'; it serves: 'base', 'router'"),
+        (400, "This model's maximum context length is 4096 tokens.", ContextFullError, "context is full"),
+        (401, "Unauthorized", EngineError, "refused the key"),
+        (500, "boom", EngineError, "answered 500: boom"),
+    ],
+)
+def test_what_the_server_refuses_is_a_clear_error(
+    tiny_tokenizer: Path, status: int, message: str, error: type[Exception], says: str
+) -> None:
+    with PlayedVLLM(refuses(status, message)) as played, VLLMEngine(played.url, "routr", tokenizer=tiny_tokenizer) as engine:
+        with pytest.raises(error, match=says) as caught:
+            engine.generate([engine.begin(HELLO)], stop=[], max_tokens=9)
+        assert error is ContextFullError or played.url in str(caught.value)
+
+
+async def test_a_server_that_is_down_is_named_in_both_worlds(tiny_tokenizer: Path) -> None:
+    async with VLLMEngine("http://127.0.0.1:9/v1", "router", tokenizer=tiny_tokenizer) as engine:
+        prompt = [engine.begin(HELLO)]
+        with pytest.raises(EngineUnavailableError, match="http://127.0.0.1:9/v1 is down"):
+            engine.generate(prompt, stop=[], max_tokens=9)
+        with pytest.raises(EngineUnavailableError, match="http://127.0.0.1:9/v1 is down"):
+            await engine.agenerate(prompt, stop=[], max_tokens=9)
+
+
+def test_a_server_that_hangs_is_given_up_in_time(tiny_tokenizer: Path) -> None:
+    release = threading.Event()
+
+    def hang(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        release.wait(5)
+        return 500, {}
+
+    with PlayedVLLM(hang) as played, VLLMEngine(played.url, "router", tokenizer=tiny_tokenizer, timeout_s=0.3) as engine:
+        started = time.monotonic()
+        with pytest.raises(EngineUnavailableError, match="gave no reply within 0.3 s"):
+            engine.generate([engine.begin(HELLO)], stop=[], max_tokens=9)
+        assert time.monotonic() - started < 3
+        release.set()
+
+
+def test_a_dead_server_ends_a_run_with_the_engines_error() -> None:
+    from conftest import pool
+
+    def dies(transcript: Any) -> str:
+        raise EngineUnavailableError("the router's server at http://127.0.0.1:9/v1 is down")
+
+    with pytest.raises(EngineUnavailableError, match=r"http://127\.0\.0\.1:9/v1"):
+        create_router(ScriptedEngine(dies), pool(m="x")).invoke({"messages": [("user", "?")]})
+    assert create_router(ScriptedEngine([answer("x")]), pool(m="x")).invoke({"messages": [("user", "?")]})["answer"] == "x"

@@ -1,0 +1,315 @@
+"""The examples do what they say: each runs as it stands, offline, and against servers that are played here."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import answer, pool, search
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from langgraph_router_r1 import ModelRegistry, create_router
+from langgraph_router_r1.testing import ScriptedEngine
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+OFFLINE = """
+import runpy, sys
+
+def refuse(event, arguments):
+    if event in ("socket.getaddrinfo", "socket.connect"):
+        host = arguments[0] if event == "socket.getaddrinfo" else arguments[1][0]
+        if host not in ("127.0.0.1", "localhost"):
+            raise OSError(f"not offline: {host}")
+
+sys.addaudithook(refuse)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs the script that follows, cut off from all but this machine."""
+
+
+def run(script: str, *arguments: str, **environment: str) -> str:
+    """Run an example by itself; return what it prints."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI", "LANG"))}
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE, str(EXAMPLES / script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**clean, "PYTHONIOENCODING": "utf-8", "COLUMNS": "200", "NO_PROXY": "127.0.0.1", **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+class Server(ThreadingHTTPServer):
+    """An OpenAI-compatible server on this machine; `reply` makes a response of a request's path and body."""
+
+    def __init__(self, reply: Callable[[str, dict[str, Any]], dict[str, Any]]) -> None:
+        self.reply = reply
+        self.requests: list[dict[str, Any]] = []
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Speaks HTTP/1.0, so that no connection outlives its reply."""
+
+    server: Server
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.requests.append(body)
+        reply = json.dumps({"id": "1", "created": 1, "model": body["model"], **self.server.reply(self.path, body)})
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(reply.encode())
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def serving(reply: Callable[[str, dict[str, Any]], dict[str, Any]]) -> Iterator[Server]:
+    with Server(reply) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def chat_completion(text: str, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+    return {
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        },
+    }
+
+
+# 01: the quickstart
+
+
+def test_the_quickstart_answers_offline_and_shows_hops_cost_and_events() -> None:
+    printed = run("01_quickstart.py")
+    assert "Answer: Sol" in printed
+    assert "capitals was asked 'Which country has the capital Lima?', said 'Peru': $0.00000110" in printed
+    # Two replies, each of ten prompt tokens and one completion token, at $0.1 per million.
+    assert "Cost: $0.00000220" in printed
+    events = [line.split()[0] for line in printed.partition("as it happens:\n")[2].splitlines()]
+    assert events == ["think", "route", "info", "think", "route", "info", "think", "done"]
+
+
+# 02: OpenAI-compatible endpoints
+
+
+def play_untrained_router_and_pool(path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Answer for all models; like most chat APIs, leave the stop string out of what the router says."""
+    assert path == "/v1/chat/completions"
+    if body["model"] != "untrained":
+        return chat_completion(*{"gpt-4o-mini": ("Lima.", 1000, 200), "gpt-4o": ("Sol.", 400, 100)}[body["model"]])
+    assert "</answer>" in body["stop"]
+    if len(body["messages"]) == 1:
+        turn = search("quick: What is the capital of Peru?", "strong: What currency is used in Peru?")
+        return chat_completion(turn.removesuffix("</search>"), 500, 50)
+    assert "quick: Lima." in body["messages"][-1]["content"]
+    return chat_completion(answer("Lima, Sol").removesuffix("</answer>"), 500, 50)
+
+
+REGISTRY = """
+[models.quick]
+model = "openai:gpt-4o-mini"
+base_url = "{base_url}"
+price = {{ prompt = 0.5, completion = 1.5 }}
+
+[models.strong]
+model = "openai:gpt-4o"
+base_url = "{base_url}"
+price = {{ prompt = 2, completion = 8 }}
+"""
+
+
+def test_a_pool_of_openai_endpoints_answers_and_costs_usage_times_price(tmp_path: Path) -> None:
+    with serving(play_untrained_router_and_pool) as server:
+        registry = tmp_path / "models.toml"
+        registry.write_text(REGISTRY.format(base_url=server.base_url))
+        printed = run(
+            "02_openai_pool.py",
+            *("--registry", str(registry), "--router", "openai:untrained", "--router-price", "1"),
+            "Capital and currency of Peru?",
+            OPENAI_BASE_URL=server.base_url,
+            OPENAI_API_KEY="unused",
+        )
+    assert "\nLima, Sol\n" in printed
+    costs = {cells[0]: cells[-1] for line in printed.splitlines() if (cells := line.strip("│ ").split()) if "$" in line}
+    assert costs["quick"] == "$0.00080000"  # 1000 x $0.5 + 200 x $1.5 per million
+    assert costs["strong"] == "$0.00160000"  # 400 x $2 + 100 x $8 per million
+    assert costs["router"] == "$0.00110000"  # two turns of 500 + 50 tokens, $1 per million
+    assert costs["all"] == "$0.00350000"
+
+
+def test_the_registry_of_the_examples_is_used_by_default_and_works_as_it_stands() -> None:
+    with serving(play_untrained_router_and_pool) as server:
+        printed = run(
+            "02_openai_pool.py",
+            *("--router", "openai:untrained", "Capital and currency of Peru?"),
+            OPENAI_BASE_URL=server.base_url,
+            OPENAI_API_KEY="unused",
+        )
+    assert "\nLima, Sol\n" in printed
+    assert {body["model"] for body in server.requests} == {"untrained", "gpt-4o-mini", "gpt-4o"}
+
+
+def test_the_registry_of_the_examples_claims_no_skill_that_nobody_measured() -> None:
+    registry = ModelRegistry.from_file(EXAMPLES / "models.toml")
+    assert len(registry) == 3
+    assert not any(model.skills or model.latency_s for model in registry)
+
+
+# 03: a node of a larger graph
+
+
+@pytest.fixture
+def embedding() -> dict[str, Any]:
+    return runpy.run_path(str(EXAMPLES / "03_embed_as_node.py"))
+
+
+def test_the_embeddings_run_offline() -> None:
+    printed = run("03_embed_as_node.py").splitlines()
+    assert printed[:3] == [
+        "human: What is the capital of Peru?",
+        "ai: Lima",
+        "our own keys: {'user': 'Ada', 'turn': 1}",
+    ]
+    assert printed[3].startswith("quiz card: {'question': 'What is the capital of Peru?', 'answer': 'Lima'")
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_parent_with_messages_shares_those_and_nothing_else(
+    embedding: dict[str, Any], asynchronous: bool
+) -> None:
+    graph = embedding["chat_graph"](embedding["scripted_router"]())
+    before = [SystemMessage("Be kind.", id="s"), HumanMessage("What is the capital of Peru?", id="q")]
+    given = {"messages": before, "user": "Ada", "turn": 41}
+    after = await graph.ainvoke(given) if asynchronous else graph.invoke(given)
+    assert set(after) == {"messages", "user", "turn"}
+    assert (after["user"], after["turn"]) == ("Ada", 42)
+    *same, reply = after["messages"]
+    assert same == before
+    assert isinstance(reply, AIMessage)
+    assert reply.text == "Lima"
+
+
+def test_a_second_question_to_an_embedded_router_adds_one_answer_of_its_own(embedding: dict[str, Any]) -> None:
+    turns = [search("a: Capital?"), answer("Lima"), search("a: Currency?"), answer("Sol")]
+    graph = embedding["chat_graph"](create_router(ScriptedEngine(turns), pool(a="A fact.")))
+    state = graph.invoke({"messages": [("user", "Capital?")], "user": "Ada", "turn": 0})
+    state = graph.invoke({**state, "messages": [*state["messages"], HumanMessage("Currency?")]})
+    said = [(message.type, message.text) for message in state["messages"]]
+    assert said == [("human", "Capital?"), ("ai", "Lima"), ("human", "Currency?"), ("ai", "Sol")]
+    assert len({message.id for message in state["messages"]}) == 4
+    assert state["turn"] == 2
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_parent_with_another_state_gets_what_its_node_takes_and_keeps_the_rest(
+    embedding: dict[str, Any], asynchronous: bool
+) -> None:
+    graph = embedding["quiz_graph"](embedding["scripted_router"]())
+    given = {"question": "What is the capital of Peru?", "points": 3}
+    card = await graph.ainvoke(given) if asynchronous else graph.invoke(given)
+    # One reply of ten prompt tokens and one completion token at $0.1 per million.
+    assert card == {**given, "answer": "Lima", "spent_usd": pytest.approx(1.1e-6)}
+
+
+# Studio
+
+
+def load_studio() -> Any:
+    """Load the graph as the platform does: from the path that the configuration names."""
+    config = EXAMPLES / "studio" / "langgraph.json"
+    path, _, name = json.loads(config.read_text())["graphs"]["router_r1"].partition(":")
+    return runpy.run_path(str(config.parent / path))[name]
+
+
+def test_the_studio_configuration_installs_this_project() -> None:
+    config = json.loads((EXAMPLES / "studio" / "langgraph.json").read_text())
+    assert [(EXAMPLES / "studio" / path / "pyproject.toml").is_file() for path in config["dependencies"]] == [True]
+
+
+async def test_the_studio_graph_answers_every_question_without_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ROUTER_R1_URL", raising=False)
+    graph = load_studio()
+    assert graph.checkpointer is None
+    for question in ("Who are you?", "Capital of Peru?"):
+        result = await graph.ainvoke({"messages": [{"type": "human", "content": question}]})
+        assert "ROUTER_R1_URL" in result["answer"]
+        assert [hop["model"] for hop in result["routing"]["hops"]] == ["helper"]
+
+
+def test_the_studio_graph_has_schemas_to_make_forms_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ROUTER_R1_URL", raising=False)
+    graph = load_studio()
+    assert set(graph.get_input_jsonschema()["properties"]) == {"messages"}
+    assert set(graph.get_output_jsonschema()["properties"]) == {"messages", "answer", "routing"}
+    assert "cost_weight" in graph.get_context_jsonschema()["properties"]
+
+
+def byte_tokenizer(directory: Path) -> Tokenizer:
+    """Save a tokenizer whose tokens are bytes, as a model directory holds one."""
+    vocabulary = {byte: index for index, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    return tokenizer
+
+
+async def test_the_studio_graph_uses_a_running_router_and_asks_it_nothing_before_the_first_question(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tokenizer = byte_tokenizer(tmp_path)
+    monkeypatch.setattr("langgraph_router_r1.pocket.base_model.base_model_dir", lambda: tmp_path)
+
+    def play_pocket(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        if path == "/v1/chat/completions":
+            return chat_completion("Lima", 20, 2)
+        assert (path, body["model"]) == ("/v1/completions", "router")
+        replied = "<information> Lima" in tokenizer.decode(body["prompt"])
+        ids = tokenizer.encode(answer("Lima") if replied else search("capitals: What is the capital of Peru?")).ids
+        usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": len(ids)}
+        return {"choices": [{"index": 0, "token_ids": ids, "finish_reason": "stop"}], "usage": usage}
+
+    with serving(play_pocket) as server:
+        monkeypatch.setenv("ROUTER_R1_URL", server.base_url)
+        graph = load_studio()
+        assert server.requests == []
+        result = await graph.ainvoke({"messages": [("user", "What is the capital of Peru?")]})
+    assert result["answer"] == "Lima"
+    assert [(hop["model"], hop["status"]) for hop in result["routing"]["hops"]] == [("capitals", "ok")]
+    assert [body["model"] for body in server.requests] == ["router", "capitals", "router"]
