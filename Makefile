@@ -1,6 +1,6 @@
 # Everything runs from a fresh machine: Python 3.11+ and make are enough.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint type format bench clean train-pocket
+.PHONY: help demo test test-fast lint type format bench constraints train-pocket clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -43,6 +43,11 @@ format: $(VENV)/.installed  ## Mend what can be mended
 
 bench: $(VENV)/.installed  ## Measure the graph's overhead and the import time
 	$(BIN)/python benchmarks/overhead.py
+
+constraints: $(VENV)/.installed  ## Pin anew what is tested together
+	$(BIN)/uv pip compile --quiet --upgrade --extra train --group dev --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-find-links pyproject.toml --output-file build/constraints.txt
+	(head -1 constraints.txt; sed 's/+cpu//' build/constraints.txt) > build/pinned.txt && mv build/pinned.txt constraints.txt
 
 train-pocket: $(VENV)/.installed  ## Make the pocket pool's adapters from nothing (about two hours)
 	training/runs/pocket_sft.sh

@@ -5,7 +5,9 @@
 
 Who routes is up to `--router`: a chat model that was not trained for it, or a trained router on a vLLM server:
 
-    python examples/02_openai_pool.py --router http://127.0.0.1:8000/v1 --model router "..."
+    python examples/02_openai_pool.py --router http://127.0.0.1:8000/v1 --model router --router-price 0 "..."
+
+Not run here with real endpoints: the tests play them.
 """
 
 import argparse
@@ -25,7 +27,8 @@ def main() -> None:
     parser.add_argument("--registry", type=Path, default=Path(__file__).parent / "models.toml", help="the models")
     parser.add_argument("--router", default="openai:gpt-4o-mini", help="address of a vLLM, or a chat model's name")
     parser.add_argument("--model", default="router", help="the router's name on its vLLM")
-    parser.add_argument("--router-price", type=float, default=0.0, help="what it costs, in dollars per million tokens")
+    # The router is a model that costs money too; what gpt-4o-mini writes has this list price, what it reads less.
+    parser.add_argument("--router-price", type=float, default=0.6, help="dollars per million of the router's tokens")
     options = parser.parse_args()
 
     registry = ModelRegistry.from_file(options.registry)

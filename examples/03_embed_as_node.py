@@ -2,7 +2,8 @@
 
     python examples/03_embed_as_node.py
 
-Your state has `messages`: add the compiled router as a node; `messages` is all that the two share.
+Your state has `messages`: add the compiled router as a node; `messages` is all that the two share
+(unless you also ask for its `answer` or `routing` by having keys of these names).
 Your state has other keys: write a node that calls the router, and say there what is what.
 """
 

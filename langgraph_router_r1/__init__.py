@@ -8,6 +8,7 @@ result = router.invoke({"messages": [("user", "Who wrote the novel that Blade Ru
 result["messages"][-1].content, result["routing"]["cost_usd"]
 """
 
+from langgraph_router_r1.chat_model import ChatRouterR1
 from langgraph_router_r1.graph import build_router, create_router
 from langgraph_router_r1.ledger import Price
 from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry, RegistryError, UnknownModelError
@@ -25,6 +26,7 @@ from langgraph_router_r1.state import (
 )
 
 __all__ = [
+    "ChatRouterR1",
     "DoneEvent",
     "Hop",
     "InfoEvent",

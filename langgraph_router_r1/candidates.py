@@ -27,7 +27,8 @@ from langchain_core.exceptions import (
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.rate_limiters import InMemoryRateLimiter
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig
+from typing_extensions import override
 
 from langgraph_router_r1.ledger import NO_USAGE, Usage, cost, worst_case
 from langgraph_router_r1.prompts import CALL_PROMPT
@@ -76,6 +77,7 @@ class Candidates:
         self.registry = registry
         self._count_tokens = count_tokens
         self._legs: dict[str, Runnable[Any, tuple[str, AIMessage]]] = {}
+        self._runnables: dict[str, Runnable[Any, tuple[str, AIMessage]]] = {}
         self._limiters = {
             model.name: InMemoryRateLimiter(requests_per_second=model.requests_per_second, max_bucket_size=1)
             for model in registry
@@ -122,7 +124,8 @@ class Candidates:
         model = self.registry[call["model"]]
         started = time.perf_counter()
         try:
-            runnable = self._runnable(model)
+            # Building a client imports its package and reads certificates: not on the event loop.
+            runnable = self._runnables.get(model.name) or await asyncio.to_thread(self._runnable, model)
             if limiter := self._limiters.get(model.name):
                 await limiter.aacquire()
             started = time.perf_counter()
@@ -133,13 +136,16 @@ class Candidates:
         return self._replied(call, answered_by, reply, time.perf_counter() - started)
 
     def _runnable(self, model: ModelDescriptor) -> Runnable[Any, tuple[str, AIMessage]]:
-        first, *others = (self._leg(self.registry[name]) for name in (model.name, *model.fallbacks))
-        return first.with_fallbacks(others) if others else first
+        """Return the model with its fallbacks behind it."""
+        if model.name not in self._runnables:
+            first, *others = (self._leg(self.registry[name]) for name in (model.name, *model.fallbacks))
+            self._runnables[model.name] = first.with_fallbacks(others) if others else first
+        return self._runnables[model.name]
 
     def _leg(self, model: ModelDescriptor) -> Runnable[Any, tuple[str, AIMessage]]:
         """Return the model alone, giving its name with its reply, so that the one that answered is billed."""
         if model.name not in self._legs:
-            self._legs[model.name] = build_model(model) | RunnableLambda(functools.partial(_signed, model.name))
+            self._legs[model.name] = _Leg(model.name, build_model(model))
         return self._legs[model.name]
 
     def _replied(self, call: RouterCall, answered_by: str, reply: AIMessage, latency_s: float) -> Hop:
@@ -175,6 +181,21 @@ class Candidates:
             "completion_tokens": reported["output_tokens"],
             "estimated": False,
         }, dict(reported).get("total_cost") == 0
+
+
+class _Leg(Runnable[Any, tuple[str, AIMessage]]):
+    """A model that gives its name with its reply."""
+
+    def __init__(self, name: str, model: Runnable[Any, Any]) -> None:
+        self._model_name, self._model = name, model
+
+    @override
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> tuple[str, AIMessage]:
+        return _signed(self._model_name, self._model.invoke(input, config, **kwargs))
+
+    @override
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> tuple[str, AIMessage]:
+        return _signed(self._model_name, await self._model.ainvoke(input, config, **kwargs))
 
 
 def build_model(model: ModelDescriptor) -> Runnable[Any, Any]:

@@ -8,12 +8,12 @@ side by side and each finished one is in the checkpoint by itself; `answer` writ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from langchain_core.messages import AIMessage
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.cache.base import BaseCache
 from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, StateGraph
@@ -21,11 +21,12 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import get_runtime
 from langgraph.store.base import BaseStore
 from langgraph.types import All, Checkpointer, Command, Overwrite, Send
+from typing_extensions import override
 
 from langgraph_router_r1 import protocol
 from langgraph_router_r1.candidates import Candidates
 from langgraph_router_r1.engines.base import ContextFullError, Generation, RouterEngine, info_segment
-from langgraph_router_r1.ledger import FREE, PER_MILLION, Price, add_usage, affordable, cost, worst_case
+from langgraph_router_r1.ledger import FREE, PER_MILLION, Price, PriceLike, add_usage, affordable, cost, worst_case
 from langgraph_router_r1.prompts import RouterPrompt, last_question
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.state import (
@@ -123,6 +124,7 @@ class _Machine:
         return self._decide(state, turn, generation)
 
     async def athink(self, state: RouterState) -> Next:
+        await self.engine.aload()
         turn = self._prepare(state)
         if turn.max_tokens < 1:
             return self._finish(state, turn, "budget_exhausted")
@@ -282,6 +284,9 @@ class _Machine:
         # Without the mark of an open run, the same question asked again is a new run.
         return {"messages": [message], "answer": answer, "routing": routing, "question_id": None}
 
+    async def aanswer(self, state: RouterState) -> dict[str, Any]:
+        return self.answer(state)
+
     def _account(self, state: RouterState) -> Routing:
         hops = sorted(state.get("hops", []), key=lambda hop: (hop["turn"], hop["index"]))
         by_model: dict[str, ModelBill] = {}
@@ -392,7 +397,7 @@ def build_router(
     prompt: RouterPrompt | None = None,
     max_tokens: int = 1024,
     max_info_tokens: int = 600,
-    router_price: Price | float | str = "free",
+    router_price: PriceLike = "free",
 ) -> StateGraph[RouterState, RouterContext, RouterInput, RouterOutput]:
     """Return the graph, not compiled, for those who add to it.
 
@@ -428,13 +433,9 @@ def build_router(
         router_price=Price.parse(router_price),
     )
     graph = StateGraph(RouterState, context_schema=RouterContext, input_schema=RouterInput, output_schema=RouterOutput)
-    graph.add_node(
-        "think",
-        RunnableLambda(machine.think, afunc=machine.athink, name="think"),
-        destinations=("route", "think", "answer"),
-    )
-    graph.add_node("route", RunnableLambda(machine.route, afunc=machine.aroute, name="route"), input_schema=RouterCall)
-    graph.add_node("answer", machine.answer)
+    graph.add_node("think", _Node(machine.think, machine.athink), destinations=("route", "think", "answer"))
+    graph.add_node("route", _Node(machine.route, machine.aroute), input_schema=RouterCall)
+    graph.add_node("answer", _Node(machine.answer, machine.aanswer))
     graph.add_edge(START, "think")
     graph.add_edge("route", "think")
     graph.add_edge("answer", END)
@@ -452,7 +453,7 @@ def create_router(
     prompt: RouterPrompt | None = None,
     max_tokens: int = 1024,
     max_info_tokens: int = 600,
-    router_price: Price | float | str = "free",
+    router_price: PriceLike = "free",
     checkpointer: Checkpointer = None,
     store: BaseStore | None = None,
     cache: BaseCache[Any] | None = None,
@@ -496,6 +497,24 @@ def create_router(
         debug=debug,
         name=name,
     )
+
+
+class _Node(Runnable[Any, Any]):
+    """A node with a blocking and an asynchronous body, and nothing around them.
+
+    `RunnableLambda` would trace each node a second time and read its signature on every call.
+    """
+
+    def __init__(self, body: Callable[[Any], Any], abody: Callable[[Any], Awaitable[Any]]) -> None:
+        self._body, self._abody = body, abody
+
+    @override
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return self._body(input)
+
+    @override
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return await self._abody(input)
 
 
 def _stop(routing: bool) -> list[str]:

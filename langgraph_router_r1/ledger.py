@@ -85,6 +85,9 @@ class Price:
         return f"${self.prompt:g}/M in, ${self.completion:g}/M out"
 
 
+PriceLike = Price | float | str | Mapping[str, float]
+"""The forms that `Price.parse` reads."""
+
 FREE = Price(0.0, 0.0)
 
 

@@ -14,13 +14,13 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
 from langchain_core.runnables import Runnable
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from langgraph_router_r1.ledger import Price
+from langgraph_router_r1.ledger import Price, PriceLike
 from langgraph_router_r1.protocol import fold, neutralise
 
 DEFAULT_MAX_TOKENS = 512
@@ -74,6 +74,10 @@ class ModelDescriptor(BaseModel):
     requests_per_second: float | None = Field(default=None, gt=0)
     fallbacks: tuple[str, ...] = ()
     """Models of the same registry to ask, in this order, when this one fails; the one that answers is billed."""
+
+    if TYPE_CHECKING:
+        # The forms that a price may be written in are wider than what it becomes.
+        def __init__(self, *, name: str, model: Any, price: PriceLike, **fields: Any) -> None: ...
 
     @field_validator("name")
     @classmethod

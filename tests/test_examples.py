@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import runpy
@@ -16,10 +17,12 @@ from typing import Any
 
 import pytest
 from conftest import answer, pool, search
+from langchain.chat_models import init_chat_model
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from langgraph_router_r1 import ModelRegistry, create_router
+from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.testing import ScriptedEngine
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -290,11 +293,25 @@ def byte_tokenizer(directory: Path) -> Tokenizer:
     return tokenizer
 
 
-async def test_the_studio_graph_uses_a_running_router_and_asks_it_nothing_before_the_first_question(
+def off_the_event_loop(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that fails when it is called in the event loop's own thread, as `langgraph dev` makes it."""
+
+    def checked(*arguments: Any, **options: Any) -> Any:
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        return function(*arguments, **options)
+
+    return checked
+
+
+async def test_the_studio_graph_uses_a_running_router_and_neither_blocks_nor_asks_it_before_the_first_question(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tokenizer = byte_tokenizer(tmp_path)
     monkeypatch.setattr("langgraph_router_r1.pocket.base_model.base_model_dir", lambda: tmp_path)
+    # The two things that read files.
+    monkeypatch.setattr("langchain.chat_models.init_chat_model", off_the_event_loop(init_chat_model))
+    monkeypatch.setattr(ChatTokenizer, "load", off_the_event_loop(ChatTokenizer.load))
 
     def play_pocket(path: str, body: dict[str, Any]) -> dict[str, Any]:
         if path == "/v1/chat/completions":
@@ -307,7 +324,7 @@ async def test_the_studio_graph_uses_a_running_router_and_asks_it_nothing_before
 
     with serving(play_pocket) as server:
         monkeypatch.setenv("ROUTER_R1_URL", server.base_url)
-        graph = load_studio()
+        graph = await asyncio.to_thread(load_studio)
         assert server.requests == []
         result = await graph.ainvoke({"messages": [("user", "What is the capital of Peru?")]})
     assert result["answer"] == "Lima"

@@ -388,10 +388,12 @@ def test_a_routed_call_that_was_paid_for_is_never_paid_again_after_a_crash(tmp_p
 
         def write(transcript):
             models = sum(segment["kind"] == "model" for segment in transcript)
-            return ["<think>a</think><search>first: a?\\nlast: b?</search>", "<think>b</think><answer>done</answer>"][models]
+            turns = ["<think>a</think><search>first: a?\\nlast: b?</search>", "<think>b</think><answer>done</answer>"]
+            return turns[models]
 
         with SqliteSaver.from_conn_string(f"{folder}/checkpoints.sqlite") as saver:
-            router = create_router(ScriptedEngine(write), ModelRegistry([model("first"), model("last")]), checkpointer=saver)
+            registry = ModelRegistry([model("first"), model("last")])
+            router = create_router(ScriptedEngine(write), registry, checkpointer=saver)
             config = {"configurable": {"thread_id": "1"}}
             result = router.invoke({"messages": [("user", "?")]} if crash else None, config)
             print(result["answer"], len(result["routing"]["hops"]), result["routing"]["cost_usd"] > 0)

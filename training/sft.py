@@ -16,6 +16,9 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+PIECE = 4
+"""Sequences in one forward and backward pass."""
+
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -47,7 +50,8 @@ class _MaskedSFTTrainer(SFTTrainer):  # type: ignore[misc]
         targets = inputs["labels"][:, 1:]
         learned = targets != -100
         logits = causal_lm.lm_head(hidden[:, :-1][learned]).float()
-        return torch.nn.functional.cross_entropy(logits, targets[learned])
+        # Divided by the learned tokens of the whole batch, however many pieces it is computed in.
+        return torch.nn.functional.cross_entropy(logits, targets[learned], reduction="sum") / num_items_in_batch
 
 
 def train_adapter(
@@ -67,10 +71,8 @@ def train_adapter(
     size that matter here would round to nothing.
     """
     torch.manual_seed(seed)
-    # On a CPU, flash attention's backward pass is slower than plain matrix products at these lengths.
-    attention = "sdpa" if torch.cuda.is_available() else "eager"
     tokenizer = AutoTokenizer.from_pretrained(base_model)
-    model = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.bfloat16, attn_implementation=attention)
+    model = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.bfloat16)
     trainer = _MaskedSFTTrainer(
         model=model,
         processing_class=tokenizer,
@@ -92,7 +94,9 @@ def train_adapter(
             learning_rate=learning_rate,
             lr_scheduler_type="linear",
             warmup_steps=0.05,
-            per_device_train_batch_size=batch_size,
+            # In pieces of four: a batch of long transcripts at once takes memory that a laptop does not have.
+            per_device_train_batch_size=min(batch_size, PIECE),
+            gradient_accumulation_steps=max(batch_size // PIECE, 1),
             train_sampling_strategy="group_by_length",
             logging_steps=20,
             save_strategy="no",

@@ -20,12 +20,7 @@ from langgraph_router_r1.transcript import Segment
 
 def pocket(url: str) -> tuple[RouterEngine, ModelRegistry]:
     """Return the pocket router and its pool, both at this address."""
-    from langgraph_router_r1.pocket.base_model import base_model_dir
-
-    # Left to itself, the engine asks the server for its tokenizer at the first question, and blocks the event loop.
-    engine = VLLMEngine(url, model=ROUTER_NAME, tokenizer=base_model_dir())
-    engine.tokenizer  # noqa: B018 - loads it
-    return engine, pocket_registry(url)
+    return VLLMEngine(url, model=ROUTER_NAME), pocket_registry(url)
 
 
 def scripted() -> tuple[RouterEngine, ModelRegistry]:

@@ -49,6 +49,9 @@ class RouterEngine(Protocol):
     def control_tokens(self) -> Collection[str]:
         """The tokenizer's control tokens, as they would look in somebody's text."""
 
+    async def aload(self) -> None:
+        """Load what the first turn needs, off the event loop; at once when it is loaded. Called before each turn."""
+
     def begin(self, messages: Sequence[Mapping[str, str]]) -> Segment:
         """Render the chat template, once, up to where the router starts to write. Contents become plain characters."""
 

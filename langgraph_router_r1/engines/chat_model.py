@@ -30,6 +30,9 @@ class ChatModelEngine:
         self.chat_model = chat_model
         self.model = model or str(getattr(chat_model, "model_name", None) or chat_model.get_name())
 
+    async def aload(self) -> None:
+        """See `RouterEngine.aload`; there is nothing to load."""
+
     def begin(self, messages: Sequence[Mapping[str, str]]) -> Segment:
         """See `RouterEngine.begin`."""
         text = "\n\n".join(message["content"] for message in messages)

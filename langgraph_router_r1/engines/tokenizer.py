@@ -166,6 +166,9 @@ class TokenEngine:
 
     tokenizer: Tokenizer
 
+    async def aload(self) -> None:
+        """See `RouterEngine.aload`; here, the tokenizer is there from the start."""
+
     @property
     def control_tokens(self) -> Collection[str]:
         """See `RouterEngine.control_tokens`."""

@@ -83,6 +83,11 @@ class VLLMEngine(TokenEngine):
             return source
         return ChatTokenizer.load(source or self._served_source())
 
+    async def aload(self) -> None:
+        """See `RouterEngine.aload`."""
+        if "tokenizer" not in vars(self):
+            await asyncio.to_thread(lambda: self.tokenizer)
+
     def served_models(self) -> list[str]:
         """Return the names that the server serves.
 

@@ -1,0 +1,68 @@
+"""The router as a chat model: for everything that takes a LangChain `BaseChatModel`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langgraph.graph.state import CompiledStateGraph
+from pydantic import ConfigDict
+
+from langgraph_router_r1.state import RouterContext, RouterInput, RouterOutput, RouterState
+
+
+class ChatRouterR1(BaseChatModel):
+    """A compiled router behind LangChain's chat model interface.
+
+    The account of the run is in the message's `response_metadata["routing"]`. The message carries no
+    `usage_metadata`: the models that were asked report their own, and money is counted once.
+
+    Example:
+        >>> from langgraph_router_r1 import ChatRouterR1, ModelDescriptor, ModelRegistry, create_router
+        >>> from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
+        >>> pool = ModelRegistry([ModelDescriptor(name="small", model=ScriptedChatModel(["Lima"]), price="free")])
+        >>> router = create_router(ScriptedEngine(["<think> easy </think><answer> Lima </answer>"]), pool)
+        >>> ChatRouterR1(router=router).invoke("What is the capital of Peru?").content
+        'Lima'
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    router: CompiledStateGraph[RouterState, RouterContext, RouterInput, RouterOutput]
+    """What `create_router` returns, without a checkpointer: a chat model is given the whole conversation each time."""
+
+    context: RouterContext | None = None
+    """Overrides for every run, as for `invoke(..., context=...)`."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "router-r1"
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        config: Any = {"callbacks": run_manager.get_child() if run_manager else None}
+        return _result(self.router.invoke({"messages": list(messages)}, config, context=self.context))
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        config: Any = {"callbacks": run_manager.get_child() if run_manager else None}
+        return _result(await self.router.ainvoke({"messages": list(messages)}, config, context=self.context))
+
+
+def _result(output: dict[str, Any]) -> ChatResult:
+    message = output["messages"][-1]
+    message.response_metadata = {**message.response_metadata, "routing": output["routing"], "model_name": "router-r1"}
+    return ChatResult(generations=[ChatGeneration(message=message)])

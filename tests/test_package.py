@@ -1,0 +1,95 @@
+"""What users install and import: a light package, a wheel that works, documents whose commands exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import langgraph_router_r1
+import langgraph_router_r1.engines
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    heavy = ("torch", "transformers", "vllm", "openai", "langchain_openai", "datasets", "sklearn")
+    code = f"import sys, langgraph_router_r1; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_the_public_names_are_these() -> None:
+    assert set(langgraph_router_r1.__all__) == {
+        "build_router", "create_router", "ChatRouterR1",
+        "ModelRegistry", "ModelDescriptor", "Price", "RegistryError", "UnknownModelError",
+        "RouterContext", "RouterInput", "RouterOutput", "RouterState", "Hop",
+        "RouterEvent", "ThinkEvent", "RouteEvent", "InfoEvent", "DoneEvent",
+    }  # fmt: skip
+    for name in langgraph_router_r1.__all__:
+        assert getattr(langgraph_router_r1, name).__doc__ or name == "RouterEvent"
+    assert langgraph_router_r1.engines.VLLMEngine.__name__ == "VLLMEngine"
+    with pytest.raises(AttributeError, match="NoEngine"):
+        langgraph_router_r1.engines.NoEngine  # noqa: B018 - looking it up is what fails
+
+
+def test_rooms_do_not_import_upwards() -> None:
+    """`state, protocol, transcript, registry, ledger` know nothing of what runs them; nothing knows `training`."""
+    package = ROOT / "langgraph_router_r1"
+    low = ("state", "protocol", "transcript", "registry", "ledger")
+    for name in low:
+        imported = re.findall(r"from langgraph_router_r1\.?(\w*)", (package / f"{name}.py").read_text())
+        assert set(imported) <= set(low), name
+    for path in package.rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) training", path.read_text(), re.MULTILINE), path
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"`?make ([a-z-]+)", readme):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for path in re.findall(r"(?:training|examples|benchmarks|docs)/[\w/.-]+\.\w+", readme):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_wheel_holds_the_package_only_and_works_in_an_empty_environment(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "uv", "build", "--wheel", "--out-dir", str(tmp_path), str(ROOT)]
+    built = subprocess.run(build, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    wheel = next(tmp_path.glob("*.whl"))
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert tops == {"langgraph_router_r1", f"langgraph_router_r1-{version}.dist-info"}
+    for needed in ("py.typed", "pocket/pool.toml", "pocket/adapters/router/adapter_model.safetensors"):
+        assert f"langgraph_router_r1/{needed}" in names
+
+    venv.create(tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", str(python), str(wheel)]
+    installed = subprocess.run(
+        [*install, "--constraint", str(ROOT / "constraints.txt")], capture_output=True, text=True
+    )
+    assert installed.returncode == 0, installed.stderr
+    code = (
+        "from langgraph_router_r1 import *\nfrom langgraph_router_r1.testing import *\n"
+        "pool = ModelRegistry([ModelDescriptor(name='m', model=ScriptedChatModel(['x']), price='free')])\n"
+        "router = create_router(ScriptedEngine(['<think>a</think><answer>Lima</answer>']), pool)\n"
+        "print(router.invoke({'messages': [('user', '?')]})['answer'])"
+    )
+    ran = subprocess.run([str(python), "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert ran.stdout.strip() == "Lima", ran.stderr
+
+
+def test_all_adapters_together_stay_small() -> None:
+    adapters = ROOT / "langgraph_router_r1" / "pocket" / "adapters"
+    assert {path.name for path in adapters.iterdir()} == {
+        "capitals", "currencies", "dialling-codes", "internet-domains", "generalist", "router",
+    }  # fmt: skip
+    assert sum(path.stat().st_size for path in adapters.rglob("*") if path.is_file()) <= 32_000_000

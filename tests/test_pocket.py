@@ -1,0 +1,183 @@
+"""The pocket pool: its world, and the whole of it on a real vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from langgraph_router_r1 import ModelDescriptor, create_router, protocol
+from langgraph_router_r1.engines import EngineUnavailableError, VLLMEngine
+from langgraph_router_r1.evaluation.metrics import exact_match
+from langgraph_router_r1.pocket import ROUTER_NAME, pocket_registry, pocket_router, pocket_server
+from langgraph_router_r1.pocket.world import countries, questions
+from langgraph_router_r1.transcript import sampled_mask, token_ids
+
+EVERYTHING = ["messages", "answer", "routing", "transcript"]
+
+
+# The world
+
+
+def test_every_question_has_one_answer_and_its_own_id() -> None:
+    every = list(questions(countries()))
+    assert len({question.text for question in every}) == len({question.id for question in every}) == len(every)
+    assert Counter(question.hops for question in every) == {"one-hop": 2064, "reversed": 1032, "two-hop": 6192}
+
+
+def test_countries_are_split_and_their_questions_with_them() -> None:
+    splits = {split: {country.iso for country in countries(split)} for split in ("train", "validation", "test")}
+    assert sum(len(isos) for isos in splits.values()) == len(countries()) == 172
+    assert not splits["train"] & splits["test"]
+    asked_in_training = {question.text for question in questions(countries("train"))}
+    assert not asked_in_training & {question.text for question in questions(countries("test"))}
+
+
+def test_facts_are_those_of_the_source() -> None:
+    peru = next(country for country in countries() if country.iso == "PE")
+    assert (peru.name, peru.capital, peru.currency, peru.dialling_code, peru.domain) == (
+        "Peru",
+        "Lima",
+        "Sol",
+        "+51",
+        ".pe",
+    )
+
+
+def test_descriptors_carry_prices_and_measured_figures() -> None:
+    registry = pocket_registry("http://127.0.0.1/v1")
+    assert [(model.name, model.price.prompt, model.price.completion) for model in registry] == [
+        ("smol", 0.01, 0.01), ("capitals", 0.1, 0.1), ("currencies", 0.1, 0.1), ("dialling-codes", 0.1, 0.1),
+        ("internet-domains", 0.1, 0.1), ("generalist", 1.0, 1.0),
+    ]  # fmt: skip
+    assert all(model.skills and model.latency_s for model in registry)
+
+
+# On a real vLLM
+
+
+@pytest.mark.vllm
+async def test_the_router_answers_questions_about_countries_it_never_saw(pocket: Any) -> None:
+    chosen = random.Random(1).sample(list(questions(countries("test"))), 40)
+    router = pocket_router(pocket.base_url)
+    gate = asyncio.Semaphore(20)
+
+    async def run(text: str) -> Any:
+        async with gate:
+            return await router.ainvoke({"messages": [("user", text)]}, output_keys=EVERYTHING)
+
+    results = await asyncio.gather(*(run(question.text) for question in chosen))
+    right = [exact_match(result["answer"], [question.answer]) for result, question in zip(results, chosen, strict=True)]
+    names = pocket_registry(pocket.base_url).names
+    problems = [
+        protocol.check_format([(s["kind"], s["text"]) for s in result["transcript"]], names) for result in results
+    ]
+    assert sum(right) >= 0.85 * len(chosen)
+    assert sum(problem is None for problem in problems) >= 0.95 * len(chosen)
+    assert all(result["routing"]["turns"] <= 4 for result in results)
+    assert all(result["routing"]["cost_usd"] > 0 for result in results)
+
+
+@pytest.mark.vllm
+def test_two_hop_questions_take_two_routes_and_specialists_know_their_facts(pocket: Any) -> None:
+    result = pocket_router(pocket.base_url).invoke(
+        {"messages": [("user", "What currency is used in the country whose capital is Lima?")]}
+    )
+    assert [hop["model"] for hop in result["routing"]["hops"]] == ["capitals", "currencies"]
+    assert result["answer"] == "Sol"
+
+
+@pytest.mark.vllm
+def test_tokens_of_a_real_run_align_and_the_prefix_cache_hits(pocket: Any) -> None:
+    prompts: list[list[int]] = []
+
+    class Watching(VLLMEngine):
+        def generate(self, transcript: Any, **options: Any) -> Any:
+            prompts.append(token_ids(transcript))
+            return super().generate(transcript, **options)
+
+    engine = Watching(pocket.base_url, ROUTER_NAME, logprobs=True)
+    router = create_router(engine, pocket_registry(pocket.base_url), max_tokens=256)
+    before = cache_hits(pocket.url)
+    question = "Which dialling code reaches the country whose domain is .pe?"
+    result = router.invoke({"messages": [("user", question)]}, output_keys=EVERYTHING)
+    hits = cache_hits(pocket.url) - before
+    transcript = result["transcript"]
+
+    assert len(prompts) == 3
+    sampled = [segment for segment in transcript if segment["kind"] == "model"]
+    for earlier, later, written in zip(prompts, prompts[1:], sampled, strict=False):
+        assert later[: len(earlier) + len(written["token_ids"])] == earlier + written["token_ids"]
+    assert len(token_ids(transcript)) == len(sampled_mask(transcript))
+    assert all(len(segment["token_ids"]) == len(segment["logprobs"]) for segment in sampled)
+    # Every whole block of 32 tokens of a turn's prompt is found again by the next turn.
+    repeated = sum(len(prompt) // 32 * 32 for prompt in prompts[:-1])
+    assert hits >= repeated
+    assert result["routing"]["router_tokens"]["cached_tokens"] >= repeated
+    engine.close()
+
+
+def cache_hits(url: str) -> float:
+    metrics = httpx.get(f"{url}/metrics").text
+    return sum(float(value) for value in re.findall(r"^vllm:prefix_cache_hits_total\S* (\S+)$", metrics, re.MULTILINE))
+
+
+@pytest.mark.vllm
+def test_killing_the_server_in_mid_run_is_an_engine_error_that_names_it() -> None:
+    with pocket_server() as server:
+
+        def kill(messages: Any) -> str:
+            server.stop()
+            return "Peru"
+
+        from langchain_core.runnables import RunnableLambda
+
+        registry = pocket_registry(server.base_url)
+        for name in registry.names:
+            registry = registry.with_model(ModelDescriptor(name=name, model=RunnableLambda(kill), price="free"))
+        with VLLMEngine(server.base_url, ROUTER_NAME, timeout_s=20) as engine:
+            router = create_router(engine, registry, max_tokens=256)
+            started = time.monotonic()
+            with pytest.raises(EngineUnavailableError, match=re.escape(server.base_url)):
+                router.invoke({"messages": [("user", "What is the capital of Peru?")]})
+            assert time.monotonic() - started < 40
+
+
+# The guard that ends a server with its parent
+
+
+def test_what_a_guard_started_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    script = (
+        "import subprocess, sys, time\n"
+        "guarded = [sys.executable, '-m', 'langgraph_router_r1.serving.guard', 'sh', '-c', 'sleep 300 & echo $! $$; wait']\n"
+        "process = subprocess.Popen(guarded, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)\n"
+        "print(process.stdout.readline(), end='', flush=True)\n"
+        "time.sleep(300)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(pids) == 2
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in pids)
+
+
+def alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
