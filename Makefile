@@ -4,9 +4,9 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
-# Wheels that lie on this machine's disk, for uv as for pip; without any, uv takes PyTorch's builds for the CPU.
-ifdef PIP_FIND_LINKS
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+# PyTorch's build for the CPU: from this machine's disk, when pip is told of wheels there; else uv knows where it is.
+ifneq ($(wildcard $(PIP_FIND_LINKS)/torch-*),)
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 else
 export UV_TORCH_BACKEND ?= cpu

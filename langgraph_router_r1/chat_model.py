@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.callbacks import (
+    AsyncCallbackManager,
+    AsyncCallbackManagerForLLMRun,
+    BaseRunManager,
+    CallbackManager,
+    CallbackManagerForLLMRun,
+)
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import RunnableConfig
 from langgraph.graph.state import CompiledStateGraph
 from pydantic import ConfigDict
 
@@ -37,6 +44,9 @@ class ChatRouterR1(BaseChatModel):
     context: RouterContext | None = None
     """Overrides for every run, as for `invoke(..., context=...)`."""
 
+    model_name: str = "router-r1"
+    """What traces call it."""
+
     @property
     def _llm_type(self) -> str:
         return "router-r1"
@@ -48,8 +58,8 @@ class ChatRouterR1(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        config: Any = {"callbacks": run_manager.get_child() if run_manager else None}
-        return _result(self.router.invoke({"messages": list(messages)}, config, context=self.context))
+        config: RunnableConfig = {"callbacks": CallbackManager(**_heirs(run_manager))} if run_manager else {}
+        return self._result(self.router.invoke({"messages": list(messages)}, config, context=self.context))
 
     async def _agenerate(
         self,
@@ -58,11 +68,23 @@ class ChatRouterR1(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        config: Any = {"callbacks": run_manager.get_child() if run_manager else None}
-        return _result(await self.router.ainvoke({"messages": list(messages)}, config, context=self.context))
+        config: RunnableConfig = {"callbacks": AsyncCallbackManager(**_heirs(run_manager))} if run_manager else {}
+        return self._result(await self.router.ainvoke({"messages": list(messages)}, config, context=self.context))
+
+    def _result(self, output: dict[str, Any]) -> ChatResult:
+        message = output["messages"][-1]
+        message.response_metadata |= {"routing": output["routing"], "model_name": self.model_name}
+        return ChatResult(generations=[ChatGeneration(message=message)])
 
 
-def _result(output: dict[str, Any]) -> ChatResult:
-    message = output["messages"][-1]
-    message.response_metadata = {**message.response_metadata, "routing": output["routing"], "model_name": "router-r1"}
-    return ChatResult(generations=[ChatGeneration(message=message)])
+def _heirs(manager: BaseRunManager) -> dict[str, Any]:
+    """Return what makes the router's own runs children of this one: LangChain's model runs expect no children."""
+    return {
+        "handlers": manager.inheritable_handlers,
+        "inheritable_handlers": manager.inheritable_handlers,
+        "parent_run_id": manager.run_id,
+        "tags": manager.inheritable_tags,
+        "inheritable_tags": manager.inheritable_tags,
+        "metadata": manager.inheritable_metadata,
+        "inheritable_metadata": manager.inheritable_metadata,
+    }

@@ -160,7 +160,8 @@ def test_killing_the_server_in_mid_run_is_an_engine_error_that_names_it() -> Non
 def test_what_a_guard_started_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     script = (
         "import subprocess, sys, time\n"
-        "guarded = [sys.executable, '-m', 'langgraph_router_r1.serving.guard', 'sh', '-c', 'sleep 300 & echo $! $$; wait']\n"
+        "command = ['sh', '-c', 'sleep 300 & echo $! $$; wait']\n"
+        "guarded = [sys.executable, '-m', 'langgraph_router_r1.serving.guard', *command]\n"
         "process = subprocess.Popen(guarded, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)\n"
         "print(process.stdout.readline(), end='', flush=True)\n"
         "time.sleep(300)\n"

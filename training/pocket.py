@@ -333,6 +333,7 @@ async def _routed_runs(base_url: str, chosen: Sequence[PocketQuestion]) -> list[
             "format_problem": protocol.check_format([(s["kind"], s["text"]) for s in transcript], names),
             "turns": result["routing"]["turns"],
             "cost_usd": result["routing"]["cost_usd"],
+            "router_tokens": result["routing"]["router_tokens"],
             "calls": [(hop["model"], hop["query"], hop["response"]) for hop in result["routing"]["hops"]],
         }
 
@@ -351,6 +352,8 @@ def summarise(results: Iterable[dict[str, Any]]) -> dict[str, Any]:
         **{hops: round(statistics.mean(right), 4) for hops, right in sorted(by_hops.items())},
         "well_formed": round(statistics.mean(result["format_problem"] is None for result in results), 4),
         "most_turns": max(result["turns"] for result in results),
+        "router_prompt_tokens": sum(result["router_tokens"]["prompt_tokens"] for result in results),
+        "of_them_cached": sum(result["router_tokens"]["cached_tokens"] for result in results),
         "mean_cost_usd": statistics.mean(result["cost_usd"] for result in results),
     }
 
