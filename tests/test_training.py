@@ -24,7 +24,8 @@ def test_computing_a_shared_prompt_once_changes_neither_loss_nor_gradient() -> N
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+        vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2,
     )  # fmt: skip
     network = LlamaForCausalLM(config)
     prompt = torch.randint(3, 50, (1, 20)).expand(3, -1)

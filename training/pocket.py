@@ -269,7 +269,7 @@ def router(
     transcripts: Transcripts = Path("runs/pocket/transcripts.jsonl"),
     output: Output = ADAPTERS,
     epochs: float = 1.0,
-    learning_rate: float = 5e-4,
+    learning_rate: float = 8e-4,
     seed: int = 0,
 ) -> None:
     """Train the router's adapter."""

@@ -112,7 +112,6 @@ def train_adapter(
             lr_scheduler_type="linear",
             warmup_steps=0.05,
             per_device_train_batch_size=batch_size,
-            train_sampling_strategy="group_by_length",
             logging_steps=20,
             save_strategy="no",
             report_to=[],
