@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import functools
 import logging
+import math
 import os
 import threading
 import time
@@ -27,10 +28,11 @@ from langchain_core.exceptions import (
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.rate_limiters import InMemoryRateLimiter
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
+from langgraph.errors import GraphBubbleUp
 from typing_extensions import override
 
-from langgraph_router_r1.ledger import NO_USAGE, Usage, cost, worst_case
+from langgraph_router_r1.ledger import FREE, NO_USAGE, Usage, cost, worst_case
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.protocol import strip_thought
 from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
@@ -78,21 +80,19 @@ class Candidates:
         self._count_tokens = count_tokens
         self._legs: dict[str, Runnable[Any, tuple[str, AIMessage]]] = {}
         self._runnables: dict[str, Runnable[Any, tuple[str, AIMessage]]] = {}
-        self._limiters = {
-            model.name: InMemoryRateLimiter(requests_per_second=model.requests_per_second, max_bucket_size=1)
-            for model in registry
-            if model.requests_per_second is not None
-        }
 
     def worst_case(self, name: str, query: str) -> float:
         """Return the most a call can cost in dollars, whoever of the model and its fallbacks answers.
 
-        A token is at least one byte of text, so bytes bound the prompt for any tokenizer.
+        A token is at least one byte of text, so bytes bound the prompt for any tokenizer. A model that can't be told
+        how much to write has no worst case short of infinity, unless it is free.
         """
-        prompt_tokens = len(CALL_PROMPT.format(query=query).encode()) + PROMPT_OVERHEAD_TOKENS
+        prompt_tokens = len(CALL_PROMPT.format(query=query).encode("utf-8", "replace")) + PROMPT_OVERHEAD_TOKENS
         model = self.registry[name]
         return max(
             worst_case(prompt_tokens, choice.max_tokens, choice.price)
+            if choice.is_bounded or choice.price == FREE
+            else math.inf
             for choice in (model, *(self.registry[name] for name in model.fallbacks))
         )
 
@@ -107,15 +107,12 @@ class Candidates:
         model = self.registry[call["model"]]
         started = time.perf_counter()
         try:
-            runnable = self._runnable(model)
-            if limiter := self._limiters.get(model.name):
-                limiter.acquire()
-            started = time.perf_counter()
-            invoke = functools.partial(runnable.invoke, _messages(call), _config(model))
-            answered_by, reply = _within(model.timeout_s, invoke)
+            answered_by, reply = self._runnable(model).invoke(_messages(call), _config(model))
+            return self._replied(call, answered_by, reply, time.perf_counter() - started)
+        except GraphBubbleUp:  # an interrupt is no failure
+            raise
         except Exception as error:  # noqa: BLE001 - whatever goes wrong becomes data
             return _failed(call, model, error, time.perf_counter() - started)
-        return self._replied(call, answered_by, reply, time.perf_counter() - started)
 
     async def aask(self, call: RouterCall) -> Hop:
         """Make the call without blocking; see `ask`."""
@@ -126,14 +123,12 @@ class Candidates:
         try:
             # Building a client imports its package and reads certificates: not on the event loop.
             runnable = self._runnables.get(model.name) or await asyncio.to_thread(self._runnable, model)
-            if limiter := self._limiters.get(model.name):
-                await limiter.aacquire()
-            started = time.perf_counter()
-            async with asyncio.timeout(model.timeout_s):
-                answered_by, reply = await runnable.ainvoke(_messages(call), _config(model))
+            answered_by, reply = await runnable.ainvoke(_messages(call), _config(model))
+            return self._replied(call, answered_by, reply, time.perf_counter() - started)
+        except GraphBubbleUp:  # an interrupt is no failure
+            raise
         except Exception as error:  # noqa: BLE001 - whatever goes wrong becomes data
             return _failed(call, model, error, time.perf_counter() - started)
-        return self._replied(call, answered_by, reply, time.perf_counter() - started)
 
     def _runnable(self, model: ModelDescriptor) -> Runnable[Any, tuple[str, AIMessage]]:
         """Return the model with its fallbacks behind it."""
@@ -143,13 +138,18 @@ class Candidates:
         return self._runnables[model.name]
 
     def _leg(self, model: ModelDescriptor) -> Runnable[Any, tuple[str, AIMessage]]:
-        """Return the model alone, giving its name with its reply, so that the one that answered is billed."""
+        """Return the model alone, with its retries; each attempt has the model's own time and rate limit."""
         if model.name not in self._legs:
-            self._legs[model.name] = _Leg(model.name, build_model(model))
+            leg: Runnable[Any, tuple[str, AIMessage]] = _Leg(model)
+            retries = model.max_retries if model.max_retries is not None else 2 * isinstance(model.model, str)
+            if retries:
+                leg = leg.with_retry(retry_if_exception_type=PASSING_FAILURES, stop_after_attempt=retries + 1)
+            self._legs[model.name] = leg
         return self._legs[model.name]
 
     def _replied(self, call: RouterCall, answered_by: str, reply: AIMessage, latency_s: float) -> Hop:
-        response = strip_thought(reply.text)
+        # Half an emoji, as some JSON holds, is taken by no tokenizer.
+        response = strip_thought(reply.text.encode("utf-8", "replace").decode())
         usage, cached_reply = self._usage(call, reply)
         list_cost = cost(usage, self.registry[answered_by].price)
         return {
@@ -166,36 +166,46 @@ class Candidates:
 
     def _usage(self, call: RouterCall, reply: AIMessage) -> tuple[Usage, bool]:
         """Return the tokens of a reply, and whether it came from a cache: LangChain gives those a total cost of 0."""
-        reported = reply.usage_metadata
-        if reported is None:
+        reported: dict[str, Any] = dict(reply.usage_metadata or {})
+        from_cache = reported.get("total_cost") == 0
+        prompt, completion = reported.get("input_tokens"), reported.get("output_tokens")
+        if not isinstance(prompt, int) or not isinstance(completion, int):
             return {
                 "prompt_tokens": self._count_tokens(CALL_PROMPT.format(query=call["query"])),
                 "cached_tokens": 0,
-                "completion_tokens": self._count_tokens(reply.text),
+                "completion_tokens": self._count_tokens(reply.text.encode("utf-8", "replace").decode()),
                 "estimated": True,
-            }, False
-        details = reported.get("input_token_details") or {}
+            }, from_cache
+        cached = (reported.get("input_token_details") or {}).get("cache_read") or 0
         return {
-            "prompt_tokens": reported["input_tokens"],
-            "cached_tokens": min(details.get("cache_read", 0) or 0, reported["input_tokens"]),
-            "completion_tokens": reported["output_tokens"],
+            "prompt_tokens": prompt,
+            "cached_tokens": min(cached, prompt),
+            "completion_tokens": completion,
             "estimated": False,
-        }, dict(reported).get("total_cost") == 0
+        }, from_cache
 
 
 class _Leg(Runnable[Any, tuple[str, AIMessage]]):
-    """A model that gives its name with its reply."""
+    """One attempt at one model, within its time and rate limit; gives its name with its reply, so that it is billed."""
 
-    def __init__(self, name: str, model: Runnable[Any, Any]) -> None:
-        self._model_name, self._model = name, model
+    def __init__(self, model: ModelDescriptor) -> None:
+        self._descriptor, self._model = model, build_model(model)
+        rate = model.requests_per_second
+        self._limiter = InMemoryRateLimiter(requests_per_second=rate, max_bucket_size=1) if rate else None
 
     @override
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> tuple[str, AIMessage]:
-        return _signed(self._model_name, self._model.invoke(input, config, **kwargs))
+        if self._limiter:
+            self._limiter.acquire()
+        attempt = functools.partial(self._model.invoke, input, config, **kwargs)
+        return _signed(self._descriptor.name, _within(self._descriptor.timeout_s, attempt))
 
     @override
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> tuple[str, AIMessage]:
-        return _signed(self._model_name, await self._model.ainvoke(input, config, **kwargs))
+        if self._limiter:
+            await self._limiter.aacquire()
+        async with asyncio.timeout(self._descriptor.timeout_s):
+            return _signed(self._descriptor.name, await self._model.ainvoke(input, config, **kwargs))
 
 
 def build_model(model: ModelDescriptor) -> Runnable[Any, Any]:
@@ -208,13 +218,9 @@ def build_model(model: ModelDescriptor) -> Runnable[Any, Any]:
     if isinstance(model.model, str):
         return _from_string(model)
     runnable: Runnable[Any, Any] = model.model
-    if isinstance(runnable, BaseChatModel):
+    if isinstance(runnable.bound if isinstance(runnable, RunnableBinding) else runnable, BaseChatModel):
         # Without a limit a call would have no worst case to hold against a budget.
         runnable = runnable.bind(**{"max_tokens": model.max_tokens, **model.params})
-    if "max_retries" in model.model_fields_set and model.max_retries:
-        runnable = runnable.with_retry(
-            retry_if_exception_type=PASSING_FAILURES, stop_after_attempt=model.max_retries + 1
-        )
     return runnable
 
 
@@ -226,7 +232,7 @@ def _from_string(model: ModelDescriptor) -> BaseChatModel:
         "max_tokens": model.max_tokens,
         **model.params,
         "timeout": model.timeout_s,
-        "max_retries": model.max_retries,
+        "max_retries": 0,  # tried again around the client, where each attempt has its own time and rate limit
     }
     if model.base_url is not None:
         options["base_url"] = model.base_url

@@ -51,6 +51,11 @@ class ChatRouterR1(BaseChatModel):
     def _llm_type(self) -> str:
         return "router-r1"
 
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        # Keys of a cache: two routers must not share its entries, and a graph has nothing else to tell it by.
+        return {"model_name": self.model_name, "router": id(self.router), "context": repr(self.context)}
+
     def _generate(
         self,
         messages: list[BaseMessage],

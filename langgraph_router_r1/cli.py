@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from langchain_core.language_models import BaseChatModel
 from rich.console import Console
 from rich.table import Table
 
-from langgraph_router_r1.candidates import Candidates
+from langgraph_router_r1.candidates import Candidates, build_model
 from langgraph_router_r1.engines import EngineError, RouterEngine
 from langgraph_router_r1.graph import build_router, create_router
 from langgraph_router_r1.pocket import MAX_ROUTER_TOKENS, ROUTER_NAME, pocket_registry, pocket_server
-from langgraph_router_r1.registry import ModelRegistry, RegistryError
+from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry, RegistryError
 from langgraph_router_r1.serving.vllm import ServerError, VLLMServer
 from langgraph_router_r1.trace import Trace, bill_table, printable
 
@@ -83,15 +84,25 @@ def ask(
         float, typer.Option(min=0, max=1, help="How much money counts: 0 quality only, 1 cost only.")
     ] = 0.0,
     budget: Annotated[float | None, typer.Option(min=0, help="The most this question may cost, in dollars.")] = None,
+    router_price: Annotated[
+        float | None, typer.Option(min=0, help="Price of the router's own tokens, in dollars per million.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and nothing else: question, answer, routing.")
     ] = False,
 ) -> None:
     """Ask one question, with a live trace."""
     console = Console()
+    if router is not None and not _is_address(router) and router_price is None:
+        _fail("a chat model that routes has its price: give it with --router-price, in dollars per million tokens")
     with _failing_clearly(), _pool(registry, router, model, errors) as (engine, pool):
         graph = create_router(
-            engine, pool, cost_weight=cost_weight, budget_usd=budget, max_tokens=_router_tokens(router)
+            engine,
+            pool,
+            cost_weight=cost_weight,
+            budget_usd=budget,
+            max_tokens=_router_tokens(router),
+            router_price="free" if router_price is None else router_price,
         )
         trace = Trace(console)
         if not as_json:
@@ -196,14 +207,17 @@ def _pool(
     if registry is not None and router is None:
         _fail("--registry needs --router: the pocket router knows its own pool only")
     pool = ModelRegistry.from_file(registry) if registry else None
-    if router is not None and not router.startswith(("http://", "https://")):
-        from langchain.chat_models import init_chat_model
-
+    if router is not None and not _is_address(router):
         from langgraph_router_r1.engines import ChatModelEngine
 
         if pool is None:
             _fail("--router with a chat model needs --registry, the models it may ask")
-        yield ChatModelEngine(init_chat_model(router, temperature=0)), pool
+        try:
+            chat_model = build_model(ModelDescriptor(name="router", model=router, price="free"))
+        except Exception as error:  # noqa: BLE001 - any provider, any exception; its words may hold a key
+            _fail(f"the chat model {router!r} can't be set up ({type(error).__name__}): is its key in the environment?")
+        assert isinstance(chat_model, BaseChatModel)
+        yield ChatModelEngine(chat_model), pool
     elif router is not None:
         from langgraph_router_r1.engines import VLLMEngine
 
@@ -218,6 +232,10 @@ def _pocket_engine(server: VLLMServer) -> RouterEngine:
     from langgraph_router_r1.engines import VLLMEngine
 
     return VLLMEngine(server.base_url, model=ROUTER_NAME, tokenizer=server.model)
+
+
+def _is_address(router: str) -> bool:
+    return router.startswith(("http://", "https://"))
 
 
 def _router_tokens(router: str | None) -> int:

@@ -9,12 +9,11 @@ side by side and each finished one is in the checkpoint by itself; `answer` writ
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableConfig
-from langgraph.cache.base import BaseCache
 from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
@@ -50,6 +49,12 @@ from langgraph_router_r1.transcript import Segment, token_ids
 MAX_CORRECTIONS = 2
 """How many malformed turns of a run are answered with a correction; the next one forces the answer."""
 
+MAX_UNKNOWN_NAME = 60
+"""Characters kept of a name that is not registered: the router may have written a whole paragraph before a colon."""
+
+QUOTE_OVERHEAD_TOKENS = 64
+"""Room for the tags around what comes back and for a word from the environment, in what is kept for the answer."""
+
 Next = Command[Literal["route", "answer", "think"]]
 
 
@@ -72,7 +77,7 @@ class _Limits:
         if not 0 <= self.cost_weight <= 1:
             msg = f"cost_weight is {self.cost_weight!r}; it must lie between 0 (quality only) and 1 (cost only)"
             raise ValueError(msg)
-        if self.budget_usd is not None and self.budget_usd < 0:
+        if self.budget_usd is not None and not 0 <= self.budget_usd < float("inf"):
             msg = f"budget_usd is {self.budget_usd!r}; it must be 0 or more dollars, or None for no budget"
             raise ValueError(msg)
 
@@ -80,7 +85,8 @@ class _Limits:
         # Inside a larger graph the context is the parent's, of whatever type.
         if not isinstance(context, RouterContext):
             return self
-        return replace(self, **{name: value for name, value in vars(context).items() if value is not None})
+        given = {field.name: getattr(context, field.name) for field in fields(self)}
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass
@@ -194,8 +200,12 @@ class _Machine:
                 corrections = 0 if turn.fresh else state.get("corrections", 0)
                 if generation.finish == "length":
                     reason = f"it was cut off after {generation.usage['completion_tokens']} tokens"
-                routing_on = corrections < MAX_CORRECTIONS
-                correction = info_segment(self.engine, protocol.quote(_correction(reason, routing=routing_on)))
+                spent = (0.0 if turn.fresh else self._spent(state)) + cost(generation.usage, self.router_price)
+                routing_on = corrections < MAX_CORRECTIONS and self._can_ask(
+                    turn.limits, spent, [*turn.transcript, segment]
+                )
+                words = self._harmless(_correction(reason, routing=routing_on))
+                correction = info_segment(self.engine, protocol.quote(words))
                 update["transcript"] = self._grow(state, turn, [segment, correction])["transcript"]
                 update |= {"corrections": corrections + 1, "routing_off": not routing_on}
                 return Command(update=update, goto="think")
@@ -208,6 +218,7 @@ class _Machine:
         for index, call in enumerate(calls):
             refusal: Refusal | None = None
             if not call.known:
+                call = replace(call, model=call.model[:MAX_UNKNOWN_NAME])
                 refusal = {"status": "unknown_model", "reason": self.registry.explain_unknown(call.model)}
             elif index >= limits.max_parallel:
                 refusal = {"status": "denied", "reason": f"at most {limits.max_parallel} models can be asked a turn"}
@@ -215,7 +226,7 @@ class _Machine:
                 {"turn": turn, "index": index, "model": call.model, "query": call.query, "refusal": refusal}
             )
         askable = [payload for payload in payloads if payload["refusal"] is None]
-        left = self._left_for_calls(limits, spent, transcript)
+        left = self._left_for_calls(limits, spent, self._prompt_tokens(transcript))
         if left is not None:
             worst_cases = [self.candidates.worst_case(payload["model"], payload["query"]) for payload in askable]
             for payload, worst, fits in zip(askable, worst_cases, affordable(worst_cases, left), strict=True):
@@ -226,16 +237,33 @@ class _Machine:
 
     def _quote(self, hops: Sequence[Hop], *, routing: bool) -> str:
         """Return what the calls of a turn brought back as one block, in call order, cut to `max_info_tokens`."""
-        share = self.max_info_tokens // max(len(hops), 1)
+        denied = [hop for hop in hops if hop["status"] == "denied"]
         lines = []
         for hop in hops:
+            if hop["status"] == "denied":
+                continue
             said = hop["response"] if hop["status"] == "ok" else f"No reply: {hop['reason']}."
-            harmless = protocol.neutralise(said, self.engine.control_tokens)
-            cut = self.engine.truncate(harmless, share)
-            lines.append(cut if len(hops) == 1 else f"{protocol.neutralise(hop['model'])}: {cut}")
+            lines.append(self._harmless(said if len(hops) == 1 else f"{hop['model']}: {said}"))
+        lines = self._share_out(lines, self.max_info_tokens)
+        if denied:
+            lines.append(f"{len(denied)} more not asked: {denied[0]['reason']}.")
         if not routing:
             lines.append("No model can be asked any more. Answer now.")
         return protocol.quote("\n".join(lines))
+
+    def _share_out(self, lines: list[str], tokens: int) -> list[str]:
+        """Return the lines cut to so many tokens together: what short ones leave goes to long ones."""
+        cut = list(lines)
+        lengths = [self.engine.count_tokens(line) for line in lines]
+        for place, index in enumerate(sorted(range(len(lines)), key=lengths.__getitem__)):
+            share = tokens // (len(lines) - place)
+            if lengths[index] > share:
+                cut[index] = self.engine.truncate(lines[index], share)
+            tokens -= min(lengths[index], share)
+        return cut
+
+    def _harmless(self, text: str) -> str:
+        return protocol.neutralise(text, self.engine.control_tokens)
 
     # route
 
@@ -366,19 +394,21 @@ class _Machine:
             return self.max_tokens
         return min(self.max_tokens, int(left / (self.router_price.completion * PER_MILLION)))
 
-    def _left_for_calls(self, limits: _Limits, spent: float, transcript: list[Segment]) -> float | None:
-        """Return the dollars that calls may cost, None for no limit.
+    def _left_for_calls(self, limits: _Limits, spent: float, prompt_tokens: int) -> float | None:
+        """Return the dollars that calls may cost after a prompt of this length, None for no limit.
 
         What the router needs to say something with what they bring back is kept aside.
         """
         if limits.budget_usd is None:
             return None
-        prompt_tokens = self._prompt_tokens(transcript) + self.max_info_tokens
+        prompt_tokens += self.max_info_tokens + QUOTE_OVERHEAD_TOKENS
         return limits.budget_usd - spent - worst_case(prompt_tokens, self.max_tokens, self.router_price)
 
     def _can_ask(self, limits: _Limits, spent: float, transcript: list[Segment]) -> bool:
-        """Return whether the budget pays for the shortest question to the cheapest model."""
-        left = self._left_for_calls(limits, spent, transcript)
+        """Return whether the budget pays for a turn, the shortest question to the cheapest model, and the answer."""
+        prompt_tokens = self._prompt_tokens(transcript)
+        spent += worst_case(prompt_tokens, self.max_tokens, self.router_price)
+        left = self._left_for_calls(limits, spent, prompt_tokens + self.max_tokens)
         return left is None or self.candidates.least_worst_case() <= left
 
     def _prompt_tokens(self, transcript: list[Segment]) -> int:
@@ -456,7 +486,6 @@ def create_router(
     router_price: PriceLike = "free",
     checkpointer: Checkpointer = None,
     store: BaseStore | None = None,
-    cache: BaseCache[Any] | None = None,
     interrupt_before: All | list[str] | None = None,
     interrupt_after: All | list[str] | None = None,
     debug: bool = False,
@@ -491,7 +520,6 @@ def create_router(
     return graph.compile(
         checkpointer=checkpointer,
         store=store,
-        cache=cache,
         interrupt_before=interrupt_before,
         interrupt_after=interrupt_after,
         debug=debug,

@@ -41,14 +41,15 @@ class Price:
 
     prompt: float
     completion: float
-    cached: float = -1.0
+    cached: float = None  # type: ignore[assignment]  # as much as other prompt tokens
+    """What a prompt token costs that the provider had in its cache; by default as much as any."""
 
     def __post_init__(self) -> None:
-        if self.cached == -1.0:
+        if self.cached is None:
             object.__setattr__(self, "cached", self.prompt)
         for part in ("prompt", "completion", "cached"):
             value = getattr(self, part)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e9:
                 msg = f"price.{part} is {value!r}; it must be a number of dollars per million tokens, 0 or more"
                 raise ValueError(msg)
 

@@ -43,8 +43,11 @@ class RouterPrompt:
         """Check and keep the template.
 
         Raises:
-            ValueError: It lacks `$question`, or has a placeholder that is not known.
+            ValueError: It lacks `$question`, has a placeholder that is not known, or a dollar sign that is not doubled.
         """
+        if not Template(template).is_valid():
+            msg = "the router prompt has a '$' that starts no placeholder; write '$$' for a dollar sign"
+            raise ValueError(msg)
         found = set(Template(template).get_identifiers())
         known = {"question", "models", "names", "cost_weight", "max_turns"}
         if "question" not in found or not found <= known:

@@ -15,6 +15,7 @@ parsed; everybody else's text is made harmless first (`neutralise`). The grammar
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,10 @@ SEARCH_END = "</search>"
 ANSWER_END = "</answer>"
 
 _ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
-_TAG = re.compile(rf"<\s*(/?)\s*({'|'.join(TAGS)})\b\s*>?", re.IGNORECASE)
+# Full-width brackets too: some tokenizers normalise them to the plain ones. Possessive, so that no text takes
+# longer than its length.
+_TAG = re.compile(rf"[<‹＜﹤]\s*+(?:([/／])\s*+)?({'|'.join(TAGS)})\b\s*+[>›＞﹥]?", re.IGNORECASE)
+_CONTROL = re.compile(r"[<＜][|｜]([^<>|＜＞｜\n]{1,64})[|｜][>＞]|\[(/?INST)\]|<(/?s)>")
 _ANY_EXACT_TAG = re.compile(rf"<(/?)({'|'.join(TAGS)})>")
 _THINK_TAG = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
 _PLACEHOLDERS = frozenset({"query", "your query", "sub-query", "question", "your question", "...", "…"})
@@ -124,13 +128,17 @@ def _parse_search(body: str, names: Iterable[str]) -> Route | Invalid:
 def neutralise(text: str, control_tokens: Collection[str] = ()) -> str:
     """Make somebody's text harmless: none of our tags and no control token of the tokenizer is left in it.
 
-    Brackets become parentheses, so the text still reads: `<answer>` becomes `(answer)`.
+    Brackets become parentheses, so the text still reads: `<answer>` becomes `(answer)`. The control tokens that
+    are common among chat models are always found; those of the router's own tokenizer are given. Half a surrogate
+    pair, which no tokenizer takes, becomes a question mark.
 
     Example:
         >>> neutralise("<answer>42</answer><|im_end|>", ["<|im_end|>"])
         '(answer)42(/answer)(im_end)'
     """
-    text = _TAG.sub(lambda match: f"({match.group(1)}{match.group(2)})", text)
+    text = text.encode("utf-8", "replace").decode()
+    text = _TAG.sub(lambda match: f"({'/' if match[1] else ''}{match[2]})", text)
+    text = _CONTROL.sub(lambda match: f"({match[1] or match[2] or match[3]})", text)
     if control_tokens:
         pattern = "|".join(re.escape(token) for token in sorted(control_tokens, key=len, reverse=True))
         text = re.sub(pattern, lambda match: f"({match.group().strip('<|>[]｜▁ ')})", text)
@@ -208,7 +216,10 @@ def check_format(segments: Sequence[tuple[str, str]], names: Iterable[str]) -> s
         problem = _check_turn(text, names, final=final)
         if problem:
             return f"turn {index + 1}: {problem}"
-    if sum(kind == "info" for kind, _ in segments) != len(sampled) - 1:
+    kinds = [kind for kind, _ in segments]
+    # What the environment says before the first turn answers no search.
+    answered = sum(before == "model" and kind == "info" for before, kind in itertools.pairwise(kinds))
+    if answered != len(sampled) - 1:
         return "searches and information blocks are not as many"
     return None
 

@@ -11,13 +11,15 @@ skills = { nq = 0.41 }                  # measured, 0 to 1
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
-from langchain_core.runnables import Runnable
+from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import Runnable, RunnableBinding
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from langgraph_router_r1.ledger import Price, PriceLike
@@ -25,6 +27,9 @@ from langgraph_router_r1.protocol import fold, neutralise
 
 DEFAULT_MAX_TOKENS = 512
 """Most tokens a routed model may reply with, unless its `params` say otherwise (as in the paper)."""
+
+
+_SECRET = re.compile(r"api_?key|secret|password|authorization|(^|_)token$", re.IGNORECASE)
 
 
 class RegistryError(ValueError):
@@ -43,7 +48,14 @@ class ModelDescriptor(BaseModel):
         '- small: Quick. $0.2/M tokens.'
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        protected_namespaces=(),
+        # What stands in the wrong place may be a key.
+        hide_input_in_errors=True,
+    )
 
     name: str
     """What the router writes to call it."""
@@ -61,17 +73,19 @@ class ModelDescriptor(BaseModel):
     """Measured accuracy, 0 to 1, by kind of question."""
     tags: tuple[str, ...] = ()
     """Free labels; nothing here reads them."""
-    params: dict[str, Any] = Field(default_factory=dict)
+    params: dict[str, Any] = Field(default_factory=dict, repr=False)
     """Parameters of each call: `max_tokens`, `temperature` and whatever else the model takes."""
-    base_url: str | None = None
+    base_url: str | None = Field(default=None, repr=False)
     """Address of the server, when `model` is a string and not at its provider's usual place."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the key."""
     timeout_s: float = Field(default=60.0, gt=0)
-    """Most seconds a call may take, its retries included."""
-    max_retries: int = Field(default=2, ge=0)
-    """How often a call that failed for a passing reason is tried again."""
+    """Most seconds one attempt may take."""
+    max_retries: int | None = Field(default=None, ge=0)
+    """How often a call that failed for a passing reason (429, 5xx, no connection) is tried again; by default twice for
+    a model given as a string, and never for one that is given as an object, which has its own way."""
     requests_per_second: float | None = Field(default=None, gt=0)
+    """Most attempts a second, shared by everybody who uses the same router; waiting is not part of `timeout_s`."""
     fallbacks: tuple[str, ...] = ()
     """Models of the same registry to ask, in this order, when this one fails; the one that answers is billed."""
 
@@ -92,14 +106,23 @@ class ModelDescriptor(BaseModel):
     def _a_model(cls, model: Any) -> Any:
         if isinstance(model, Runnable) or (isinstance(model, str) and model.strip()):
             return model
-        msg = f"{model!r} must be a chat model, a Runnable, or a string such as 'openai:gpt-4o-mini'"
+        msg = f"a {type(model).__name__} is no chat model, no Runnable, and no string such as 'openai:gpt-4o-mini'"
         raise ValueError(msg)
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _a_variable(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            # Not shown: it may well be the key itself.
+            msg = "it must be the name of an environment variable, such as OPENAI_API_KEY, and not the key"
+            raise ValueError(msg)
+        return name
 
     @field_validator("params")
     @classmethod
     def _no_keys(cls, params: dict[str, Any]) -> dict[str, Any]:
-        for key in params:
-            if "api_key" in key or "secret" in key:
+        for key in _nested_keys(params):
+            if _SECRET.search(key):
                 msg = f"{key!r} looks like a secret: put it into the environment and its name into api_key_env"
                 raise ValueError(msg)
         max_tokens = params.get("max_tokens", DEFAULT_MAX_TOKENS)
@@ -112,7 +135,14 @@ class ModelDescriptor(BaseModel):
     def max_tokens(self) -> int:
         """Most tokens it may reply with: by its `params`, by its own setting, or 512."""
         own = getattr(self.model, "max_tokens", None)
-        return int(self.params.get("max_tokens") or own or DEFAULT_MAX_TOKENS)
+        given = self.params.get("max_tokens", own)
+        return given if isinstance(given, int) and given > 0 else DEFAULT_MAX_TOKENS
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether it keeps to `max_tokens`: a Runnable that is no chat model can't be told; its `params` may vouch."""
+        model = self.model.bound if isinstance(self.model, RunnableBinding) else self.model
+        return isinstance(model, str | BaseChatModel) or "max_tokens" in self.params
 
     def describe(self) -> str:
         """Return the line that the router reads: description, price, latency, measured skills."""
@@ -170,17 +200,22 @@ class ModelRegistry:
         descriptors = []
         for name, fields in models.items():
             if not isinstance(fields, Mapping):
-                problems.append(f"models.{name}: {fields!r} must be a table of fields")
+                problems.append(f"models.{name}: is a {type(fields).__name__} and must be a table of fields")
                 continue
             try:
                 descriptors.append(ModelDescriptor(name=str(name), **fields))
             except ValidationError as error:
                 problems += [f"models.{name}.{_problem(detail)}" for detail in error.errors()]
             except TypeError:
-                problems.append(f"models.{name}.name: the table's name is the model's name; remove the field")
+                problems.append(
+                    f"models.{name}: its fields must be words, without 'name': the table's name is the model's"
+                )
         if problems:
             raise RegistryError(_list_problems(source, problems))
-        return cls(descriptors)
+        try:
+            return cls(descriptors)
+        except RegistryError as error:
+            raise RegistryError(str(error).replace("the registry", source, 1)) from None
 
     @classmethod
     def from_file(cls, path: str | Path) -> ModelRegistry:
@@ -197,7 +232,7 @@ class ModelRegistry:
             msg = f"registry file {str(path)!r} can't be read: {error.strerror}"
             raise RegistryError(msg) from None
         except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
-            msg = f"registry file {str(path)!r} can't be parsed: {error}"
+            msg = f"registry file {str(path)!r} can't be parsed: {_syntax_problem(error)}"
             raise RegistryError(msg) from None
         if not isinstance(data, Mapping):
             msg = f"registry file {str(path)!r} holds a {type(data).__name__}; it must hold tables [models.NAME]"
@@ -214,6 +249,7 @@ class ModelRegistry:
 
         Raises:
             UnknownModelError: One of them is not in it.
+            RegistryError: One of them is a fallback of a model that stays.
         """
         gone = {fold(self[name].name) for name in names}
         return ModelRegistry(model for model in self if fold(model.name) not in gone)
@@ -268,8 +304,23 @@ def _problem(detail: Any) -> str:
         hint = "; a key's place is the environment: name its variable in api_key_env" if "key" in key else ""
         return f"{key}: is not a field of a model{hint}"
     message = str(detail["msg"]).removeprefix("Value error, ")
-    shown = "" if detail["type"] == "value_error" else f", and is {detail['input']!r}"
+    # Numbers are shown; text and tables may hold a key that stands in the wrong place.
+    shown = f", and is {detail['input']!r}" if isinstance(detail["input"], int | float) else ""
     return f"{key}: {message}{shown}"
+
+
+def _syntax_problem(error: Exception) -> str:
+    """Return what is wrong and where, without the line itself, which may hold a key."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem} (at line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1})"
+    return "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
+
+
+def _nested_keys(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield str(key)
+            yield from _nested_keys(inner)
 
 
 def _list_problems(source: str, problems: list[str]) -> str:

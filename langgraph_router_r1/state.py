@@ -130,7 +130,7 @@ class RouterCall(TypedDict):
 
 @dataclass(kw_only=True)
 class RouterContext:
-    """Overrides for one run; what is None is as it was built.
+    """Overrides for one run; what is None is as it was built. Give it again when an interrupted run is resumed.
 
     Example:
         >>> RouterContext(cost_weight=0.9, budget_usd=0.001)  # doctest: +ELLIPSIS

@@ -95,7 +95,8 @@ class ScriptedEngine(TokenEngine):
             msg = f"the router's context is full: {len(prompt)} + {max_tokens} tokens are over {self.context_tokens}"
             raise ContextFullError(msg)
         self.prompts.append(prompt)
-        whole = cut_after_stop(self._write(transcript), stop)
+        # What is no Unicode, no tokenizer could have sampled.
+        whole = cut_after_stop(self._write(transcript).encode("utf-8", "replace").decode(), stop)
         text = self.truncate(whole, max_tokens)
         ids = self.encode(text)
         return Generation(

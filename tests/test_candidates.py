@@ -15,9 +15,9 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI
 
-from langgraph_router_r1 import ModelDescriptor, ModelRegistry
+from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
 from langgraph_router_r1.candidates import Candidates
-from langgraph_router_r1.testing import ScriptedChatModel
+from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
 KEY = "sk-very-secret-0123456789"
 
@@ -82,6 +82,13 @@ def refuse(request: httpx2.Request) -> httpx2.Response:
     raise httpx2.ConnectError(f"no route with {KEY}")
 
 
+def test_a_reply_from_a_cache_that_reports_no_usage_costs_nothing() -> None:
+    model = ScriptedChatModel(["Lima"], usage=False, cache=InMemoryCache())
+    candidates = Candidates(ModelRegistry([ModelDescriptor(name="m", model=model, price=1.0)]), count_tokens=len)
+    first, second = candidates.ask(CALL), candidates.ask(CALL)
+    assert (first["cost_usd"] > 0, second["cost_usd"], second["usage"]["estimated"]) == (True, 0, True)
+
+
 async def test_no_secret_is_in_hops_events_messages_or_logs(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", logger="langgraph_router_r1")
     registry = pool(
@@ -89,9 +96,14 @@ async def test_no_secret_is_in_hops_events_messages_or_logs(caplog: pytest.LogCa
         two=openai_model(refuse),
         three=RunnableLambda(lambda messages: 1 / 0 if KEY else KEY),
     )
-    result = ask([search("one: a?", "two: b?", "three: c?"), answer("x")], registry)
-    assert [hop["status"] for hop in result["routing"]["hops"]] == ["error"] * 3
-    assert KEY not in f"{result}{registry}{registry['one']!r}{registry.describe()}{caplog.text}"
+    router = create_router(ScriptedEngine([search("one: a?", "two: b?", "three: c?"), answer("x")]), registry)
+    question: Any = {"messages": [("user", "?")]}
+    stream = list(
+        router.stream(question, stream_mode=["custom", "values", "debug"], output_keys=["routing", "transcript"])
+    )
+    statuses = [event["status"] for mode, event in stream if mode == "custom" and event["type"] == "router_r1.info"]
+    assert statuses == ["error"] * 3
+    assert KEY not in f"{stream}{registry}{registry['one']!r}{registry.describe()}{caplog.text}"
 
 
 async def test_prompt_cached_and_completion_tokens_reach_the_bill() -> None:
@@ -164,15 +176,29 @@ def test_the_fallback_that_answered_is_billed() -> None:
     assert list(result["routing"]["by_model"]) == ["other"]
 
 
-def test_a_rate_limit_spaces_the_calls() -> None:
+async def test_a_model_that_hangs_leaves_its_fallback_to_answer_in_both_worlds() -> None:
+    hanging = ScriptedChatModel(["x"], delay_s=1.0)
     registry = ModelRegistry(
-        [ModelDescriptor(name="m", model=ScriptedChatModel(["x"]), price=1.0, requests_per_second=5)]
+        [
+            ModelDescriptor(name="m", model=hanging, price=1.0, timeout_s=0.1, fallbacks=("other",)),
+            ModelDescriptor(name="other", model=ScriptedChatModel(["Lima"]), price=5.0),
+        ]
     )
     candidates = Candidates(registry, count_tokens=len)
-    started = time.monotonic()
-    for _ in range(4):
-        candidates.ask(CALL)
-    assert time.monotonic() - started > 0.5
+    for hop in (candidates.ask(CALL), await candidates.aask(CALL)):
+        assert (hop["response"], hop["answered_by"]) == ("Lima", "other")
+
+
+async def test_a_rate_limit_spaces_the_calls_of_a_model_and_of_a_fallback() -> None:
+    broken = ModelDescriptor(name="m", model=ScriptedChatModel([ValueError("x")]), price=1.0, fallbacks=("other",))
+    limited = ModelDescriptor(name="other", model=ScriptedChatModel(["x"]), price=1.0, requests_per_second=5)
+    for ask_once in ("ask", "aask"):
+        candidates = Candidates(ModelRegistry([broken, limited]), count_tokens=len)
+        started = time.monotonic()
+        for _ in range(3):
+            hop = getattr(candidates, ask_once)(CALL)
+            assert (await hop if ask_once == "aask" else hop)["answered_by"] == "other"
+        assert time.monotonic() - started > 0.35
 
 
 def test_a_missing_key_names_its_variable_and_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:

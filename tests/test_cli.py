@@ -65,6 +65,26 @@ def test_a_registry_without_a_router_says_what_is_missing(registry: str) -> None
     assert "--registry needs --router" in result.stderr
 
 
+def test_a_chat_model_as_router_needs_its_price_and_its_key(registry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    arguments = ["ask", "Which?", "--registry", registry, "--router", "openai:gpt-x"]
+    result = run.invoke(cli, arguments)
+    assert (result.exit_code, "--router-price" in result.stderr) == (1, True)
+    result = run.invoke(cli, [*arguments, "--router-price", "1"])
+    assert result.exit_code == 1
+    assert "is its key in the environment?" in " ".join(result.stderr.split())
+
+
+def test_cost_weight_and_budget_reach_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    import contextlib
+
+    engine = ScriptedEngine([search("m: a?") + answer("Lima")])
+    monkeypatch.setattr("langgraph_router_r1.cli._pool", lambda *_: contextlib.nullcontext((engine, pool(m="x"))))
+    result = run.invoke(cli, ["ask", "Which?", "--cost-weight", "0.7", "--budget", "0", "--json"])
+    assert json.loads(result.stdout)["routing"]["stop_reason"] == "forced_answer"
+    assert "Cost weight: 0.7" in bytes(engine.prompts[0]).decode()
+
+
 def test_a_router_that_is_down_is_named_and_nothing_stands_on_stdout(registry: str) -> None:
     arguments = ["ask", "Which?", "--registry", registry, "--router", "http://127.0.0.1:9/v1", "--json"]
     result = run.invoke(cli, arguments)

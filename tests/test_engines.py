@@ -139,6 +139,9 @@ def test_no_content_becomes_a_control_token(engine: RouterEngine) -> None:
         ids = engine.begin([{"role": "user", "content": content}])["token_ids"]
         return sum(token in control_ids for token in ids)
 
+    if not control_ids:  # text only: the graph neutralises what could be read as one
+        assert isinstance(engine, ChatModelEngine)
+        return
     assert controls(hostile) == controls("Hello")
     assert not control_ids & set(engine.encode(hostile))
 
@@ -224,6 +227,8 @@ def test_a_chat_model_that_cuts_off_the_closing_tag_gets_it_back() -> None:
     stop = ["</search>", "</answer>"]
     assert engine.generate(prompt, stop=stop, max_tokens=9).segment["text"].endswith("<search>m: q?</search>")
     assert engine.generate(prompt, stop=stop, max_tokens=9).segment["text"] == "<answer>x</answer>"
+    musing = ChatModelEngine(ScriptedChatModel(["<think>no <search> now</think><answer> Lima"]))
+    assert musing.generate(prompt, stop=stop, max_tokens=9).segment["text"].endswith("<answer> Lima</answer>")
 
 
 def test_a_chat_model_that_fails_does_not_show_its_providers_words() -> None:
@@ -244,6 +249,15 @@ def test_transformers_logprobs_are_those_of_a_plain_forward_pass(tiny_transforme
         logprobs = tiny_transformers.network(ids).logits.float().log_softmax(-1)[0, len(prompt) - 1 : -1]
     expected = logprobs.gather(1, ids[0, len(prompt) :, None])[:, 0]
     assert generation.segment["logprobs"] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+async def test_a_cancelled_request_leaves_transformers_working(tiny_transformers: Any) -> None:
+    prompt = [tiny_transformers.begin(HELLO)]
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.001):
+            await tiny_transformers.agenerate(prompt, stop=[], max_tokens=64)
+    async with asyncio.timeout(10):
+        await tiny_transformers.agenerate(prompt, stop=[], max_tokens=2)
 
 
 async def test_concurrent_requests_to_transformers_share_batches(
@@ -353,6 +367,50 @@ async def test_asynchronous_connections_are_reused_too(tiny_tokenizer: Path) -> 
         assert played.connections == 1
 
 
+@pytest.mark.parametrize("payload", [{}, {"choices": []}, {"choices": [{"text": "x"}]}, [1], "hello"])
+async def test_a_server_that_is_no_vllm_is_told_from_one(tiny_tokenizer: Path, payload: Any) -> None:
+    with PlayedVLLM(lambda path, body: (200, payload)) as played:
+        async with VLLMEngine(played.url, "router", tokenizer=tiny_tokenizer) as engine:
+            with pytest.raises(EngineError, match="does not answer as vLLM does"):
+                engine.generate([engine.begin(HELLO)], stop=[], max_tokens=9)
+            with pytest.raises(EngineError, match="does not answer as vLLM does"):
+                await engine.agenerate([engine.begin(HELLO)], stop=[], max_tokens=9)
+            with pytest.raises(EngineError, match="does not answer as vLLM does"):
+                engine.served_models()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8000/v1", "router", "", "ftp://127.0.0.1/v1"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="base_url is"):
+        VLLMEngine(address, "router")
+
+
+def test_a_password_in_the_address_is_not_shown(tiny_tokenizer: Path) -> None:
+    with VLLMEngine("http://me:hunter2@127.0.0.1:9/v1", "router", tokenizer=tiny_tokenizer) as engine:
+        with pytest.raises(EngineUnavailableError) as caught:
+            engine.generate([engine.begin(HELLO)], stop=[], max_tokens=9)
+        assert "hunter2" not in f"{engine!r} {caught.value}"
+
+
+async def test_the_tokenizer_is_loaded_off_the_event_loop(
+    tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[bool] = []
+    load = ChatTokenizer.load
+
+    def watched(source: Any) -> ChatTokenizer:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return load(source)
+
+    monkeypatch.setattr(ChatTokenizer, "load", watched)
+    with PlayedVLLM(completes) as played:
+        async with VLLMEngine(played.url, "router", tokenizer=tiny_tokenizer) as engine:
+            from conftest import pool
+
+            await create_router(engine, pool(m="x"), max_turns=0).ainvoke({"messages": [("user", "?")]})
+    assert threads == [False]
+
+
 def test_one_engine_serves_several_event_loops(tiny_tokenizer: Path) -> None:
     with PlayedVLLM(completes) as played:
         engine = VLLMEngine(played.url, "router", tokenizer=tiny_tokenizer)
@@ -401,7 +459,7 @@ async def test_a_server_that_is_down_is_named_in_both_worlds(tiny_tokenizer: Pat
             await engine.agenerate(prompt, stop=[], max_tokens=9)
 
 
-def test_a_server_that_hangs_is_given_up_in_time(tiny_tokenizer: Path) -> None:
+async def test_a_server_that_hangs_is_given_up_in_time_in_both_worlds(tiny_tokenizer: Path) -> None:
     release = threading.Event()
 
     def hang(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -415,7 +473,10 @@ def test_a_server_that_hangs_is_given_up_in_time(tiny_tokenizer: Path) -> None:
         started = time.monotonic()
         with pytest.raises(EngineUnavailableError, match=r"gave no reply within 0\.3 s"):
             engine.generate([engine.begin(HELLO)], stop=[], max_tokens=9)
+        with pytest.raises(EngineUnavailableError, match=r"gave no reply within 0\.3 s"):
+            await engine.agenerate([engine.begin(HELLO)], stop=[], max_tokens=9)
         assert time.monotonic() - started < 3
+        await engine.aclose()
         release.set()
 
 

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from conftest import answer, ask, pool, search
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage, SystemMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 
@@ -62,6 +63,25 @@ def test_a_run_gives_the_answer_as_a_message_and_an_account() -> None:
         ("currencies", "Currency of Peru?", "Sol", "ok"),
     ]
     assert routing["stop_reason"] == "answered"
+
+
+def test_each_turn_brings_back_its_own_replies_only() -> None:
+    result = ask(TWO_HOPS, two_hop_pool())
+    assert "Peru" in result["transcript"][2]["text"]
+    assert "Peru" not in result["transcript"][4]["text"]
+
+
+def test_a_short_reply_leaves_its_room_to_a_long_one_and_denied_calls_take_none() -> None:
+    registry = pool(short="ok", long="é" * 500)
+    lines = ["short: a?", "long: a?", *["short: again?"] * 30]
+    block = ask([search(*lines), answer("x")], registry, max_parallel=2, max_info_tokens=300)["transcript"][2]["text"]
+    assert block.count("é") > 130
+    assert "30 more not asked: at most 2 models" in block
+
+
+def test_a_paragraph_in_place_of_a_name_does_not_come_back_whole() -> None:
+    result = ask([search("very " * 300 + ": a?"), answer("x")], pool(m="x"))
+    assert len(result["transcript"][2]["text"]) < 400
 
 
 def test_several_calls_of_a_turn_run_in_parallel_and_come_back_in_call_order() -> None:
@@ -236,8 +256,13 @@ HOSTILE = st.lists(
 @settings(max_examples=80, deadline=None)
 def test_no_question_and_no_reply_changes_the_action_the_answer_or_the_mask(question: str, reply: str) -> None:
     model = ScriptedChatModel([reply])
-    result = ask([search("m: a?"), answer("Lima")], pool(m=model), question=f"q {question}")
-    assert (result["answer"], result["routing"]["turns"], len(model.calls)) == ("Lima", 1, 1)
+    registry = ModelRegistry([ModelDescriptor(name="m", model=model, price=1.0, description=f"d {reply}")])
+    engine = ScriptedEngine([search("m: a?", "m: b?"), answer("Lima")])
+    messages = [("system", f"s {question}"), ("user", f"u {reply}"), ("ai", f"a {reply}"), ("user", f"q {question}")]
+    result = create_router(engine, registry).invoke(
+        {"messages": messages}, output_keys=["answer", "routing", "transcript"]
+    )
+    assert (result["answer"], result["routing"]["turns"]) == ("Lima", 1)
     prompt, first, info, second = result["transcript"]
     assert [segment["kind"] for segment in (prompt, first, info, second)] == ["prompt", "model", "info", "model"]
     inside = info["text"].removeprefix("\n\n<information>").removesuffix("</information>\n\n")
@@ -331,6 +356,57 @@ def test_when_not_even_the_router_can_be_paid_the_run_says_so() -> None:
         "budget_exhausted",
         0,
     )
+
+
+def test_what_the_router_needs_to_answer_is_kept_aside() -> None:
+    model = ScriptedChatModel(["Lima"])
+    registry = ModelRegistry([ModelDescriptor(name="m", model=model, price=1.0, params={"max_tokens": 100})])
+    turns = [search("m: a?") + answer("Lima")] * 6
+    for budget in (0.003, 0.004, 0.005, 0.006, 0.007, 0.008, 0.01, 0.02):
+        result = ask(turns, registry, budget_usd=budget, router_price=1.0, max_tokens=200, max_info_tokens=100)
+        assert result["routing"]["cost_usd"] <= budget
+        assert (result["answer"], result["routing"]["stop_reason"] != "budget_exhausted") == ("Lima", True)
+    assert len(model.calls) > 0
+
+
+def test_a_model_that_can_not_be_told_a_limit_is_not_asked_under_a_budget() -> None:
+    from langchain_core.runnables import RunnableLambda
+
+    registry = pool(chatty=RunnableLambda(lambda messages: "word " * 50_000), m="x")
+    result = ask([search("chatty: a?", "m: a?"), answer("x")], registry, budget_usd=0.001)
+    assert [hop["status"] for hop in result["routing"]["hops"]] == ["over_budget", "ok"]
+    assert ask([search("chatty: a?"), answer("x")], registry)["routing"]["hops"][0]["status"] == "ok"
+
+
+def test_a_chat_model_is_always_told_its_limit() -> None:
+    told: list[Any] = []
+
+    class Recording(ScriptedChatModel):
+        def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
+            told.append(kwargs["max_tokens"])
+            return self._reply(messages)
+
+    bound = Recording(["x"]).bind(temperature=0.5)
+    registry = ModelRegistry(
+        [
+            ModelDescriptor(name="plain", model=Recording(["x"]), price=1.0),
+            ModelDescriptor(name="bound", model=bound, price=1.0, params={"max_tokens": 33}),
+        ]
+    )
+    ask([search("plain: a?"), search("bound: a?"), answer("x")], registry)
+    assert told == [512, 33]
+
+
+def test_the_worst_case_of_a_call_counts_its_fallbacks() -> None:
+    registry = ModelRegistry(
+        [
+            ModelDescriptor(name="cheap", model=ScriptedChatModel(["x"]), price=0.1, fallbacks=("dear",)),
+            ModelDescriptor(name="dear", model=ScriptedChatModel(["x"]), price=100.0),
+            ModelDescriptor(name="other", model=ScriptedChatModel(["x"]), price=0.1),
+        ]
+    )
+    result = ask([search("cheap: a?", "other: a?"), answer("x")], registry, budget_usd=0.001)
+    assert [hop["status"] for hop in result["routing"]["hops"]] == ["over_budget", "ok"]
 
 
 # Threads, crashes, embedding
@@ -455,11 +531,53 @@ def test_stream_events_tell_of_each_call_before_and_after_and_of_the_end() -> No
     assert events[-1]["routing"]["turns"] == 2
 
 
+def test_after_a_run_of_malformed_turns_the_next_question_is_routed_again() -> None:
+    engine = ScriptedEngine(["?", "?", "?", "?", search("m: a?"), "?", answer("x")])
+    router = create_router(engine, pool(m="x"), checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "1"}}
+    assert router.invoke({"messages": [("user", "one")]}, config)["routing"]["stop_reason"] == "no_answer"
+    assert router.invoke({"messages": [("user", "two")]}, config)["routing"]["turns"] == 1
+
+
+def test_the_same_message_sent_again_is_a_new_run() -> None:
+    router = create_router(ScriptedEngine([*TWO_HOPS, answer("again")]), two_hop_pool(), checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "1"}}
+    question = HumanMessage("?", id="same")
+    router.invoke({"messages": [question]}, config)
+    # What a client does that shows the conversation from before the answer and sends it once more.
+    forked = router.update_state(
+        config, {"messages": [RemoveMessage(router.get_state(config).values["messages"][-1].id)]}
+    )
+    result = router.invoke({"messages": [question]}, forked)
+    assert (result["answer"], result["routing"]["turns"]) == ("again", 0)
+
+
+def test_a_context_of_a_subclass_serves_too() -> None:
+    @dataclass(kw_only=True)
+    class WithUser(RouterContext):
+        user: str = ""
+
+    router = create_router(ScriptedEngine([search("m: a?") + answer("x")]), pool(m="x"))
+    result = router.invoke({"messages": [("user", "?")]}, context=WithUser(user="me", max_turns=0))
+    assert result["routing"]["turns"] == 0
+
+
+@pytest.mark.parametrize("text", ["emoji \ud83d", "\x00\x07", "{{ 7 * 7 }} {query} $question %s"])
+def test_odd_characters_end_no_run_and_are_not_read_as_templates(text: str) -> None:
+    result = ask([search(f"m: {text}"), answer("Lima")], pool(m=f"said {text}"), question=f"asked {text}")
+    assert result["answer"] == "Lima"
+    assert "49" not in result["transcript"][0]["text"]
+
+
 def test_a_context_overrides_what_was_built_for_one_run() -> None:
     engine = ScriptedEngine([search("m: a?") + answer("x"), answer("y")])
     router = create_router(engine, pool(m="x"), cost_weight=0.1)
     result = router.invoke({"messages": [("user", "?")]}, context=RouterContext(cost_weight=0.9, max_turns=0))
     assert result["routing"]["turns"] == 0
+    for context in (RouterContext(budget_usd=0.0), RouterContext(max_parallel=1)):
+        other = create_router(ScriptedEngine([search("m: a?", "m: b?") + answer("x"), answer("x")]), pool(m="x"))
+        hops = other.invoke({"messages": [("user", "?")]}, context=context)["routing"]["hops"]
+        assert sum(hop["status"] == "ok" for hop in hops) == (context.max_parallel or 0)
     assert "Cost weight: 0.9" in bytes(engine.prompts[0]).decode()
     router.invoke({"messages": [("user", "?")]})
     assert "Cost weight: 0.1" in bytes(engine.prompts[1]).decode()

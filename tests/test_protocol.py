@@ -117,6 +117,14 @@ def test_neutralised_text_holds_no_tag_and_no_control_token(text: str) -> None:
     assert isinstance(parse(quote(harmless), NAMES), Invalid)
 
 
+@pytest.mark.parametrize(
+    "hidden", ["＜/information＞", "＜ answer ＞", "‹search›", "<／answer>", "<|eot_id|>", "＜｜end｜＞", "</s>"]
+)
+def test_lookalikes_and_common_control_tokens_are_neutralised_without_being_told(hidden: str) -> None:
+    assert neutralise(f"a {hidden} b") != f"a {hidden} b"
+    assert not set("<>＜＞‹›") & set(neutralise(hidden))
+
+
 def test_neutralising_loses_no_words() -> None:
     assert neutralise("<answer 5 < 6 and a > b>") == "(answer)5 < 6 and a > b>"
     assert neutralise("[INST] hi <|im_end|>", ["[INST]", "<|im_end|>"]) == "(INST) hi (im_end)"
@@ -138,7 +146,15 @@ def test_a_routed_models_own_thought_is_stripped(reply: str, kept: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "hostile", ["<think>" * 40_000, "</think>" * 40_000, "<think></think>" * 20_000, "<" * 300_000]
+    "hostile",
+    [
+        "<think>" * 40_000,
+        "</think>" * 40_000,
+        "<think></think>" * 20_000,
+        "<" * 300_000,
+        "<" + " " * 100_000,
+        "<|" * 50_000,
+    ],
 )
 def test_hostile_text_is_cleaned_in_linear_time(hostile: str) -> None:
     started = time.process_time()
@@ -169,6 +185,7 @@ def test_a_well_formed_run_has_no_format_problem() -> None:
         is None
     )
     assert check_format([("prompt", ""), ("model", ANSWERS)], NAMES) is None
+    assert check_format([("prompt", ""), ("info", "No model can be asked."), ("model", ANSWERS)], NAMES) is None
 
 
 @given(HOSTILE)

@@ -110,7 +110,6 @@ def _chat(transcript: Sequence[Segment]) -> list[BaseMessage]:
 
 def _missing_end(text: str, stop: Sequence[str]) -> str:
     """Return the closing tag that a provider cut off: stop strings are left out of what chat APIs return."""
-    for end in (SEARCH_END, ANSWER_END):
-        if end in stop and text.rfind(end.replace("/", "")) > text.rfind(end):
-            return end
-    return ""
+    last = max((SEARCH_END, ANSWER_END), key=lambda end: text.rfind(end.replace("/", "")))
+    opened = text.rfind(last.replace("/", ""))
+    return last if last in stop and opened > text.rfind(last) else ""

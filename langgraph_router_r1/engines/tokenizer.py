@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
@@ -65,17 +66,23 @@ class ChatTokenizer:
         if tokenizer_file is None:
             msg = f"no tokenizer.json at {str(source)!r}: it must be a model directory or a hub id"
             raise EngineError(msg)
-        config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8")) if config_file else {}
-        template = template_file.read_text(encoding="utf-8") if template_file else config.get("chat_template")
-        if not isinstance(template, str):
-            msg = f"no chat template at {str(source)!r}: chat_template.jinja or tokenizer_config.json must hold one"
-            raise EngineError(msg)
-        special = {
-            key: value["content"] if isinstance(value, dict) else value
-            for key, value in config.items()
-            if key.endswith("_token") and value is not None and not isinstance(value, bool)
-        }
-        return cls(Vocabulary.from_file(str(tokenizer_file)), template, special)
+        try:
+            config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8")) if config_file else {}
+            template = template_file.read_text(encoding="utf-8") if template_file else config.get("chat_template")
+            if not isinstance(template, str):
+                msg = f"no chat template at {str(source)!r}: chat_template.jinja or tokenizer_config.json must hold one"
+                raise EngineError(msg)
+            special = {
+                key: value["content"] if isinstance(value, dict) else value
+                for key, value in config.items()
+                if key.endswith("_token") and value is not None and not isinstance(value, bool)
+            }
+            return cls(Vocabulary.from_file(str(tokenizer_file)), template, special)
+        except EngineError:
+            raise
+        except Exception as error:  # tokenizers raises nothing narrower
+            msg = f"the tokenizer at {str(source)!r} can't be read: {type(error).__name__}: {error}"
+            raise EngineError(msg) from error
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, list[int]]:
         """Return the chat as text and as token ids, up to where the assistant starts to write.
@@ -91,21 +98,23 @@ class ChatTokenizer:
         placed = [{**message, "content": key} for key, message in zip(contents, messages, strict=True)]
         try:
             rendered = self._template.render(messages=placed, add_generation_prompt=True, **self._special)
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError, LookupError) as error:
             msg = f"the chat template refuses these messages: {error}"
             raise EngineError(msg) from error
-        text, ids = "", []
-        while rendered:
-            found = [(rendered.find(key), key) for key in contents if key in rendered]
-            start, key = min(found, default=(len(rendered), ""))
-            ids += self._control.encode(rendered[:start], add_special_tokens=False).ids
-            ids += self.encode(contents.get(key, ""))
-            text += rendered[:start] + contents.get(key, "")
-            rendered = rendered[start + len(key) :]
-        return text, ids
+        texts, ids = [], []
+        for piece in re.split(rf"({nonce}\.\d+\.)", rendered):
+            content = contents.get(piece)
+            if content is None:
+                ids += self._control.encode(piece, add_special_tokens=False).ids
+            else:
+                ids += self.encode(content)
+            texts.append(piece if content is None else content)
+        return "".join(texts), ids
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of plain text; what looks like a control token is encoded as characters."""
+        # Half a surrogate pair is no text to a tokenizer.
+        text = text.encode("utf-8", "replace").decode()
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return ids
 

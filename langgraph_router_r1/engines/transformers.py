@@ -77,7 +77,7 @@ class TransformersEngine(TokenEngine):
         self.batch_size = batch_size
         self.wait_s = wait_s
         self.context_tokens = int(self.network.config.max_position_embeddings)
-        self._generator = torch.Generator(device=self.network.device).manual_seed(seed)
+        self._random_state = torch.Generator().manual_seed(seed).get_state()
         self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -139,6 +139,10 @@ class TransformersEngine(TokenEngine):
                     batch.append(self._requests.get(timeout=left))
                 except queue.Empty:
                     break
+            # Nobody waits any more for a request that was cancelled.
+            batch = [request for request in batch if request.result.set_running_or_notify_cancel()]
+            if not batch:
+                continue
             try:
                 results = self._sample(batch)
             except Exception as error:  # noqa: BLE001 - raised in every request of the batch
@@ -161,8 +165,8 @@ class TransformersEngine(TokenEngine):
         rows = _Rows(batch, self.tokenizer, longest)
         state = torch.get_rng_state()
         try:
-            # generate() draws from the global generator; ours keeps its place between batches.
-            torch.set_rng_state(self._generator.get_state())
+            # generate() draws from the global generator; our place in its stream is kept between batches.
+            torch.set_rng_state(self._random_state)
             output = self.network.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -177,7 +181,7 @@ class TransformersEngine(TokenEngine):
                 return_dict_in_generate=True,
                 output_logits=True,
             )
-            self._generator.set_state(torch.get_rng_state())
+            self._random_state = torch.get_rng_state()
         finally:
             torch.set_rng_state(state)
         results = []

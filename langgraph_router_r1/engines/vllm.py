@@ -55,7 +55,13 @@ class VLLMEngine(TokenEngine):
             timeout_s: Most seconds a turn may take.
             api_key: Key of the server, if it was started with one.
         """
-        self.base_url = base_url.rstrip("/")
+        url = httpx.URL(base_url)
+        if url.scheme not in {"http", "https"} or not url.host:
+            msg = f"base_url is {base_url!r}; it must be an address such as 'http://127.0.0.1:8000/v1'"
+            raise ValueError(msg)
+        self._url = base_url.rstrip("/")
+        self.base_url = str(url.copy_with(userinfo=b"")).rstrip("/")
+        """The address, without a password that may stand in it: this is what messages show."""
         self.model = model
         self.temperature = temperature
         self.seed = seed
@@ -67,7 +73,8 @@ class VLLMEngine(TokenEngine):
             "headers": headers,
             "timeout": httpx.Timeout(timeout_s, connect=min(5.0, timeout_s)),
             # Every trajectory in flight holds a connection; vLLM does the queueing.
-            "limits": httpx.Limits(max_connections=None, max_keepalive_connections=256),
+            # Idle ones are dropped before the server drops them, in mid-request, after five seconds.
+            "limits": httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=2.0),
         }
         self._client = httpx.Client(**self._options)
         # A connection belongs to the event loop it was opened in.
@@ -100,7 +107,7 @@ class VLLMEngine(TokenEngine):
         """See `RouterEngine.generate`."""
         body = self._body(transcript, stop, max_tokens)
         try:
-            response = self._client.post(f"{self.base_url}/completions", json=body)
+            response = self._client.post(f"{self._url}/completions", json=body)
         except httpx.HTTPError as error:
             raise self._unavailable(error) from error
         return self._read(response)
@@ -113,7 +120,7 @@ class VLLMEngine(TokenEngine):
         if client is None:
             client = self._async_clients[loop] = httpx.AsyncClient(**self._options)
         try:
-            response = await client.post(f"{self.base_url}/completions", json=body)
+            response = await client.post(f"{self._url}/completions", json=body)
         except httpx.HTTPError as error:
             raise self._unavailable(error) from error
         return self._read(response)
@@ -123,8 +130,7 @@ class VLLMEngine(TokenEngine):
         self._client.close()
 
     async def aclose(self) -> None:
-        """Close all connections that this event loop can close."""
-        self.close()
+        """Close the connections of asynchronous use in this event loop."""
         client = self._async_clients.pop(asyncio.get_running_loop(), None)
         if client is not None:
             await client.aclose()
@@ -143,6 +149,7 @@ class VLLMEngine(TokenEngine):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
         await self.aclose()
 
     def __repr__(self) -> str:
@@ -164,7 +171,12 @@ class VLLMEngine(TokenEngine):
     def _read(self, response: httpx.Response) -> Generation:
         if response.is_error:
             raise self._refused(response)
-        payload = response.json()
+        try:
+            return self._generation(response.json())
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise self._no_vllm(error) from error
+
+    def _generation(self, payload: dict[str, Any]) -> Generation:
         choice = payload["choices"][0]
         ids: list[int] = choice["token_ids"]
         segment: Segment = {
@@ -190,13 +202,15 @@ class VLLMEngine(TokenEngine):
 
     def _cards(self) -> list[dict[str, Any]]:
         try:
-            response = self._client.get(f"{self.base_url}/models")
+            response = self._client.get(f"{self._url}/models")
         except httpx.HTTPError as error:
             raise self._unavailable(error) from error
         if response.is_error:
             raise self._refused(response)
-        cards: list[dict[str, Any]] = response.json()["data"]
-        return cards
+        try:
+            return [{"root": card["id"], **card} for card in response.json()["data"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._no_vllm(error) from error
 
     def _served_source(self) -> str:
         """Where the tokenizer is: the root of the served model, or of the base model behind an adapter."""
@@ -211,6 +225,10 @@ class VLLMEngine(TokenEngine):
         msg = f"the router's server at {self.base_url} {why} ({type(error).__name__})"
         return EngineUnavailableError(msg)
 
+    def _no_vllm(self, error: Exception) -> EngineError:
+        msg = f"{self.base_url} does not answer as vLLM does ({type(error).__name__}): is it one, and a recent one?"
+        return EngineError(msg)
+
     def _unknown(self, served: Sequence[str] | Mapping[str, Any]) -> str:
         names = ", ".join(repr(name) for name in served)
         return f"the server at {self.base_url} does not serve {self.model!r}; it serves: {names}"
@@ -218,7 +236,7 @@ class VLLMEngine(TokenEngine):
     def _refused(self, response: httpx.Response) -> EngineError:
         try:
             payload = response.json()
-            detail = str(payload.get("error", payload).get("message", ""))
+            detail = str(payload.get("error", payload).get("message", payload))
         except (ValueError, AttributeError):
             detail = response.text[:200]
         if response.status_code == 404 and "does not exist" in detail:

@@ -140,6 +140,10 @@ class VLLMServer:
         Raises:
             ServerError: It ended, or did not serve in time.
         """
+        if self._process is not None:
+            raise ServerError(f"{self!r} is running already")
+        if self._serves():
+            raise ServerError(f"port {self.port} is taken: another server answers at {self.url}")
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
@@ -152,10 +156,12 @@ class VLLMServer:
             )
         started = time.monotonic()
         try:
-            while not self._serves():
+            while True:
                 waited = time.monotonic() - started
                 if self._process.poll() is not None:
                     raise ServerError(f"vLLM ended with code {self._process.returncode}; {self._log_end()}")
+                if self._serves():
+                    break
                 if waited > self.start_timeout_s:
                     raise ServerError(f"vLLM does not serve after {self.start_timeout_s:g} s; {self._log_end()}")
                 if progress:
@@ -202,7 +208,10 @@ class VLLMServer:
             config = Path(path) / "adapter_config.json"
             if config.is_file():
                 ranks.append(int(json.loads(config.read_text(encoding="utf-8"))["r"]))
-        return next(rank for rank in LORA_RANKS if rank >= max(ranks))
+        for rank in LORA_RANKS:
+            if rank >= max(ranks):
+                return rank
+        raise ServerError(f"an adapter has rank {max(ranks)}; vLLM takes {LORA_RANKS[-1]} at most")
 
     def _log_end(self) -> str:
         lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
