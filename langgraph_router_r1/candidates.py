@@ -122,7 +122,10 @@ class Candidates:
         started = time.perf_counter()
         try:
             # Building a client imports its package and reads certificates: not on the event loop.
-            runnable = self._runnables.get(model.name) or await asyncio.to_thread(self._runnable, model)
+            if model.name in self._runnables:
+                runnable = self._runnables[model.name]
+            else:
+                runnable = await asyncio.to_thread(self._runnable, model)
             answered_by, reply = await runnable.ainvoke(_messages(call), _config(model))
             return self._replied(call, answered_by, reply, time.perf_counter() - started)
         except GraphBubbleUp:  # an interrupt is no failure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,11 +42,11 @@ class Price:
 
     prompt: float
     completion: float
-    cached: float = None  # type: ignore[assignment]  # as much as other prompt tokens
+    cached: float = math.nan
     """What a prompt token costs that the provider had in its cache; by default as much as any."""
 
     def __post_init__(self) -> None:
-        if self.cached is None:
+        if isinstance(self.cached, float) and math.isnan(self.cached):
             object.__setattr__(self, "cached", self.prompt)
         for part in ("prompt", "completion", "cached"):
             value = getattr(self, part)

@@ -73,7 +73,7 @@ EXPERTS: dict[str, tuple[tuple[str, ...], float]] = {
     "currencies": (("currency",), 6),
     "dialling-codes": (("dialling",), 7),
     "internet-domains": (("domain",), 4),
-    "generalist": (tuple(SKILLS), 2),
+    "generalist": (tuple(SKILLS), 1.5),
 }
 """What each adapter learns, and in how many epochs."""
 

@@ -6,6 +6,7 @@ ids and `env_mask`; for a routed model, a prompt and its reply. TRL trains, PEFT
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,3 +138,9 @@ def save_adapter(model: PeftModel, output_dir: Path) -> None:
     state = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items() if "lora_" in name}
     model.save_pretrained(output_dir, state_dict=state, safe_serialization=True)
     (output_dir / "README.md").unlink(missing_ok=True)
+    config_file = output_dir / "adapter_config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    # The model's name, not where it lay on this machine; and a set in the same order every time.
+    config["base_model_name_or_path"] = Path(config["base_model_name_or_path"]).name
+    config["target_modules"] = sorted(config["target_modules"])
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
