@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
 import subprocess
 import sys
@@ -9,11 +11,13 @@ import tomllib
 import venv
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import langgraph_router_r1
 import langgraph_router_r1.engines
+from langgraph_router_r1.testing import ScriptedEngine
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,6 +60,34 @@ def test_every_command_of_the_readme_exists() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     for path in re.findall(r"(?:training|examples|benchmarks|docs)/[\w/.-]+\.\w+", readme):
         assert (ROOT / path).exists(), path
+
+
+def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (registry,) = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "models.toml").write_text(registry)
+    monkeypatch.chdir(tmp_path)
+    scripted = ScriptedEngine(["<think> known </think><answer> +51 </answer>"])
+    monkeypatch.setattr("langgraph_router_r1.engines.vllm.VLLMEngine", lambda *_, **__: scripted)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["result"]["answer"] == "+51"
+
+
+LIGHT_MODULES = (
+    "graph protocol registry ledger transcript prompts state trace chat_model testing engines.base evaluation.metrics "
+    "pocket.world"
+).split()
+
+
+@pytest.mark.parametrize("module", LIGHT_MODULES)
+def test_the_examples_in_docstrings_are_true(module: str) -> None:
+    tested = importlib.import_module(f"langgraph_router_r1.{module}")
+    names = {name: getattr(langgraph_router_r1, name) for name in langgraph_router_r1.__all__}
+    failed, ran = doctest.testmod(tested, extraglobs=names, optionflags=doctest.ELLIPSIS)
+    assert ran > 0
+    assert failed == 0
 
 
 def test_the_wheel_holds_the_package_only_and_works_in_an_empty_environment(tmp_path: Path) -> None:
