@@ -75,10 +75,21 @@ def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert names["result"]["answer"] == "+51"
 
 
-LIGHT_MODULES = (
-    "graph protocol registry ledger transcript prompts state trace chat_model testing engines.base evaluation.metrics "
-    "pocket.world"
-).split()
+LIGHT_MODULES = [
+    "graph",
+    "protocol",
+    "registry",
+    "ledger",
+    "transcript",
+    "prompts",
+    "state",
+    "trace",
+    "chat_model",
+    "testing",
+    "engines.base",
+    "evaluation.metrics",
+    "pocket.world",
+]
 
 
 @pytest.mark.parametrize("module", LIGHT_MODULES)
