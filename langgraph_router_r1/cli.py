@@ -27,7 +27,7 @@ DEMO_QUESTIONS = (
     "What currency is used in Thailand?",
     "Which dialling code reaches Portugal?",
     "Which country has the capital Quito?",
-    "Which country does the domain .is belong to?",
+    "Which country does the domain .th belong to?",
     "What currency is used in the country whose capital is Lima?",
     "Which dialling code reaches the country whose domain is .pe?",
     "What is the capital of the country with the internet domain .kr?",

@@ -68,9 +68,9 @@ class Trace:
 
 
 def bill_table(routings: Iterable[Routing], registry: ModelRegistry) -> Table:
-    """Return the table of what each model did and cost in these runs, the router in the last row but one."""
+    """Return the table of what each model did and cost in these runs, in millionths of a dollar; the router comes last."""
     routings = list(routings)
-    table = Table("model", "price", "calls", "failed", "tokens in", "tokens out", "cost", title="Cost by model")
+    table = Table("model", "price", "calls", "failed", "tokens in", "tokens out", "µ$", title="Cost by model")
     for column in table.columns[2:]:
         column.justify = "right"
     for model in registry:
@@ -82,7 +82,7 @@ def bill_table(routings: Iterable[Routing], registry: ModelRegistry) -> Table:
             str(sum(bill["failed"] for bill in bills)),
             str(sum(bill["prompt_tokens"] for bill in bills)),
             str(sum(bill["completion_tokens"] for bill in bills)),
-            f"${sum(bill['cost_usd'] for bill in bills):.8f}",
+            _millionths(sum(bill["cost_usd"] for bill in bills)),
         )
     tokens = [routing["router_tokens"] for routing in routings]
     table.add_section()
@@ -93,15 +93,20 @@ def bill_table(routings: Iterable[Routing], registry: ModelRegistry) -> Table:
         "",
         str(sum(usage["prompt_tokens"] for usage in tokens)),
         str(sum(usage["completion_tokens"] for usage in tokens)),
-        f"${sum(routing['router_cost_usd'] for routing in routings):.8f}",
+        _millionths(sum(routing["router_cost_usd"] for routing in routings)),
     )
-    table.add_row("all", "", "", "", "", "", f"${sum(routing['cost_usd'] for routing in routings):.8f}", style="bold")
+    total = _millionths(sum(routing["cost_usd"] for routing in routings))
+    table.add_row("all", "", "", "", "", "", total, style="bold")
     return table
 
 
 def printable(text: str) -> str:
     """Return text that a terminal only shows: no escape sequence that a model wrote reaches it."""
     return _CONTROL.sub("", text)
+
+
+def _millionths(dollars: float) -> str:
+    return f"{dollars * 1e6:.2f}"
 
 
 def _shorten(text: str, most: int = 300) -> str:
