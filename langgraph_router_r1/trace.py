@@ -68,7 +68,7 @@ class Trace:
 
 
 def bill_table(routings: Iterable[Routing], registry: ModelRegistry) -> Table:
-    """Return the table of what each model did and cost in these runs, in millionths of a dollar; the router comes last."""
+    """Return the table of what each model did in these runs and cost, in millionths of a dollar."""
     routings = list(routings)
     table = Table("model", "price", "calls", "failed", "tokens in", "tokens out", "µ$", title="Cost by model")
     for column in table.columns[2:]:
