@@ -76,10 +76,16 @@ class Handler(BaseHTTPRequestHandler):
 
     server: Server
 
+    def do_GET(self) -> None:
+        self.answer(self.server.reply(self.path, {}))
+
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append(body)
-        reply = json.dumps({"id": "1", "created": 1, "model": body["model"], **self.server.reply(self.path, body)})
+        self.answer({"id": "1", "created": 1, "model": body["model"], **self.server.reply(self.path, body)})
+
+    def answer(self, payload: dict[str, Any]) -> None:
+        reply = json.dumps(payload)
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.end_headers()
@@ -167,11 +173,11 @@ def test_a_pool_of_openai_endpoints_answers_and_costs_usage_times_price(tmp_path
             OPENAI_API_KEY="unused",
         )
     assert "\nLima, Sol\n" in printed
-    costs = {cells[0]: cells[-1] for line in printed.splitlines() if (cells := line.strip("│ ").split()) if "$" in line}
-    assert costs["quick"] == "$0.00080000"  # 1000 x $0.5 + 200 x $1.5 per million
-    assert costs["strong"] == "$0.00160000"  # 400 x $2 + 100 x $8 per million
-    assert costs["router"] == "$0.00110000"  # two turns of 500 + 50 tokens, $1 per million
-    assert costs["all"] == "$0.00350000"
+    costs = {cells[0]: cells[-1] for line in printed.splitlines() if (cells := line.strip("│ ").split())}
+    assert costs["quick"] == "800.00"  # 1000 x $0.5 + 200 x $1.5 per million
+    assert costs["strong"] == "1600.00"  # 400 x $2 + 100 x $8 per million
+    assert costs["router"] == "1100.00"  # two turns of 500 + 50 tokens, $1 per million
+    assert costs["all"] == "3500.00"
 
 
 def test_the_registry_of_the_examples_is_used_by_default_and_works_as_it_stands() -> None:
@@ -308,12 +314,13 @@ async def test_the_studio_graph_uses_a_running_router_and_neither_blocks_nor_ask
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tokenizer = byte_tokenizer(tmp_path)
-    monkeypatch.setattr("langgraph_router_r1.pocket.base_model.base_model_dir", lambda: tmp_path)
     # The two things that read files.
     monkeypatch.setattr("langchain.chat_models.init_chat_model", off_the_event_loop(init_chat_model))
     monkeypatch.setattr(ChatTokenizer, "load", off_the_event_loop(ChatTokenizer.load))
 
     def play_pocket(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        if path == "/v1/models":
+            return {"data": [{"id": "router", "root": str(tmp_path)}]}
         if path == "/v1/chat/completions":
             return chat_completion("Lima", 20, 2)
         assert (path, body["model"]) == ("/v1/completions", "router")
