@@ -181,6 +181,7 @@ async def test_sync_and_async_and_company_give_the_same_turn(engine: RouterEngin
     assert [turn.segment["text"] for turn in async_alone] == [turn.segment["text"] for turn in alone]
     if isinstance(engine, VLLMEngine):  # in bfloat16, another batch may round to another token
         assert [len(turn.segment["token_ids"]) for turn in together] == [4, 4, 4]
+        await engine.aclose()
     else:
         assert [turn.segment["text"] for turn in together] == [turn.segment["text"] for turn in alone]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import random
 import re
@@ -24,12 +23,6 @@ from langgraph_router_r1.evaluation.metrics import exact_match
 from langgraph_router_r1.pocket import ROUTER_NAME, pocket_registry, pocket_router, pocket_server
 from langgraph_router_r1.pocket.world import countries, questions
 from langgraph_router_r1.transcript import sampled_mask, token_ids
-
-# LangChain keeps its OpenAI clients for the whole process and has no way to close them.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
 
 EVERYTHING = ["messages", "answer", "routing", "transcript"]
 
@@ -87,7 +80,6 @@ async def test_the_router_answers_questions_about_countries_it_never_saw(pocket:
                 return await router.ainvoke({"messages": [("user", text)]}, output_keys=EVERYTHING)
 
         results = await asyncio.gather(*(run(question.text) for question in chosen))
-    gc.collect()
     right = [exact_match(result["answer"], [question.answer]) for result, question in zip(results, chosen, strict=True)]
     names = pocket_registry(pocket.base_url).names
     problems = [
