@@ -49,7 +49,7 @@ constraints: $(VENV)/.installed  ## Pin anew what is tested together
 	  --no-emit-index-url --no-emit-find-links pyproject.toml --output-file build/constraints.txt
 	(head -1 constraints.txt; sed 's/+cpu//' build/constraints.txt) > build/pinned.txt && mv build/pinned.txt constraints.txt
 
-train-pocket: $(VENV)/.installed  ## Make the pocket pool's adapters from nothing (about two hours)
+train-pocket: $(VENV)/.installed  ## Make the pocket pool's adapters from nothing (over an hour)
 	training/runs/pocket_sft.sh
 
 clean:  ## Remove the environment and what was built

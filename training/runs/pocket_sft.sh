@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The pocket pool from nothing: five experts, their descriptors, the router's cold start, and its figures.
-# Two CPU cores: about an hour and a half. Expected figures: docs/pocket.md. Figures of this run: runs/pocket/figures.jsonl
+# Two CPU cores: something over an hour (not timed in one go yet). Expected figures: docs/pocket.md. Figures of this run: runs/pocket/figures.jsonl
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
