@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 import time
@@ -363,6 +364,16 @@ def test_token_ids_go_both_ways_and_connections_are_reused(tiny_tokenizer: Path)
     assert generation.segment["token_ids"] == [39, 40]
     assert generation.segment["logprobs"] == [-0.5, -0.25]
     assert generation.usage["cached_tokens"] == 1
+
+
+def test_an_engine_that_is_dropped_leaves_no_connection_open(tiny_tokenizer: Path) -> None:
+    with PlayedVLLM(completes) as played:
+        engine = VLLMEngine(played.url, "router", tokenizer=tiny_tokenizer)
+        engine.generate([engine.begin(HELLO)], stop=[], max_tokens=9)
+        client = engine._client
+        del engine
+        gc.collect()
+        assert client.is_closed
 
 
 async def test_asynchronous_connections_are_reused_too(tiny_tokenizer: Path) -> None:

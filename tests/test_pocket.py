@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import re
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +69,15 @@ def test_descriptors_carry_prices_and_measured_figures() -> None:
 # On a real vLLM
 
 
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """Drop what a test leaves open here and now, and not in whatever test the garbage collector comes by next."""
+    yield
+    gc.collect()
+
+
 @pytest.mark.vllm
+@pytest.mark.usefixtures("collected")
 async def test_the_router_answers_questions_about_countries_it_never_saw(pocket: Any) -> None:
     chosen = random.Random(1).sample(list(questions(countries("test"))), 40)
     gate = asyncio.Semaphore(20)

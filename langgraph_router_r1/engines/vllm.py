@@ -77,6 +77,8 @@ class VLLMEngine(TokenEngine):
             "limits": httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=2.0),
         }
         self._client = httpx.Client(**self._options)
+        # An engine that nobody closes, as inside a router that is simply dropped, leaves no open connection behind.
+        weakref.finalize(self, self._client.close)
         # A connection belongs to the event loop it was opened in.
         self._async_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
             weakref.WeakKeyDictionary()
