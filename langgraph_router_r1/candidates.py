@@ -144,9 +144,8 @@ class Candidates:
         """Return the model alone, with its retries; each attempt has the model's own time and rate limit."""
         if model.name not in self._legs:
             leg: Runnable[Any, tuple[str, AIMessage]] = _Leg(model)
-            retries = model.max_retries if model.max_retries is not None else 2 * isinstance(model.model, str)
-            if retries:
-                leg = leg.with_retry(retry_if_exception_type=PASSING_FAILURES, stop_after_attempt=retries + 1)
+            if model.retries:
+                leg = leg.with_retry(retry_if_exception_type=PASSING_FAILURES, stop_after_attempt=model.retries + 1)
             self._legs[model.name] = leg
         return self._legs[model.name]
 

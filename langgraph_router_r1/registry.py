@@ -139,6 +139,11 @@ class ModelDescriptor(BaseModel):
         return given if isinstance(given, int) and given > 0 else DEFAULT_MAX_TOKENS
 
     @property
+    def retries(self) -> int:
+        """How often a call that failed for a passing reason is tried again; see `max_retries`."""
+        return 2 * isinstance(self.model, str) if self.max_retries is None else self.max_retries
+
+    @property
     def is_bounded(self) -> bool:
         """Whether it keeps to `max_tokens`: a Runnable that is no chat model can't be told; its `params` may vouch."""
         model = self.model.bound if isinstance(self.model, RunnableBinding) else self.model

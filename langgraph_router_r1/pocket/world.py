@@ -113,6 +113,11 @@ class PocketQuestion:
     through: Relation | None = None
 
     @property
+    def skill(self) -> str:
+        """The kind of question that descriptors speak of: the relation's name, or `"two-hop"`."""
+        return "two-hop" if self.hops == "two-hop" else self.relation.removesuffix("_code")
+
+    @property
     def id(self) -> str:
         """A stable name, one per question: what it asks, of which country, in which wording."""
         wording = hashlib.sha256(self.text.encode()).hexdigest()[:6]

