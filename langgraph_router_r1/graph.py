@@ -25,7 +25,17 @@ from typing_extensions import override
 from langgraph_router_r1 import protocol
 from langgraph_router_r1.candidates import Candidates
 from langgraph_router_r1.engines.base import ContextFullError, Generation, RouterEngine, info_segment
-from langgraph_router_r1.ledger import FREE, PER_MILLION, Price, PriceLike, add_usage, affordable, cost, worst_case
+from langgraph_router_r1.ledger import (
+    FREE,
+    PER_MILLION,
+    Price,
+    PriceLike,
+    Usage,
+    add_usage,
+    affordable,
+    cost,
+    worst_case,
+)
 from langgraph_router_r1.prompts import RouterPrompt, last_question
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.state import (
@@ -316,33 +326,13 @@ class _Machine:
         return self.answer(state)
 
     def _account(self, state: RouterState) -> Routing:
-        hops = sorted(state.get("hops", []), key=lambda hop: (hop["turn"], hop["index"]))
-        by_model: dict[str, ModelBill] = {}
-        for hop in hops:
-            if hop["status"] not in {"ok", "error"}:
-                continue
-            name = hop["answered_by"] or hop["model"]
-            bill = by_model.setdefault(
-                name, {"calls": 0, "failed": 0, "cost_usd": 0.0, "prompt_tokens": 0, "completion_tokens": 0}
-            )
-            bill["calls"] += 1
-            bill["failed"] += hop["status"] != "ok"
-            bill["cost_usd"] += hop["cost_usd"]
-            bill["prompt_tokens"] += hop["usage"]["prompt_tokens"]
-            bill["completion_tokens"] += hop["usage"]["completion_tokens"]
-        router_tokens = add_usage(state.get("router_usage", []))
-        router_cost = cost(router_tokens, self.router_price)
-        stop_reason: StopReason = state.get("stop_reason") or "no_answer"
-        return {
-            "turns": state.get("turn", 0),
-            "hops": hops,
-            "cost_usd": sum(hop["cost_usd"] for hop in hops) + router_cost,
-            "router_cost_usd": router_cost,
-            "by_model": by_model,
-            "router_tokens": router_tokens,
-            "candidate_tokens": add_usage(hop["usage"] for hop in hops),
-            "stop_reason": stop_reason,
-        }
+        return account(
+            state.get("hops", []),
+            turns=state.get("turn", 0),
+            router_tokens=add_usage(state.get("router_usage", [])),
+            router_price=self.router_price,
+            stop_reason=state.get("stop_reason") or "no_answer",
+        )
 
     # shared by the halves of think
 
@@ -414,6 +404,37 @@ class _Machine:
     def _prompt_tokens(self, transcript: list[Segment]) -> int:
         # Engines without token ids count characters: a token has at least one.
         return len(token_ids(transcript)) or sum(len(segment["text"].encode()) for segment in transcript)
+
+
+def account(
+    hops: Sequence[Hop], *, turns: int, router_tokens: Usage, router_price: Price, stop_reason: StopReason
+) -> Routing:
+    """Return the account of a run: its hops in call order, and the sums of what they cost."""
+    hops = sorted(hops, key=lambda hop: (hop["turn"], hop["index"]))
+    by_model: dict[str, ModelBill] = {}
+    for hop in hops:
+        if hop["status"] not in {"ok", "error"}:
+            continue
+        name = hop["answered_by"] or hop["model"]
+        bill = by_model.setdefault(
+            name, {"calls": 0, "failed": 0, "cost_usd": 0.0, "prompt_tokens": 0, "completion_tokens": 0}
+        )
+        bill["calls"] += 1
+        bill["failed"] += hop["status"] != "ok"
+        bill["cost_usd"] += hop["cost_usd"]
+        bill["prompt_tokens"] += hop["usage"]["prompt_tokens"]
+        bill["completion_tokens"] += hop["usage"]["completion_tokens"]
+    router_cost = cost(router_tokens, router_price)
+    return {
+        "turns": turns,
+        "hops": hops,
+        "cost_usd": sum(hop["cost_usd"] for hop in hops) + router_cost,
+        "router_cost_usd": router_cost,
+        "by_model": by_model,
+        "router_tokens": router_tokens,
+        "candidate_tokens": add_usage(hop["usage"] for hop in hops),
+        "stop_reason": stop_reason,
+    }
 
 
 def build_router(
