@@ -278,37 +278,15 @@ class _Machine:
     # route
 
     def route(self, call: RouterCall) -> dict[str, list[Hop]]:
-        self._announce(call)
-        return self._record(self.candidates.ask(call))
+        announce_call(call)
+        hop = self.candidates.ask(call)
+        announce_hop(hop)
+        return {"hops": [hop]}
 
     async def aroute(self, call: RouterCall) -> dict[str, list[Hop]]:
-        self._announce(call)
-        return self._record(await self.candidates.aask(call))
-
-    def _announce(self, call: RouterCall) -> None:
-        event: RouteEvent = {
-            "type": "router_r1.route",
-            "turn": call["turn"],
-            "index": call["index"],
-            "model": call["model"],
-            "query": call["query"],
-        }
-        get_stream_writer()(event)
-
-    def _record(self, hop: Hop) -> dict[str, list[Hop]]:
-        event: InfoEvent = {
-            "type": "router_r1.info",
-            "turn": hop["turn"],
-            "index": hop["index"],
-            "model": hop["model"],
-            "answered_by": hop["answered_by"],
-            "status": hop["status"],
-            "reason": hop["reason"],
-            "response": hop["response"],
-            "cost_usd": hop["cost_usd"],
-            "latency_s": hop["latency_s"],
-        }
-        get_stream_writer()(event)
+        announce_call(call)
+        hop = await self.candidates.aask(call)
+        announce_hop(hop)
         return {"hops": [hop]}
 
     # answer
@@ -404,6 +382,35 @@ class _Machine:
     def _prompt_tokens(self, transcript: list[Segment]) -> int:
         # Engines without token ids count characters: a token has at least one.
         return len(token_ids(transcript)) or sum(len(segment["text"].encode()) for segment in transcript)
+
+
+def announce_call(call: RouterCall) -> None:
+    """Stream that a call is about to be made."""
+    event: RouteEvent = {
+        "type": "router_r1.route",
+        "turn": call["turn"],
+        "index": call["index"],
+        "model": call["model"],
+        "query": call["query"],
+    }
+    get_stream_writer()(event)
+
+
+def announce_hop(hop: Hop) -> None:
+    """Stream what came of a call."""
+    event: InfoEvent = {
+        "type": "router_r1.info",
+        "turn": hop["turn"],
+        "index": hop["index"],
+        "model": hop["model"],
+        "answered_by": hop["answered_by"],
+        "status": hop["status"],
+        "reason": hop["reason"],
+        "response": hop["response"],
+        "cost_usd": hop["cost_usd"],
+        "latency_s": hop["latency_s"],
+    }
+    get_stream_writer()(event)
 
 
 def account(
