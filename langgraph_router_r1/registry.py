@@ -6,10 +6,13 @@ api_key_env = "OPENAI_API_KEY"          # a key's place is the environment
 description = "Quick; good at everyday facts."
 price = { prompt = 0.15, completion = 0.60 }   # dollars per million tokens; or one number; or "free"
 skills = { nq = 0.41 }                  # measured, 0 to 1
+
+`router-r1 profile` measures a pool and writes `skills`, `latency_s` and the details, `measured`, into such a file.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import difflib
 import re
 import tomllib
@@ -38,6 +41,40 @@ class RegistryError(ValueError):
 
 class UnknownModelError(LookupError):
     """No model of that name is registered."""
+
+
+class Accuracy(BaseModel):
+    """The share of right replies to one kind of question, with its 95 % interval."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: float = Field(ge=0, le=1)
+    low: float = Field(ge=0, le=1)
+    high: float = Field(ge=0, le=1)
+    questions: int = Field(ge=1)
+    """How many were replied to."""
+
+
+class Measured(BaseModel):
+    """What `router-r1 profile` found out about a model; the router reads `skills` and `latency_s` only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    date: dt.date
+    questions: int = Field(ge=1)
+    """How many it was asked."""
+    failure_rate: float = Field(ge=0, le=1)
+    """The share of them to which it gave no reply, or an empty one."""
+    accuracy: dict[str, Accuracy] = Field(default_factory=dict)
+    """By kind of question, over the replies."""
+    latency_p50_s: float | None = Field(default=None, ge=0)
+    """Median of the seconds a call, one call at a time."""
+    latency_p95_s: float | None = Field(default=None, ge=0)
+    prompt_tokens: float | None = Field(default=None, ge=0)
+    """Mean over the replies, as the next two."""
+    completion_tokens: float | None = Field(default=None, ge=0)
+    cost_usd: float | None = Field(default=None, ge=0)
+    """Dollars a reply, at list price."""
 
 
 class ModelDescriptor(BaseModel):
@@ -71,6 +108,8 @@ class ModelDescriptor(BaseModel):
     """Length of its context window, in tokens."""
     skills: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
     """Measured accuracy, 0 to 1, by kind of question."""
+    measured: Measured | None = Field(default=None, repr=False)
+    """How `skills` and `latency_s` were measured, and what else was."""
     tags: tuple[str, ...] = ()
     """Free labels; nothing here reads them."""
     params: dict[str, Any] = Field(default_factory=dict, repr=False)

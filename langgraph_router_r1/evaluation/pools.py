@@ -16,11 +16,14 @@ Lines of the same id add up, so `Recorder` can write one line a reply, at once a
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -38,12 +41,16 @@ from typing_extensions import override
 from langgraph_router_r1.candidates import build_model
 from langgraph_router_r1.engines.chat_model import CHARACTERS_PER_TOKEN
 from langgraph_router_r1.evaluation.metrics import contains
-from langgraph_router_r1.evaluation.tasks import Task, TaskError, as_task, json_lines
+from langgraph_router_r1.evaluation.tasks import Split, Task, TaskError, as_task, json_lines
 from langgraph_router_r1.ledger import PER_MILLION, Price, PriceLike
+from langgraph_router_r1.protocol import strip_thought
 from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
 
 TASK_ID = "task_id"
 """The key of a run's metadata that says which task it is about."""
+
+_AS_RECORDED = ("prompt_tokens", "completion_tokens", "cost_usd", "latency_s", "alone")
+"""What an outcome holds in a file under the same name."""
 
 TEXT_NOT_RECORDED = "(What this model said was not recorded, only how well it did.)"
 """The reply of a model of which only scores are known."""
@@ -62,6 +69,8 @@ class Outcome:
     completion_tokens: int | None = None
     cost_usd: float | None = None
     latency_s: float | None = None
+    alone: bool | None = None
+    """Whether nothing else was asked at the same time, so that the latency is the model's own."""
     score: float | None = None
     """How good the reply was, 0 to 1, as the record's own judges or metrics say."""
 
@@ -139,6 +148,11 @@ class RecordedPool:
         """Return the tasks for which every model is recorded."""
         return [task for task in self.tasks.values() if len(self.outcomes[task.id]) == len(self.models)]
 
+    def of_split(self, split: Split) -> RecordedPool:
+        """Return the part of it that belongs to a split."""
+        tasks = {task.id: task for task in self.tasks.values() if task.split == split}
+        return RecordedPool(tasks, {task_id: self.outcomes[task_id] for task_id in tasks}, self.source)
+
     def registry(
         self, *, prices: Mapping[str, PriceLike] | None = None, descriptions: Mapping[str, str] | None = None
     ) -> ModelRegistry:
@@ -194,7 +208,7 @@ def _outcomes(row: Mapping[str, Any], where: str) -> dict[str, Outcome]:
             outcomes[str(model)] = Outcome(
                 response=None if entry.get("response") is None else str(entry["response"]),
                 score=None if score is None else float(score),
-                **{name: entry.get(name) for name in ("prompt_tokens", "completion_tokens", "cost_usd", "latency_s")},
+                **{name: entry.get(name) for name in _AS_RECORDED},
             )
         except (TypeError, ValueError):
             raise TaskError(f"{where}: the score of {model!r} is {score!r}; it must be a number") from None
@@ -280,31 +294,54 @@ class Recorder:
         """Open the file, with what an earlier run wrote; a last line that was cut off by a crash is dropped.
 
         Raises:
-            TaskError: The file holds something else.
+            TaskError: The file can't be written or holds something else, or two questions have the same id.
         """
         self.path = Path(path)
-        self.tasks = {task.id: task for task in tasks}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        mend_last_line(self.path)
-        self.pool = RecordedPool.from_file(self.path) if self.path.exists() else RecordedPool(source=self.path.name)
-        self._file = self.path.open("a", encoding="utf-8")
+        self.tasks: dict[str, Task] = {}
+        for task in tasks:
+            self._check_question(self.tasks.setdefault(task.id, task), task, "another task")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            mend_last_line(self.path)
+            # Unbuffered: a line is one write.
+            self._file = self.path.open("ab", buffering=0)
+        except OSError as error:
+            raise TaskError(f"{str(self.path)!r} can't be written: {error.strerror}") from None
+        try:
+            self.pool = RecordedPool.from_file(self.path)
+            for task in self.tasks.values():
+                self._check_question(self.pool.tasks.get(task.id, task), task, str(self.path))
+        except TaskError:
+            self._file.close()
+            raise
+        self.error: OSError | None = None
+        """Why the file could not be written any more; nothing is asked from then on."""
         self._lock = threading.Lock()
+        self._running = self._started = 0
         self.registry = ModelRegistry(
             # Retries stay on the outside, where a model given as a string has them by default.
             model.model_copy(
                 update={
                     "model": _Recording(self, model),
-                    "params": {"max_tokens": model.max_tokens},
-                    "max_retries": 2
-                    if model.max_retries is None and isinstance(model.model, str)
-                    else model.max_retries,
+                    # To whoever bounds its cost it is as bounded as the model within.
+                    "params": {"max_tokens": model.max_tokens} if model.is_bounded else {},
+                    "max_retries": model.retries,
                 }
             )
             for model in registry
         )
 
+    @staticmethod
+    def _check_question(known: Task, task: Task, where: str) -> None:
+        if known.question.strip() != task.question.strip():
+            raise TaskError(f"task {task.id!r} has another question in {where}: {known.question!r}")
+
     def write(self, task_id: str, model: str, outcome: Mapping[str, Any]) -> None:
-        """Append one outcome, on the disk when this returns."""
+        """Append one outcome, on the disk when this returns.
+
+        Raises:
+            OSError: The disk is full, or gone; see `error`.
+        """
         task = self.tasks[task_id]
         row = {
             "id": task.id,
@@ -314,11 +351,33 @@ class Recorder:
             **{key: value for key, value in task.meta.items() if key in {"kind", "hops"}},
             "outcomes": {model: dict(outcome)},
         }
+        line = (json.dumps(row) + "\n").encode()  # in ASCII: no line break and no half character of a reply gets out
         with self._lock:
-            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            try:
+                if self._file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                self.error = error
+                raise
             self.pool._add(row, self.path.name, self.path.stem, 0)
+
+    @contextmanager
+    def timing(self) -> Iterator[_Timing]:
+        """Time the block; what came of it stands in what this gives, once the block is over."""
+        timing = _Timing()
+        with self._lock:
+            self._running += 1
+            self._started += 1
+            number, alone = self._started, self._running == 1
+        started = time.perf_counter()
+        try:
+            yield timing
+        finally:
+            timing.latency_s = time.perf_counter() - started
+            with self._lock:
+                self._running -= 1
+                timing.alone = alone and self._started == number
 
     def close(self) -> None:
         """Close the file."""
@@ -331,6 +390,12 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@dataclass
+class _Timing:
+    latency_s: float = 0.0
+    alone: bool = False
 
 
 class _Recording(Runnable[Any, AIMessage]):
@@ -346,17 +411,21 @@ class _Recording(Runnable[Any, AIMessage]):
         task_id = self._task(config)
         if (known := self._known(task_id)) is not None:
             return known
-        started = time.perf_counter()
-        return self._write(task_id, self._built().invoke(input, config, **kwargs), time.perf_counter() - started)
+        model = self._built()
+        with self._recorder.timing() as timing:
+            reply = model.invoke(input, config, **kwargs)
+        return self._write(task_id, reply, timing)
 
     @override
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
         task_id = self._task(config)
         if (known := self._known(task_id)) is not None:
             return known
-        started = time.perf_counter()
-        reply = await self._built().ainvoke(input, config, **kwargs)
-        return self._write(task_id, reply, time.perf_counter() - started)
+        # Building a client imports its package and reads certificates: not on the event loop.
+        model = await asyncio.to_thread(self._built) if self._model is None else self._model
+        with self._recorder.timing() as timing:
+            reply = await model.ainvoke(input, config, **kwargs)
+        return self._write(task_id, reply, timing)
 
     def _built(self) -> Runnable[Any, Any]:
         with self._building:
@@ -373,19 +442,23 @@ class _Recording(Runnable[Any, AIMessage]):
 
     def _known(self, task_id: str) -> AIMessage | None:
         outcome = self._recorder.pool.outcomes.get(task_id, {}).get(self._descriptor.name)
+        if outcome is None and self._recorder.error:
+            raise self._recorder.error
         return None if outcome is None else as_message(outcome)
 
-    def _write(self, task_id: str, reply: Any, latency_s: float) -> AIMessage:
+    def _write(self, task_id: str, reply: Any, timing: _Timing) -> AIMessage:
         message = AIMessage(reply) if isinstance(reply, str) else reply
         usage = message.usage_metadata or {}
         self._recorder.write(
             task_id,
             self._descriptor.name,
             {
-                "response": message.text.encode("utf-8", "replace").decode(),
+                # As whoever asks reads it: without the thinking, which may name many a golden answer.
+                "response": strip_thought(message.text.encode("utf-8", "replace").decode()),
                 "prompt_tokens": usage.get("input_tokens"),
                 "completion_tokens": usage.get("output_tokens"),
-                "latency_s": round(latency_s, 4),
+                "latency_s": round(timing.latency_s, 4),
+                "alone": timing.alone,
             },
         )
         return message
