@@ -491,9 +491,9 @@ def build_router(
         router_price=Price.parse(router_price),
     )
     graph = StateGraph(RouterState, context_schema=RouterContext, input_schema=RouterInput, output_schema=RouterOutput)
-    graph.add_node("think", _Node(machine.think, machine.athink), destinations=("route", "think", "answer"))
-    graph.add_node("route", _Node(machine.route, machine.aroute), input_schema=RouterCall)
-    graph.add_node("answer", _Node(machine.answer, machine.aanswer))
+    graph.add_node("think", Node(machine.think, machine.athink), destinations=("route", "think", "answer"))
+    graph.add_node("route", Node(machine.route, machine.aroute), input_schema=RouterCall)
+    graph.add_node("answer", Node(machine.answer, machine.aanswer))
     graph.add_edge(START, "think")
     graph.add_edge("route", "think")
     graph.add_edge("answer", END)
@@ -555,7 +555,7 @@ def create_router(
     )
 
 
-class _Node(Runnable[Any, Any]):
+class Node(Runnable[Any, Any]):
     """A node with a blocking and an asynchronous body, and nothing around them.
 
     `RunnableLambda` would trace each node a second time and read its signature on every call.
