@@ -46,7 +46,8 @@ Kind = Literal[
 """`best`: the single model that did best on the train split. `oracle`: for each question the cheapest model that was
 right, which nobody can know beforehand. `majority`: the answer most models give. `cascade`: from cheap to dear until a
 reply looks right (in the style of FrugalGPT, arXiv 2305.05176). `knn`, `logistic`, `mlp`, `contrastive`: the model
-that does best on questions like this one by sentence embeddings (the last in the style of RouterDC, arXiv 2409.19886)."""
+that does best on questions like this one, by sentence embeddings (the last in the style of RouterDC, arXiv 2409.19886).
+"""
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(21))
 """Confidences at which a cascade may stop; which, the train split decides."""

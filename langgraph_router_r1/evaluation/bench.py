@@ -1,0 +1,499 @@
+"""Any routers on any tasks: a benchmark file in, a file of runs out.
+
+    benchmarks/nq_recorded.toml  ->  runs/bench/nq_recorded/runs.jsonl
+
+Every run is written as it ends, so a benchmark that was stopped, however rudely, goes on where it was, and scores can
+be computed anew from the file. Live and recorded pools differ in `[pool]` only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import time
+import tomllib
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from langchain_core.runnables import Runnable
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from langgraph_router_r1 import protocol
+from langgraph_router_r1.evaluation.baselines import create_baseline
+from langgraph_router_r1.evaluation.cache import remember
+from langgraph_router_r1.evaluation.extractor import EXTRACTOR_NAME, Extractor, adapter_version
+from langgraph_router_r1.evaluation.metrics import METRICS
+from langgraph_router_r1.evaluation.pools import TASK_ID, RecordedPool, mend_last_line, quality
+from langgraph_router_r1.evaluation.report import Results, score_runs
+from langgraph_router_r1.evaluation.tasks import Split, Task, data_dir, draw, json_lines, load_tasks
+from langgraph_router_r1.graph import create_router
+from langgraph_router_r1.ledger import PER_MILLION, Price
+from langgraph_router_r1.pilot import MiniLM
+from langgraph_router_r1.registry import ModelRegistry
+from langgraph_router_r1.state import Hop, RouterContext
+
+if TYPE_CHECKING:
+    from langgraph.cache.base import BaseCache
+
+    from langgraph_router_r1.serving.vllm import VLLMServer
+
+RUNS_FILE = "runs.jsonl"
+SPEC_FILE = "benchmark.json"
+IN_FLIGHT = 32
+
+
+class BenchError(ValueError):
+    """A benchmark can't be run, or its file is wrong; the message says why."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PoolSpec(_Strict):
+    """Who may be asked: exactly one of `records`, `registry` and `pocket`."""
+
+    records: tuple[str, ...] = ()
+    """Files of recorded answers, in the data directory or beside the benchmark file."""
+    registry: str | None = None
+    """A registry file: real models are asked."""
+    pocket: bool = False
+    """The pocket pool, on a vLLM that is started for it."""
+    profile: str | None = None
+    """For real models: recorded answers of theirs that baselines learn from; by default the registry's profile."""
+    prices: dict[str, Any] = Field(default_factory=dict)
+    """Prices of recorded models whose costs were not recorded."""
+    descriptions: dict[str, str] = Field(default_factory=dict)
+    """What the router is told of recorded models."""
+
+
+class RowSpec(_Strict):
+    """One router, or with several cost weights one row for each."""
+
+    router: str
+    """`"models"` (a row for each model), a kind of baseline, the name of a model, `"router"` (the trained one) or
+    `"prompted"` (a chat model that routes untrained)."""
+    name: str | None = None
+    cost_weights: tuple[float, ...] = (0.0,)
+    extract: bool | None = None
+    """Whether the extractor makes a short answer of the reply; by default for baselines, when there is one."""
+    model: str | None = None
+    """Of a prompted router: which chat model, by LangChain's name or by its name on the pocket server."""
+    max_turns: int = 4
+
+
+class BenchSpec(_Strict):
+    """A benchmark file."""
+
+    title: str
+    about: str = ""
+    pool: PoolSpec
+    rows: tuple[RowSpec, ...]
+    tasks: tuple[str, ...] = ()
+    """Task sets; by default what the pool's records hold."""
+    split: Split | Literal["all"] = "test"
+    sample: int | None = Field(default=None, ge=1)
+    seed: int = 0
+    metrics: tuple[str, ...] = ("em", "f1", "contains")
+    """The first one decides."""
+    extract: bool = False
+    """Whether baselines answer through the extractor."""
+    router_price: float = Field(default=0.0, ge=0)
+    """Dollars per million tokens of the router's (and the extractor's) own."""
+    reference: str | None = None
+    """The row that others are compared with."""
+    needs_keys: bool = False
+    """Whether its models are behind keys."""
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> BenchSpec:
+        """Read a benchmark file.
+
+        Raises:
+            BenchError: It can't be read, or anything in it is wrong; the message says where.
+        """
+        path = Path(path)
+        try:
+            return cls(**tomllib.loads(path.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise BenchError(f"benchmark file {str(path)!r} can't be read: {error}") from None
+        except ValidationError as error:
+            problems = [
+                f"{'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}, and is {detail['input']!r}"
+                for detail in error.errors()
+            ]
+            raise BenchError("\n  ".join([f"benchmark file {str(path)!r} is wrong:", *problems])) from None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a router with a cost weight."""
+
+    name: str
+    family: str
+    """What the rows of one router at several cost weights have in common."""
+    cost_weight: float
+    spec: RowSpec
+    kind: str
+
+
+class Bench:
+    """A benchmark, ready to run.
+
+    Example:
+        >>> bench = Bench.from_file("benchmarks/nq_recorded.toml", "runs/bench/nq_recorded")  # doctest: +SKIP
+        >>> asyncio.run(bench.run())                                                          # doctest: +SKIP
+    """
+
+    def __init__(self, spec: BenchSpec, output: str | Path, *, name: str, directory: Path = Path()) -> None:
+        """Read what the benchmark needs; nothing is asked yet.
+
+        Args:
+            spec: What to run.
+            output: The directory of its runs; what is in it already is not run again.
+            name: The benchmark's name.
+            directory: Where files that it names are looked for.
+
+        Raises:
+            BenchError: Something in it can't be had, or `output` holds runs of another benchmark.
+        """
+        unknown = [metric for metric in spec.metrics if metric not in {*METRICS, "score"}]
+        if unknown or not spec.metrics:
+            raise BenchError(f"metrics are {spec.metrics!r}; they may be {', '.join((*METRICS, 'score'))}")
+        if sum((bool(spec.pool.records), spec.pool.registry is not None, spec.pool.pocket)) != 1:
+            raise BenchError("[pool] must have exactly one of 'records', 'registry' and 'pocket'")
+        self.spec, self.name, self.output, self._directory = spec, name, Path(output), directory
+        self.records = self._records()
+        self.tasks = self._tasks()
+        self.names = self._pool_registry("http://127.0.0.1/v1").names
+        self.rows = list(self._rows())
+        if len({row.name for row in self.rows}) != len(self.rows):
+            raise BenchError("two rows have the same name: give one of them a 'name' of its own")
+
+    @classmethod
+    def from_file(cls, path: str | Path, output: str | Path) -> Bench:
+        """Read a benchmark file; see `Bench` and `BenchSpec.from_file`."""
+        path = Path(path)
+        return cls(BenchSpec.from_file(path), output, name=path.stem, directory=path.parent)
+
+    # What it is made of
+
+    def _find(self, name: str) -> Path:
+        places = [self._directory / name]
+        data = data_dir()
+        if data is not None:
+            places.append(data / name)
+        for place in places:
+            if place.exists():
+                return place
+        hint = "" if data else "; is ROUTER_R1_DATA set to the data directory?"
+        raise BenchError(f"{self.name} needs {name!r}, which is neither beside the benchmark nor in the data{hint}")
+
+    def _records(self) -> RecordedPool | None:
+        """Return what is recorded of the pool's models."""
+        pool = self.spec.pool
+        if pool.records:
+            return RecordedPool.from_file(*map(self._find, pool.records))
+        if pool.profile is not None:
+            return RecordedPool.from_file(self._find(pool.profile))
+        profile = self._pool_registry("http://127.0.0.1/v1").profile
+        return None if profile is None else RecordedPool.from_file(profile)
+
+    def _pool_registry(self, base_url: str) -> ModelRegistry:
+        from langgraph_router_r1.pocket import pocket_registry
+
+        pool = self.spec.pool
+        if pool.registry is not None:
+            return ModelRegistry.from_file(self._find(pool.registry))
+        if pool.pocket:
+            return pocket_registry(base_url)
+        assert self.records is not None
+        return self.records.registry(prices=pool.prices, descriptions=pool.descriptions)
+
+    def _tasks(self) -> list[Task]:
+        split = None if self.spec.split == "all" else self.spec.split
+        if self.spec.tasks:
+            tasks = [task for name in self.spec.tasks for task in load_tasks(name, split=split)]
+        elif self.spec.pool.records:
+            assert self.records is not None
+            # A task that some model was not asked would compare them on different questions.
+            tasks = draw(self.records.complete(), split=split)
+        else:
+            raise BenchError("'tasks' is missing: a benchmark of real models must say what to ask them")
+        chosen = draw(tasks, sample=self.spec.sample, seed=self.spec.seed)
+        if not chosen:
+            raise BenchError(f"there is no task in the split {self.spec.split!r}")
+        return chosen
+
+    def _rows(self) -> Iterator[Row]:
+        for spec in self.spec.rows:
+            for kind in self.names if spec.router == "models" else (spec.router,):
+                family = spec.name or (kind if spec.router != "prompted" else f"prompted {spec.model}")
+                for weight in spec.cost_weights:
+                    several = len(spec.cost_weights) > 1
+                    yield Row(f"{family} {weight:g}" if several else family, family, weight, spec, kind)
+
+    # Running it
+
+    def finished(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """Return the runs so far, by row and task id.
+
+        Raises:
+            BenchError: The directory holds runs of another benchmark.
+        """
+        file = self.output / RUNS_FILE
+        if not file.exists():
+            return {}
+        mend_last_line(file)
+        known = self.output / SPEC_FILE
+        if not known.exists() or json.loads(known.read_text(encoding="utf-8")) != self._fingerprint():
+            raise BenchError(
+                f"{str(self.output)!r} holds runs of another version of {self.name!r}: "
+                "remove it, or give another --output"
+            )
+        return {(run["row"], run["task_id"]): run for _, run in json_lines(file)}
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """Return what runs depend on but for the rows: those may be added to."""
+        spec = self.spec.model_dump(mode="json", exclude={"rows", "title", "about", "metrics", "reference"})
+        questions = hashlib.sha256("\n".join(f"{task.id} {task.question}" for task in self.tasks).encode()).hexdigest()
+        return {"spec": spec, "tasks": questions}
+
+    async def run(self, progress: Callable[[dict[str, Any]], object] = lambda _: None) -> list[dict[str, Any]]:
+        """Make every run that is missing; return all of them, by row and task in the benchmark's order.
+
+        Args:
+            progress: Told of each run as it ends.
+
+        Raises:
+            EngineError: A router LLM can't be reached. What was run stays.
+        """
+        done = self.finished()
+        missing = [(row, task) for row in self.rows for task in self.tasks if (row.name, task.id) not in done]
+        if missing:
+            self.output.mkdir(parents=True, exist_ok=True)
+            (self.output / SPEC_FILE).write_text(json.dumps(self._fingerprint(), indent=2), encoding="utf-8")
+            with (self.output / RUNS_FILE).open("a", encoding="utf-8") as file:
+
+                def keep(run: dict[str, Any]) -> None:
+                    done[run["row"], run["task_id"]] = run
+                    file.write(json.dumps(run, ensure_ascii=False) + "\n")
+                    file.flush()
+                    progress(run)
+
+                await self._run(missing, keep)
+        return [done[row.name, task.id] for row in self.rows for task in self.tasks]
+
+    def results(self, runs: Sequence[dict[str, Any]]) -> Results:
+        """Return what the runs say, with what it takes to make them again."""
+        latest = max((run["date"] for run in runs), default="")
+        return score_runs(
+            runs,
+            [(row.name, row.family, row.cost_weight) for row in self.rows],
+            metrics=self.spec.metrics,
+            name=self.name,
+            title=self.spec.title,
+            reference=self.spec.reference,
+            facts={"date": latest, "seed": str(self.spec.seed), "machine": machine()},
+        )
+
+    async def _run(self, missing: Sequence[tuple[Row, Task]], keep: Callable[[dict[str, Any]], None]) -> None:
+        gate = asyncio.Semaphore(IN_FLIGHT)
+
+        async def one(row: Row, task: Task) -> None:
+            async with gate:
+                keep(await self._one(row, task, await routers.of(row), routers.registry))
+
+        async with self._routers([row for row, _ in missing]) as routers:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for row, task in missing:
+                        group.create_task(one(row, task))
+            except BaseExceptionGroup as errors:
+                # The first one is what went wrong; it ended the others.
+                raise errors.exceptions[0] from None
+
+    @contextlib.asynccontextmanager
+    async def _routers(self, rows: Sequence[Row]) -> AsyncIterator[_Routers]:
+        """Give the routers of these rows; the server that they need is up for the length of the block."""
+        from langgraph.cache.sqlite import SqliteCache
+
+        cache: BaseCache[Any] = SqliteCache(path=str(self.output / "calls.sqlite"))
+        local = self.spec.pool.pocket or any(self._extracts(row) or row.kind in _ROUTERS for row in rows)
+        async with contextlib.AsyncExitStack() as stack:
+            server = await _started_server(stack) if local else None
+            registry = self._pool_registry(server.base_url if server else "http://127.0.0.1/v1")
+            if not self.spec.pool.records:
+                registry = remember(registry, cache)
+            yield _Routers(self, registry, cache, server, stack)
+
+    def _extracts(self, row: Row) -> bool:
+        answers_itself = row.kind in {"router", "prompted"}
+        return row.spec.extract if row.spec.extract is not None else self.spec.extract and not answers_itself
+
+    async def _one(self, row: Row, task: Task, router: Runnable[Any, Any], registry: ModelRegistry) -> dict[str, Any]:
+        started = time.perf_counter()
+        result = await router.ainvoke(
+            {"messages": [("user", task.question)]},
+            {"metadata": {TASK_ID: task.id}},
+            context=RouterContext(cost_weight=row.cost_weight),
+            **({"output_keys": ["messages", "answer", "routing", "transcript"]} if row.kind in _ROUTERS else {}),
+        )
+        latency_s = time.perf_counter() - started
+        routing = result["routing"]
+        reply = result["messages"][-1].response_metadata.get("reply", result["answer"])
+        run: dict[str, Any] = {
+            "row": row.name,
+            "task_id": task.id,
+            "dataset": task.dataset,
+            "kind": task.kind,
+            "question": task.question,
+            "golden_answers": list(task.golden_answers),
+            "answer": result["answer"],
+            "reply": reply,
+            "stop_reason": routing["stop_reason"],
+            "turns": routing["turns"],
+            "hops": routing["hops"],
+            "router_tokens": routing["router_tokens"],
+            "cost_usd": {**_cost_parts(routing["hops"], registry), "router": routing["router_cost_usd"]},
+            "latency_s": round(latency_s, 4),
+            "date": datetime.now(UTC).date().isoformat(),
+        }
+        if self.spec.pool.records:
+            run["score"] = self._recorded_score(task, routing["hops"], reply)
+        if "transcript" in result:
+            segments = [(segment["kind"], segment["text"]) for segment in result["transcript"]]
+            run["format_problem"] = protocol.check_format(segments, self.names)
+        return run
+
+    def _recorded_score(self, task: Task, hops: Sequence[Any], reply: str) -> float | None:
+        """Return how the record judges the reply that was passed on; None where it can't tell."""
+        assert self.records is not None
+        for hop in hops:
+            if hop["status"] == "ok" and hop["response"] == reply:
+                return quality(task, self.records.outcome(task.id, hop["model"]))
+        return None
+
+
+_ROUTERS = ("router", "prompted")
+"""What writes turns of its own."""
+
+
+class _Routers:
+    """The routers of a benchmark's rows, each made when its first run comes; rows of one family share theirs."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        registry: ModelRegistry,
+        cache: BaseCache[Any],
+        server: VLLMServer | None,
+        stack: contextlib.AsyncExitStack,
+    ) -> None:
+        self._bench, self.registry, self._cache, self._server, self._stack = bench, registry, cache, server, stack
+        self._made: dict[tuple[Any, ...], asyncio.Task[Runnable[Any, Any]]] = {}
+        self._embeddings = MiniLM()
+        self._extractor: Extractor | None = None
+
+    async def of(self, row: Row) -> Runnable[Any, Any]:
+        key = (row.kind, row.spec.model, row.spec.max_turns, self._bench._extracts(row))
+        if key not in self._made:
+            self._made[key] = asyncio.create_task(self._make(row))
+        return await self._made[key]
+
+    async def _make(self, row: Row) -> Runnable[Any, Any]:
+        spec = self._bench.spec
+        price = Price.parse(spec.router_price or "free")
+        if row.kind in _ROUTERS:
+            engine = await self._engine(row)
+            return create_router(
+                engine,
+                self.registry,
+                max_turns=row.spec.max_turns,
+                max_tokens=256 if row.kind == "router" else 512,
+                router_price=price,
+            )
+        extractor = await self._shared_extractor() if self._bench._extracts(row) else None
+        return await asyncio.to_thread(
+            create_baseline,
+            row.kind,
+            self.registry,
+            records=self._bench.records,
+            extractor=extractor,
+            extractor_price=price,
+            embeddings=self._embeddings,
+            seed=spec.seed,
+        )
+
+    async def _shared_extractor(self) -> Extractor:
+        from langgraph_router_r1.pocket import ADAPTERS
+
+        if self._extractor is None:
+            self._extractor = Extractor(
+                await self._vllm(EXTRACTOR_NAME),
+                cache=self._cache,
+                version=adapter_version(ADAPTERS / EXTRACTOR_NAME),
+            )
+        return self._extractor
+
+    async def _engine(self, row: Row) -> Any:
+        from langgraph_router_r1.engines import ChatModelEngine
+        from langgraph_router_r1.pocket import ROUTER_NAME
+
+        if row.kind == "router":
+            return await self._vllm(row.spec.model or ROUTER_NAME)
+        if row.spec.model is None:
+            raise BenchError("a row with router = 'prompted' needs a 'model'")
+        from langchain.chat_models import init_chat_model
+
+        assert self._server is not None
+        if ":" in row.spec.model:
+            return ChatModelEngine(init_chat_model(row.spec.model))
+        return ChatModelEngine(
+            init_chat_model(f"openai:{row.spec.model}", base_url=self._server.base_url, api_key="none", temperature=0)
+        )
+
+    async def _vllm(self, model: str) -> Any:
+        from langgraph_router_r1.engines import VLLMEngine
+
+        assert self._server is not None
+        engine = VLLMEngine(self._server.base_url, model=model, tokenizer=self._server.model)
+        self._stack.push_async_callback(engine.aclose)
+        return engine
+
+
+def _cost_parts(hops: Sequence[Hop], registry: ModelRegistry) -> dict[str, float]:
+    """Return what the calls of a run cost at list price, in dollars, by what was paid for."""
+    parts = {"prompt": 0.0, "cached": 0.0, "completion": 0.0}
+    for hop in hops:
+        if hop["answered_by"] is None:
+            continue
+        usage, price = hop["usage"], registry[hop["answered_by"]].price
+        parts["prompt"] += PER_MILLION * price.prompt * (usage["prompt_tokens"] - usage["cached_tokens"])
+        parts["cached"] += PER_MILLION * price.cached * usage["cached_tokens"]
+        parts["completion"] += PER_MILLION * price.completion * usage["completion_tokens"]
+    return parts
+
+
+def machine() -> str:
+    """Return what the runs were made on, in a few words."""
+    import psutil
+
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GB, Python {platform.python_version()}"
+
+
+async def _started_server(stack: contextlib.AsyncExitStack) -> VLLMServer:
+    from langgraph_router_r1.pocket import pocket_server
+
+    server = pocket_server()
+    await asyncio.to_thread(server.start)
+    stack.push_async_callback(asyncio.to_thread, server.stop)
+    return server

@@ -1,0 +1,514 @@
+"""Runs into figures: scores with intervals, tables, plots, and the page of results.
+
+A `Results` is what a benchmark has to say, small enough to be kept in a repository: for each row the scores and costs
+of each run, without the texts. Tables and plots are made from it alone, so a figure in the documents can be made anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Table
+
+from langgraph_router_r1.evaluation.metrics import METRICS, Estimate, bootstrap, paired_p_value
+from langgraph_router_r1.evaluation.tasks import TaskError, json_lines
+from langgraph_router_r1.trace import printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COST_PARTS = ("prompt", "cached", "completion", "router")
+ON_THE_REPLY = frozenset({"contains", "number"})
+"""Metrics of the whole reply; the others look at the short answer."""
+
+MICRO = 1e6
+"""Costs are shown in millionths of a dollar."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One row: a router with a cost weight, and what each of its runs scored, in the order of the tasks."""
+
+    row: str
+    family: str
+    cost_weight: float
+    metrics: dict[str, list[float]]
+    cost_usd: dict[str, list[float]]
+    """Dollars, by part: routed prompts, cached prompts, completions, the router's own tokens."""
+    calls: dict[str, int]
+    """How often each model answered."""
+    turns: list[int]
+    latency_s: list[float]
+    failures: dict[str, int]
+    """Runs without an answer of their own by stop reason, failed calls by status, malformed runs."""
+
+    @functools.cached_property
+    def costs(self) -> list[float]:
+        """Dollars a run."""
+        return [math.fsum(parts) for parts in zip(*(self.cost_usd[part] for part in COST_PARTS), strict=True)]
+
+    def estimate(self, metric: str) -> Estimate:
+        """Return the mean of a metric with its 95 % bootstrap interval."""
+        return bootstrap(self.metrics[metric])
+
+    @property
+    def entropy_bits(self) -> float:
+        """How evenly calls are spread over models: 0 when all go to one."""
+        total = sum(self.calls.values())
+        return -math.fsum(n / total * math.log2(n / total) for n in self.calls.values() if n) + 0.0 if total else 0.0
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a benchmark measured, where and when."""
+
+    name: str
+    title: str
+    metrics: tuple[str, ...]
+    """The first one decides."""
+    tasks: tuple[str, ...]
+    """Ids, in the order of every column of scores."""
+    rows: tuple[Scores, ...]
+    reference: str | None = None
+    """The row that others are compared with."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """Date, machine, command, seed."""
+
+    def __getitem__(self, row: str) -> Scores:
+        for scores in self.rows:
+            if scores.row == row:
+                return scores
+        names = ", ".join(repr(scores.row) for scores in self.rows)
+        raise LookupError(f"{self.name} has no row {row!r}; it has: {names}")
+
+    @property
+    def metric(self) -> str:
+        """The metric that decides."""
+        return self.metrics[0]
+
+    def p_value(self, first: str, second: str) -> float:
+        """Return how likely two rows differ so much by chance, paired by task."""
+        return paired_p_value(self[first].metrics[self.metric], self[second].metrics[self.metric])
+
+    def save(self, path: Path) -> None:
+        """Write a file: a line of facts, then a line a row. All or nothing."""
+        head = {key: value for key, value in asdict(self).items() if key != "rows"}
+        lines = [json.dumps(head), *(json.dumps(_rounded(asdict(row))) for row in self.rows)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Read such a file.
+
+        Raises:
+            TaskError: It can't be read, or is something else.
+        """
+        try:
+            (_, head), *rows = json_lines(path)
+            head |= {"metrics": tuple(head["metrics"]), "tasks": tuple(head["tasks"])}
+            return cls(**head, rows=tuple(Scores(**row) for _, row in rows))
+        except (KeyError, TypeError, ValueError) as error:
+            raise TaskError(f"{str(path)!r} holds no results: {error}") from None
+
+
+def _rounded(value: Any) -> Any:
+    """Return it with numbers as short as they may be for every figure to stay: whole ones without a fraction."""
+    if isinstance(value, float):
+        short = float(f"{value:.6g}")
+        return int(short) if short.is_integer() else short
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return [_rounded(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def score(run: Mapping[str, Any], metric: str) -> float:
+    """Return one score of a run as it stands in a run file."""
+    if metric == "score":
+        return float(run.get("score") or 0.0)
+    said = run["reply"] if metric in ON_THE_REPLY else run["answer"]
+    return float(METRICS[metric](said, run["golden_answers"]))
+
+
+def score_runs(
+    runs: Sequence[Mapping[str, Any]],
+    rows: Sequence[tuple[str, str, float]],
+    *,
+    metrics: Sequence[str],
+    **about: Any,
+) -> Results:
+    """Return the results of runs, which may come in any order.
+
+    Args:
+        runs: Lines of a run file.
+        rows: Row, family and cost weight of each row, in the order of the table.
+        metrics: Names of metrics.
+        about: Other fields of `Results`.
+    """
+    by_row: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for run in runs:
+        by_row.setdefault(run["row"], {})[run["task_id"]] = run
+    tasks = tuple(by_row[rows[0][0]])
+    scored = []
+    for name, family, weight in rows:
+        of_row = [by_row[name][task] for task in tasks]
+        scored.append(
+            Scores(
+                row=name,
+                family=family,
+                cost_weight=weight,
+                metrics={metric: [score(run, metric) for run in of_row] for metric in metrics},
+                cost_usd={part: [run["cost_usd"][part] for run in of_row] for part in COST_PARTS},
+                calls=dict(
+                    Counter(
+                        hop["answered_by"] for run in of_row for hop in run["hops"] if hop["answered_by"]
+                    ).most_common()
+                ),
+                turns=[run["turns"] for run in of_row],
+                latency_s=[run["latency_s"] for run in of_row],
+                failures=_failures(of_row),
+            )
+        )
+    return Results(metrics=tuple(metrics), tasks=tasks, rows=tuple(scored), **about)
+
+
+def _failures(runs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    counted = Counter(run["stop_reason"] for run in runs if run["stop_reason"] != "answered")
+    counted.update(f"call {hop['status']}" for run in runs for hop in run["hops"] if hop["status"] != "ok")
+    malformed = sum(run.get("format_problem") is not None for run in runs)
+    return dict(counted) | ({"malformed": malformed} if malformed else {})
+
+
+# Tables
+
+
+class Running:
+    """The table while a benchmark runs: what each row has so far."""
+
+    def __init__(self, title: str, rows: Sequence[str], tasks: int, metric: str) -> None:
+        """Start with nothing done; `tasks` is the number of questions a row."""
+        self.title, self.tasks, self.metric = title, tasks, metric
+        self._scores: dict[str, list[float]] = {row: [] for row in rows}
+        self._costs: dict[str, list[float]] = {row: [] for row in rows}
+
+    def add(self, run: Mapping[str, Any]) -> None:
+        """Take a run that has ended."""
+        self._scores[run["row"]].append(score(run, self.metric))
+        self._costs[run["row"]].append(math.fsum(run["cost_usd"].values()))
+
+    @property
+    def done(self) -> int:
+        """Runs so far."""
+        return sum(map(len, self._scores.values()))
+
+    @property
+    def total(self) -> int:
+        """Runs that the benchmark has."""
+        return self.tasks * len(self._scores)
+
+    def __rich__(self) -> Table:
+        table = Table("router", "runs", self.metric, "µ$", title=f"{self.title}: {self.done} of {self.total} runs")
+        for row, scores in self._scores.items():
+            if scores:
+                cost = f"{np.mean(self._costs[row]) * MICRO:.1f}"
+                table.add_row(printable(short(row)), f"{len(scores)}/{self.tasks}", f"{np.mean(scores):.3f}", cost)
+        return table
+
+
+def columns(results: Results) -> list[str]:
+    """Return the heads of the table."""
+    return [
+        "router",
+        *(f"{metric} [95 %]" for metric in results.metrics),
+        "µ$ a question",
+        "prompt + cached + completion + router",
+        "calls",
+        "turns",
+        "most asked (entropy, bits)",
+        "failures",
+        *([f"p against {results.reference}"] if results.reference else []),
+    ]
+
+
+def cells(results: Results, row: Scores) -> list[str]:
+    """Return one line of the table."""
+    asked = sum(row.calls.values())
+    most = max(row.calls.items(), key=lambda item: item[1], default=("", 0))
+    share = f"{short(most[0])} {most[1] / asked:.0%} ({row.entropy_bits:.2f})" if asked else "none"
+    cost = bootstrap([dollars * MICRO for dollars in row.costs])
+    parts = " + ".join(f"{np.mean(row.cost_usd[part]) * MICRO:.1f}" for part in COST_PARTS)
+    failures = ", ".join(f"{reason} {count}" for reason, count in sorted(row.failures.items()))
+    line = [
+        short(row.row),
+        *(str(row.estimate(metric)) for metric in results.metrics),
+        f"{cost.mean:.1f} [{cost.low:.1f}, {cost.high:.1f}]",
+        parts,
+        f"{asked / len(row.turns):.2f}",
+        f"{np.mean(row.turns):.2f}",
+        share,
+        failures or "none",
+    ]
+    if results.reference:
+        same = row.row == results.reference
+        line.append("" if same else f"{results.p_value(row.row, results.reference):.3f}")
+    return line
+
+
+def terminal_table(results: Results) -> Table:
+    """Return the table for a terminal."""
+    table = Table(*columns(results), title=results.title)
+    for row in results.rows:
+        table.add_row(*map(printable, cells(results, row)))
+    return table
+
+
+def markdown_table(results: Results) -> str:
+    """Return the table for a page."""
+    lines = [columns(results), ["---"] * len(columns(results)), *(cells(results, row) for row in results.rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+# The frontier
+
+
+def families(results: Results) -> dict[str, list[Scores]]:
+    """Return the rows by family, in order."""
+    found: dict[str, list[Scores]] = {}
+    for row in results.rows:
+        found.setdefault(row.family, []).append(row)
+    return found
+
+
+def frontier_areas(results: Results, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+    """Return for each family of several cost weights its mean quality over all budgets, with a bootstrap interval.
+
+    A budget lies between nothing and what the dearest row costs. A router may be mixed of a family's settings, and of
+    giving no answer at no cost, so its frontier is their upper convex hull; the measure is the area under it over
+    the range (as RouterBench's AIQ, arXiv 2403.12031, from nothing on). Tasks are resampled for all rows alike.
+    """
+    draws = np.random.default_rng(seed).integers(len(results.tasks), size=(resamples, len(results.tasks)))
+    everything = np.arange(len(results.tasks))[None]
+    budget = max(float(np.mean(row.costs)) for row in results.rows)
+    areas = {}
+    for family, rows in families(results).items():
+        if len(rows) < 2 or budget == 0:
+            continue
+
+        def area(picked: Any, rows: Sequence[Scores] = rows) -> Any:
+            costs = np.array([np.asarray(row.costs)[picked].mean(1) for row in rows]).T
+            quality = np.array([np.asarray(row.metrics[results.metric])[picked].mean(1) for row in rows]).T
+            return np.array(
+                [_area(list(zip(*points, strict=True)), budget) for points in zip(costs, quality, strict=True)]
+            )
+
+        spread = area(draws)
+        low, high = np.quantile(spread, [0.025, 0.975])
+        areas[family] = Estimate(float(area(everything)[0]), float(low), float(high))
+    return areas
+
+
+def _area(points: Sequence[tuple[float, float]], budget: float) -> float:
+    """Return the mean height of the frontier of these points (cost, quality) from 0 to the budget."""
+    hull = frontier(points)
+    if hull[-1][0] < budget:
+        hull.append((budget, hull[-1][1]))
+    costs, quality = zip(*hull, strict=True)
+    grid = np.union1d(np.asarray([cost for cost in costs if cost <= budget]), [budget])
+    return float(np.trapezoid(np.interp(grid, costs, quality), grid) / budget)
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the upper convex hull of points (cost, quality) from nothing at no cost to the best of them.
+
+    Example:
+        >>> frontier([(1.0, 0.5), (2.0, 0.6), (3.0, 0.9), (4.0, 0.8)])
+        [(0.0, 0.0), (1.0, 0.5), (3.0, 0.9)]
+    """
+    hull: list[tuple[float, float]] = [(0.0, 0.0)]
+    for cost, quality in sorted(points):
+        if quality <= hull[-1][1]:
+            continue
+        while len(hull) > 1 and _slope(hull[-2], (cost, quality)) >= _slope(hull[-2], hull[-1]):
+            hull.pop()
+        hull.append((float(cost), float(quality)))
+    return hull
+
+
+def _slope(start: tuple[float, float], end: tuple[float, float]) -> float:
+    return (end[1] - start[1]) / (end[0] - start[0]) if end[0] > start[0] else math.inf
+
+
+# Plots
+
+
+def draw_plots(results: Results, directory: Path) -> list[Path]:
+    """Draw the frontier, the call shares and quality by cost weight; the same results make the same files."""
+    plots = {"frontier": _draw_frontier, "shares": _draw_shares}
+    if any(len(rows) > 1 for rows in families(results).values()):
+        plots["weights"] = _draw_weights
+    return [_draw(draw, results, directory / f"{results.name}-{name}.svg") for name, draw in plots.items()]
+
+
+def _draw(draw: Any, results: Results, path: Path) -> Path:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    settings = {"svg.fonttype": "none", "svg.hashsalt": results.name, "font.size": 9, "font.family": "sans-serif"}
+    with rc_context(settings):
+        figure = Figure(figsize=(7.5, 4.6), layout="constrained")
+        if draw is _draw_shares:
+            figure.set_size_inches(7.5, 1.2 + 0.24 * len(_choosing(results)))
+        axes = figure.subplots()
+        axes.spines[["top", "right"]].set_visible(False)
+        draw(axes, results)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
+    return path
+
+
+COLOURS = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#dc2626", "#0891b2", "#be185d", "#4d7c0f")
+GREY = "#6b7280"
+
+
+def _draw_frontier(axes: Axes, results: Results) -> None:
+    several = {family: rows for family, rows in families(results).items() if len(rows) > 1}
+    single: dict[tuple[float, float], list[Scores]] = {}
+    for row in results.rows:
+        if row.family not in several:
+            # Rows that made the same choices lie on one another and share a label.
+            single.setdefault((float(np.mean(row.costs)), row.estimate(results.metric).mean), []).append(row)
+    for (rows, label), colour in zip(
+        [
+            *((rows, family) for family, rows in several.items()),
+            *((rows[:1], " = ".join(short(row.row) for row in rows)) for rows in single.values()),
+        ],
+        [colour for colour, _ in zip(COLOURS * 3, several, strict=False)] + [GREY] * len(single),
+        strict=True,
+    ):
+        costs = [float(np.mean(row.costs)) * MICRO for row in rows]
+        estimates = [row.estimate(results.metric) for row in rows]
+        means = [estimate.mean for estimate in estimates]
+        spread = [[e.mean - e.low for e in estimates], [e.high - e.mean for e in estimates]]
+        style: dict[str, Any] = {"color": colour, "elinewidth": 0.8, "linewidth": 1.6, "markersize": 5, "alpha": 0.9}
+        if colour == GREY:
+            axes.errorbar(costs, means, yerr=spread, marker="s", linestyle="none", **style)
+            axes.annotate(
+                label, (costs[0], means[0]), xytext=(6, 3), textcoords="offset points", fontsize=7.5, color="#374151"
+            )
+        else:
+            axes.errorbar(costs, means, yerr=spread, marker="o", label=label, **style)
+    if all(np.mean(row.costs) > 0 for row in results.rows):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+    axes.set_xlabel("millionths of a dollar a question")
+    axes.set_ylabel(f"{results.metric} (bars: 95 % interval)")
+    axes.set_title(results.title, loc="left", fontsize=10)
+    axes.grid(visible=True, alpha=0.2)
+    if several:
+        axes.legend(frameon=False, loc="best", fontsize=8)
+
+
+def short(name: str) -> str:
+    """Return a model's name without its maker's."""
+    return name.split("/")[-1]
+
+
+def _draw_shares(axes: Axes, results: Results) -> None:
+    models = list(dict.fromkeys(model for row in results.rows for model in row.calls))
+    rows = _choosing(results)[::-1]
+    totals = np.array([max(1, sum(row.calls.values())) for row in rows])
+    left = np.zeros(len(rows))
+    for index, model in enumerate(models):
+        shares = np.array([row.calls.get(model, 0) for row in rows]) / totals
+        colour = COLOURS[index % len(COLOURS)]
+        axes.barh([row.row for row in rows], shares, left=left, color=colour, label=short(model), height=0.75)
+        left += shares
+    axes.set_xlim(0, 1)
+    axes.margins(y=0.01)
+    axes.set_xlabel("share of the calls")
+    axes.legend(frameon=False, fontsize=7.5, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+
+
+def _choosing(results: Results) -> list[Scores]:
+    """Return the rows that had a choice: not those of a single model."""
+    models = {model for row in results.rows for model in row.calls}
+    return [row for row in results.rows if row.row not in models] or list(results.rows)
+
+
+def _draw_weights(axes: Axes, results: Results) -> None:
+    several = {family: rows for family, rows in families(results).items() if len(rows) > 1}
+    for (family, rows), colour in zip(several.items(), COLOURS * 3, strict=False):
+        weights = [row.cost_weight for row in rows]
+        estimates = [row.estimate(results.metric) for row in rows]
+        axes.plot(weights, [e.mean for e in estimates], marker="o", color=colour, label=family)
+        axes.fill_between(weights, [e.low for e in estimates], [e.high for e in estimates], color=colour, alpha=0.08)
+    axes.set_xlabel("cost weight")
+    axes.set_ylabel(f"{results.metric} (bands: 95 % interval)")
+    axes.grid(visible=True, alpha=0.2)
+    axes.legend(frameon=False, fontsize=8)
+
+
+# The page of results
+
+PAGE_HEAD = """\
+# Results
+
+Made by `router-r1 results` from the files in `docs/results/`, which `router-r1 bench FILE --publish docs/results`
+writes; nothing here is written by hand. Intervals are 95 % bootstrap intervals over questions (9,999 resamples, seed
+0); *p* is a two-sided permutation test over pairs. Costs are list prices in millionths of a dollar.
+"""
+
+
+def results_page(benchmarks: Path, results: Path) -> str:
+    """Return the page: every benchmark file of a directory, with its results where there are any.
+
+    Args:
+        benchmarks: Directory of benchmark files.
+        results: Directory of result files, the plots among them.
+    """
+    from langgraph_router_r1.evaluation.bench import BenchSpec
+
+    parts = [PAGE_HEAD]
+    for path in sorted(benchmarks.glob("*.toml")):
+        spec = BenchSpec.from_file(path)
+        file = results / f"{path.stem}.jsonl"
+        command = f"router-r1 bench {benchmarks.name}/{path.name} --publish docs/results"
+        parts.append(f"## {spec.title}\n")
+        if spec.about:
+            parts.append(f"{spec.about.strip()}\n")
+        if file.exists():
+            parts += _section(Results.load(file), results.name, command)
+        else:
+            why = " (its models are behind keys)" if spec.needs_keys else ""
+            parts.append(f"**Not run**{why}. Command: `{command}`\n")
+    return "\n".join(parts)
+
+
+def _section(results: Results, directory: str, command: str) -> list[str]:
+    facts = ", ".join(f"{name} {value}" for name, value in results.facts.items())
+    parts = [f"`{command}`: {len(results.tasks)} questions, {facts}.\n", markdown_table(results), ""]
+    areas = frontier_areas(results)
+    if areas:
+        ranked = sorted(areas.items(), key=lambda item: -item[1].mean)
+        listed = ", ".join(f"{family} {estimate}" for family, estimate in ranked)
+        parts.append(f"Mean {results.metric} over all budgets (area under the frontier): {listed}.\n")
+    pictures = ["frontier", "weights", "shares"] if areas else ["frontier", "shares"]
+    parts += [f"![{name}]({directory}/{results.name}-{name}.svg)\n" for name in pictures]
+    return parts
+
+
+def publish(results: Results, directory: Path) -> None:
+    """Write a benchmark's results and plots where the page of results finds them."""
+    results.save(directory / f"{results.name}.jsonl")
+    draw_plots(Results.load(directory / f"{results.name}.jsonl"), directory)
