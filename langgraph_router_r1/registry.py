@@ -208,12 +208,16 @@ class ModelRegistry:
         ()
     """
 
-    def __init__(self, models: Iterable[ModelDescriptor] = ()) -> None:
+    profile: Path | None
+    """The file with what `router-r1 profile` measured of these models, if there is one."""
+
+    def __init__(self, models: Iterable[ModelDescriptor] = (), *, profile: str | Path | None = None) -> None:
         """Collect the descriptors.
 
         Raises:
             RegistryError: Two names are the same (case and blanks do not count), or a fallback is not registered.
         """
+        self.profile = None if profile is None else Path(profile)
         self._models: dict[str, ModelDescriptor] = {}
         problems = []
         for model in models:
@@ -230,7 +234,9 @@ class ModelRegistry:
             raise RegistryError(_list_problems("the registry", problems))
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], *, source: str = "the registry") -> ModelRegistry:
+    def from_dict(
+        cls, data: Mapping[str, Any], *, source: str = "the registry", profile: str | Path | None = None
+    ) -> ModelRegistry:
         """Build from `{"models": {name: fields}}`.
 
         Raises:
@@ -257,13 +263,13 @@ class ModelRegistry:
         if problems:
             raise RegistryError(_list_problems(source, problems))
         try:
-            return cls(descriptors)
+            return cls(descriptors, profile=profile)
         except RegistryError as error:
             raise RegistryError(str(error).replace("the registry", source, 1)) from None
 
     @classmethod
     def from_file(cls, path: str | Path) -> ModelRegistry:
-        """Read a `.toml`, `.yaml` or `.yml` file.
+        """Read a `.toml`, `.yaml` or `.yml` file; its profile is the file `NAME.profile.jsonl` beside it, if any.
 
         Raises:
             RegistryError: The file can't be read, or anything in it is wrong; the message says where.
@@ -281,12 +287,15 @@ class ModelRegistry:
         if not isinstance(data, Mapping):
             msg = f"registry file {str(path)!r} holds a {type(data).__name__}; it must hold tables [models.NAME]"
             raise RegistryError(msg)
-        return cls.from_dict(data, source=f"registry file {str(path)!r}")
+        profile = path.with_suffix(".profile.jsonl")
+        return cls.from_dict(
+            data, source=f"registry file {str(path)!r}", profile=profile if profile.is_file() else None
+        )
 
     def with_model(self, model: ModelDescriptor) -> ModelRegistry:
         """Return a registry with this model too, in place of one of the same name."""
         others = [other for other in self if fold(other.name) != fold(model.name)]
-        return ModelRegistry([*others, model])
+        return ModelRegistry([*others, model], profile=self.profile)
 
     def without(self, *names: str) -> ModelRegistry:
         """Return a registry that lacks these models.
@@ -296,7 +305,7 @@ class ModelRegistry:
             RegistryError: One of them is a fallback of a model that stays.
         """
         gone = {fold(self[name].name) for name in names}
-        return ModelRegistry(model for model in self if fold(model.name) not in gone)
+        return ModelRegistry((model for model in self if fold(model.name) not in gone), profile=self.profile)
 
     def describe(self) -> str:
         """Return what the router reads of the pool: a line a model."""

@@ -17,10 +17,11 @@ HopStatus = Literal["ok", "error", "unknown_model", "over_budget", "denied"]
 """`ok`: it replied. `error`: it was asked and failed. The others were never asked: no model has that name,
 its worst case is over what is left of the budget, or it is one call too many in its turn."""
 
-StopReason = Literal["answered", "forced_answer", "no_answer", "context_full", "budget_exhausted"]
+StopReason = Literal["answered", "forced_answer", "no_answer", "context_full", "budget_exhausted", "degraded"]
 """`answered`: the router answered by itself. `forced_answer`: it answered when it could not ask any more.
 `no_answer`: not even then. `context_full`: its context has no room for another turn.
-`budget_exhausted`: not even the router's own next turn can be paid."""
+`budget_exhausted`: not even the router's own next turn can be paid. `degraded`: the router LLM did not answer, and
+the models were asked without it, in the order of the `fallback`; the answer is the reply of one of them."""
 
 
 class Hop(TypedDict):
@@ -105,6 +106,8 @@ class RouterState(TypedDict):
     """Malformed turns so far that were answered with a correction."""
     routing_off: NotRequired[bool]
     """Whether the next turn must answer."""
+    fallback: NotRequired[list[str] | None]
+    """The models that are yet to be asked, best first, since the router LLM does not answer; None while it does."""
     stop_reason: NotRequired[StopReason | None]
     answer: NotRequired[str]
     routing: NotRequired[Routing]
@@ -151,6 +154,7 @@ class ThinkEvent(TypedDict):
     type: Literal["router_r1.think"]
     turn: int
     text: str
+    """What the router LLM wrote; or that it does not answer, and whom the fallback asks, as a thought."""
 
 
 class RouteEvent(TypedDict):

@@ -81,6 +81,14 @@ class RouterEngine(Protocol):
         """Sample one turn without blocking; see `generate`."""
 
 
+@runtime_checkable
+class Fallback(Protocol):
+    """Who says whom to ask when the router LLM does not answer. May be called from several threads at once."""
+
+    def rank(self, question: str, *, cost_weight: float) -> Sequence[str]:
+        """Return names of the registry, the best choice first; `cost_weight` is that of the run. It may block."""
+
+
 def info_segment(engine: RouterEngine, text: str) -> Segment:
     """Return a segment that the environment puts in."""
     return {"kind": "info", "text": text, "token_ids": engine.encode(text)}

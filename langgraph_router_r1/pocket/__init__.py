@@ -30,6 +30,9 @@ ADAPTERS = Path(__file__).parent / "adapters"
 POOL_FILE = Path(__file__).parent / "pool.toml"
 """The registry of the pool, without the address of the server."""
 
+PROFILE_FILE = Path(__file__).parent / "profile.jsonl"
+"""What the models of the pool said to a sample of tasks, if it was measured."""
+
 BASE_NAME = "smol"
 """The plain base model's name, on the server and in the pool."""
 
@@ -45,7 +48,8 @@ def pocket_registry(base_url: str) -> ModelRegistry:
     data = tomllib.loads(POOL_FILE.read_text(encoding="utf-8"))
     for fields in data["models"].values():
         fields["base_url"] = base_url
-    return ModelRegistry.from_dict(data, source=POOL_FILE.name)
+    profile = PROFILE_FILE if PROFILE_FILE.is_file() else None
+    return ModelRegistry.from_dict(data, source=POOL_FILE.name, profile=profile)
 
 
 def pocket_server(*, adapters: Path = ADAPTERS, **options: Any) -> VLLMServer:
