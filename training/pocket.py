@@ -15,19 +15,20 @@ import asyncio
 import json
 import random
 import statistics
+import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import tomlkit
 import typer
 
 from langgraph_router_r1 import create_router, protocol
-from langgraph_router_r1.candidates import Candidates
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
-from langgraph_router_r1.evaluation.metrics import exact_match, normalise
+from langgraph_router_r1.evaluation.metrics import exact_match
+from langgraph_router_r1.evaluation.profile import profile, sample_by_kind, set_fields
+from langgraph_router_r1.evaluation.tasks import Task
 from langgraph_router_r1.pocket import ADAPTERS, POOL_FILE, pocket_registry, pocket_router, pocket_server
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.pocket.world import (
@@ -41,8 +42,7 @@ from langgraph_router_r1.pocket.world import (
     questions,
 )
 from langgraph_router_r1.prompts import CALL_PROMPT
-from langgraph_router_r1.registry import ModelRegistry
-from langgraph_router_r1.state import Hop
+from langgraph_router_r1.registry import Measured, ModelDescriptor, ModelRegistry
 from langgraph_router_r1.testing import ScriptedEngine
 from langgraph_router_r1.transcript import Segment, sampled_mask, token_ids
 
@@ -116,56 +116,46 @@ def experts(output: Output = ADAPTERS, only: str = "", seed: int = 0) -> None:
 
 @cli.command()
 def describe(adapters: Output = ADAPTERS, pool_file: Path = POOL_FILE) -> None:
-    """Ask every routed model every question of its kinds, and write what comes out into the pool's file."""
+    """Ask every routed model questions of its kinds, and write what comes out into the pool's file."""
     with pocket_server(adapters=adapters) as server:
         served = {server.served_name, *server.adapters}
-        document = tomlkit.parse(pool_file.read_text(encoding="utf-8"))
-        asyncio.run(_describe(pocket_registry(server.base_url), served, document))
-    pool_file.write_text(tomlkit.dumps(document), encoding="utf-8")
+        models = [model for model in pocket_registry(server.base_url) if model.name in served]
+        measured = asyncio.run(_measure(models))
+    # The router was trained with the text that these make: no more than they, and these kinds only.
+    fields = {
+        name: {
+            "latency_s": round(figures.latency_p50_s, 2),
+            "skills": {kind: round(figures.accuracy[kind].value, 2) for kind in skills_of(name)},
+        }
+        for name, figures in measured.items()
+        if figures.latency_p50_s is not None
+    }
+    set_fields(pool_file, fields)
 
 
-async def _describe(registry: ModelRegistry, served: Collection[str], document: tomlkit.TOMLDocument) -> None:
-    every = list(questions(countries()))
-    candidates = Candidates(registry, count_tokens=len)
-    for model in registry:
-        if model.name not in served:
-            continue
-        sample = random.Random(0).sample(every, 20)
-        waits = [hop["latency_s"] for hop in await _ask_all(candidates, model.name, sample, in_flight=1)]
-        fields: Any = document["models"][model.name]
-        fields["latency_s"] = round(statistics.median(waits), 2)
-        report(model=model.name, latency_s=fields["latency_s"])
-        skills = tomlkit.inline_table()
-        for skill in EXPERTS[model.name][0] if model.name in EXPERTS else ONE_HOP_SKILLS:
-            of_kind = [question for question in every if question.skill == skill]
-            asked = random.Random(0).sample(of_kind, min(MOST_QUESTIONS, len(of_kind)))
-            hops = await _ask_all(candidates, model.name, asked)
-            accuracy = statistics.mean(_says(hop["response"], q) for hop, q in zip(hops, asked, strict=True))
-            skills[skill] = round(accuracy, 2)
-            report(model=model.name, skill=skill, questions=len(asked), accuracy=round(accuracy, 4))
-        fields["skills"] = skills
+def skills_of(model: str) -> tuple[str, ...]:
+    """Return the kinds of question that a routed model is measured with."""
+    return EXPERTS[model][0] if model in EXPERTS else ONE_HOP_SKILLS
 
 
-def _says(reply: str, question: PocketQuestion) -> bool:
-    """Whether a sentence holds the answer: the plain model says 'The capital of Peru is Lima'."""
-    return f" {normalise(question.answer)} " in f" {normalise(reply)} "
-
-
-async def _ask_all(
-    candidates: Candidates, model: str, asked: Sequence[PocketQuestion], in_flight: int = IN_FLIGHT
-) -> list[Hop]:
-    gate = asyncio.Semaphore(in_flight)
-
-    async def one(question: PocketQuestion) -> Hop:
-        async with gate:
-            hop = await candidates.aask(
-                {"turn": 0, "index": 0, "model": model, "query": question.text, "refusal": None}
-            )
-        if hop["status"] != "ok":
-            raise RuntimeError(hop["reason"])
-        return hop
-
-    return await asyncio.gather(*(one(question) for question in asked))
+async def _measure(models: Iterable[ModelDescriptor]) -> dict[str, Measured]:
+    every = [
+        Task(question.id, question.text, (question.answer,), "pocket", {"kind": question.skill})
+        for question in questions(countries())
+    ]
+    measured: dict[str, Measured] = {}
+    # Not kept: the next adapters of the same names will say something else.
+    with tempfile.TemporaryDirectory() as directory:
+        for model in models:
+            of_kinds = [task for task in every if task.kind in skills_of(model.name)]
+            asked = sample_by_kind(of_kinds, sample=MOST_QUESTIONS)
+            path = Path(directory, f"{model.name}.jsonl")
+            measured |= await profile(ModelRegistry([model]), asked, path=path, in_flight=IN_FLIGHT)
+            figures = measured[model.name]
+            report(model=model.name, **figures.model_dump(mode="json"))
+            if figures.failure_rate:
+                raise RuntimeError(f"{model.name} failed at {figures.failure_rate:.1%} of its questions")
+    return measured
 
 
 def teach(question: PocketQuestion, replies: Sequence[str], choose: random.Random) -> str:
