@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 from langchain_core.language_models import BaseChatModel
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -266,6 +267,61 @@ def serve_router(
             except KeyboardInterrupt:
                 return
         _fail(f"vLLM ended by itself with code {code}; its log is {server.log_file}")
+
+
+@cli.command()
+def bench(
+    file: Annotated[Path, typer.Argument(help="The benchmark file (.toml); see benchmarks/.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Directory of the runs, runs/bench/NAME by default; what it has is not run again."),
+    ] = None,
+    publish: Annotated[
+        Path | None, typer.Option(help="Write scores and plots into this directory too, for the page of results.")
+    ] = None,
+    compare: Annotated[list[str] | None, typer.Option(help="Two rows to compare, pair by pair: give it twice.")] = None,
+) -> None:
+    """Run routers and baselines on the same questions: one table with intervals, costs and call shares."""
+    from langgraph_router_r1.evaluation import report
+    from langgraph_router_r1.evaluation.bench import Bench
+
+    if compare and len(compare) != 2:
+        _fail("--compare needs two rows: give it twice")
+    console = Console()
+    with _failing_clearly():
+        benchmark = Bench.from_file(file, output or Path("runs/bench") / file.stem)
+        running = report.Running(
+            benchmark.spec.title, [row.name for row in benchmark.rows], len(benchmark.tasks), benchmark.spec.metrics[0]
+        )
+        for run in benchmark.finished().values():
+            running.add(run)
+        with Live(running, console=errors, refresh_per_second=2, transient=True):
+            runs = asyncio.run(benchmark.run(running.add))
+        results = benchmark.results(runs)
+        console.print(report.terminal_table(results))
+        if compare:
+            first, second = compare
+            difference = results[first].estimate(results.metric).mean - results[second].estimate(results.metric).mean
+            p_value = results.p_value(first, second)
+            console.print(f"{first} - {second}: {results.metric} {difference:+.3f}, p = {p_value:.4f}", markup=False)
+        for family, area in report.frontier_areas(results).items():
+            console.print(f"mean {results.metric} over all budgets, {family}: {area}", markup=False)
+        report.publish(results, publish or benchmark.output)
+        console.print(f"plots: {publish or benchmark.output}", markup=False)
+
+
+@cli.command()
+def results(
+    benchmarks: Annotated[Path, typer.Option(help="Directory of the benchmark files.")] = Path("benchmarks"),
+    published: Annotated[Path, typer.Option(help="Directory that `bench --publish` wrote to.")] = Path("docs/results"),
+    page: Annotated[Path, typer.Option(help="The page to write.")] = Path("docs/results.md"),
+) -> None:
+    """Write the page of results anew from what was published."""
+    from langgraph_router_r1.evaluation.report import results_page
+
+    with _failing_clearly():
+        page.write_text(results_page(benchmarks, published), encoding="utf-8")
+    typer.echo(f"{page}: written")
 
 
 @cli.command()

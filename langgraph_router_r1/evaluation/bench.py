@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from langgraph_router_r1 import protocol
 from langgraph_router_r1.evaluation.baselines import create_baseline
 from langgraph_router_r1.evaluation.cache import remember
-from langgraph_router_r1.evaluation.extractor import EXTRACTOR_NAME, Extractor, adapter_version
+from langgraph_router_r1.evaluation.extractor import ADAPTERS, EXTRACTOR_NAME, Extractor, adapter_version
 from langgraph_router_r1.evaluation.metrics import METRICS
 from langgraph_router_r1.evaluation.pools import TASK_ID, RecordedPool, mend_last_line, quality
 from langgraph_router_r1.evaluation.report import Results, score_runs
@@ -433,8 +433,6 @@ class _Routers:
         )
 
     async def _shared_extractor(self) -> Extractor:
-        from langgraph_router_r1.pocket import ADAPTERS
-
         if self._extractor is None:
             self._extractor = Extractor(
                 await self._vllm(EXTRACTOR_NAME),
@@ -491,9 +489,9 @@ def machine() -> str:
 
 
 async def _started_server(stack: contextlib.AsyncExitStack) -> VLLMServer:
-    from langgraph_router_r1.pocket import pocket_server
+    from langgraph_router_r1 import pocket
 
-    server = pocket_server()
+    server = pocket.pocket_server(adapters=(pocket.ADAPTERS, ADAPTERS))
     await asyncio.to_thread(server.start)
     stack.push_async_callback(asyncio.to_thread, server.stop)
     return server

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import threading
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 from langchain_core.messages import AIMessage, BaseMessage, convert_to_messages
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -16,11 +18,14 @@ from typing_extensions import override
 from langgraph_router_r1.candidates import build_model
 from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
 
+_Key = tuple[tuple[str, ...], str]
+
 
 def remember(registry: ModelRegistry, cache: BaseCache[Any]) -> ModelRegistry:
     """Return the registry with models that remember: what one was asked before, in the same words, is not asked again.
 
-    A reply from the cache says so as LangChain's do, by a total cost of 0: it counts at list price and costs nothing.
+    Identical calls that are made at the same time are made once. A reply from the cache says so as LangChain's do, by a
+    total cost of 0: it counts at list price and costs nothing.
 
     Example:
         >>> from langgraph.cache.memory import InMemoryCache
@@ -51,6 +56,9 @@ class _Remembering(Runnable[Any, AIMessage]):
         self._descriptor, self._cache = descriptor, cache
         self._model: Runnable[Any, Any] | None = None
         self._building = threading.Lock()
+        # Gone as soon as nobody holds or awaits them.
+        self._locks: WeakValueDictionary[_Key, Any] = WeakValueDictionary()
+        self._async_locks: WeakValueDictionary[tuple[int, _Key], asyncio.Lock] = WeakValueDictionary()
         # Not its address: a local server has another port each time.
         named = descriptor.model if isinstance(descriptor.model, str) else ""
         settings = json.dumps({"model": named, "params": descriptor.params}, sort_keys=True, default=str)
@@ -59,12 +67,15 @@ class _Remembering(Runnable[Any, AIMessage]):
     @override
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
         key = self._key(input)
-        return self._known(key) or self._keep(key, self._built().invoke(input, config, **kwargs))
+        with self._locks.setdefault(key, threading.Lock()):
+            return self._known(key) or self._keep(key, self._built().invoke(input, config, **kwargs))
 
     @override
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
         key = self._key(input)
-        return self._known(key) or self._keep(key, await self._built().ainvoke(input, config, **kwargs))
+        # Whoever comes while the same is being asked waits for that reply; should it fail, the next one asks.
+        async with self._async_locks.setdefault((id(asyncio.get_running_loop()), key), asyncio.Lock()):
+            return self._known(key) or self._keep(key, await self._built().ainvoke(input, config, **kwargs))
 
     def _built(self) -> Runnable[Any, Any]:
         with self._building:
@@ -72,19 +83,19 @@ class _Remembering(Runnable[Any, AIMessage]):
                 self._model = build_model(self._descriptor)
             return self._model
 
-    def _key(self, asked: Any) -> tuple[tuple[str, ...], str]:
+    def _key(self, asked: Any) -> _Key:
         messages: Sequence[BaseMessage] = convert_to_messages(asked)
         text = json.dumps([(message.type, message.content) for message in messages])
         return self._namespace, hashlib.sha256(text.encode()).hexdigest()
 
-    def _known(self, key: tuple[tuple[str, ...], str]) -> AIMessage | None:
+    def _known(self, key: _Key) -> AIMessage | None:
         found = self._cache.get([key])
         if not found:
             return None
         usage = found[key]["usage"]
         return AIMessage(found[key]["text"], usage_metadata=usage and {**usage, "total_cost": 0})
 
-    def _keep(self, key: tuple[tuple[str, ...], str], reply: Any) -> AIMessage:
+    def _keep(self, key: _Key, reply: Any) -> AIMessage:
         message = AIMessage(reply) if isinstance(reply, str) else reply
         self._cache.set({key: ({"text": message.text, "usage": message.usage_metadata}, None)})
         return message

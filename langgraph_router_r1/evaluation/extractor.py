@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from langgraph.cache.base import BaseCache
 
 EXTRACTOR_NAME = "extractor"
-"""The shipped extractor's name among the pocket pool's adapters."""
+"""The shipped extractor's name on a server."""
+
+ADAPTERS = Path(__file__).parent / "adapters"
+"""Where its adapter is, in a directory of that name; its base is the pocket pool's."""
 
 PROMPT = "Question: {question}\n\nReply: {reply}\n\nThe short answer that this reply gives:"
 

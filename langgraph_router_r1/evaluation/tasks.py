@@ -96,7 +96,7 @@ def load_tasks(name: str, *, split: Split | None = None, sample: int | None = No
 
 
 def draw(tasks: Iterable[Task], *, split: Split | None = None, sample: int | None = None, seed: int = 0) -> list[Task]:
-    """Return the tasks of a split, or a sample of them; the same for the same seed, in whatever order they come."""
+    """Return the tasks of a split, or a sample of them that is the same in whatever order they come."""
     chosen = [task for task in tasks if split in (None, task.split)]
     if sample is None or sample >= len(chosen):
         return chosen
@@ -146,7 +146,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         TaskError: The file can't be read, or a line is no JSON object.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: other line separators may stand inside a string.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{str(path)!r} can't be read: {error}") from None
     for number, line in enumerate(lines, start=1):

@@ -12,6 +12,7 @@ One vLLM serves it all: SmolLM2-135M-Instruct, a LoRA adapter for each routed mo
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,11 +53,11 @@ def pocket_registry(base_url: str) -> ModelRegistry:
     return ModelRegistry.from_dict(data, source=POOL_FILE.name, profile=profile)
 
 
-def pocket_server(*, adapters: Path = ADAPTERS, **options: Any) -> VLLMServer:
+def pocket_server(*, adapters: Path | Iterable[Path] = ADAPTERS, **options: Any) -> VLLMServer:
     """Return the server of the pool, not yet started; converts the base model first if need be (30 s, once).
 
     Args:
-        adapters: Directory with an adapter in each subdirectory, served under the subdirectory's name.
+        adapters: Directory, or several, with an adapter in each subdirectory, served under the subdirectory's name.
         options: More options of `VLLMServer`.
 
     Raises:
@@ -65,7 +66,9 @@ def pocket_server(*, adapters: Path = ADAPTERS, **options: Any) -> VLLMServer:
     from langgraph_router_r1.pocket.base_model import base_model_dir
     from langgraph_router_r1.serving.vllm import VLLMServer
 
-    served = {path.parent.name: path.parent for path in sorted(adapters.glob("*/adapter_config.json"))}
+    directories = [adapters] if isinstance(adapters, Path) else adapters
+    found = (path.parent for directory in directories for path in sorted(directory.glob("*/adapter_config.json")))
+    served = {path.name: path for path in found}
     return VLLMServer(base_model_dir(), served_name=BASE_NAME, adapters=served, **options)
 
 

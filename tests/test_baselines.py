@@ -1,0 +1,234 @@
+"""Baselines choose as they say, keep the router's books, and embed like it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from langchain_core.embeddings import Embeddings
+from langgraph.graph import START, MessagesState, StateGraph
+from sklearn.neighbors import KNeighborsRegressor
+
+from langgraph_router_r1 import ModelDescriptor, ModelRegistry, RouterContext
+from langgraph_router_r1.evaluation.baselines import create_baseline
+from langgraph_router_r1.evaluation.extractor import Extractor
+from langgraph_router_r1.evaluation.pools import RecordedPool, quality
+from langgraph_router_r1.pilot import MiniLM, embed
+from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
+
+LEARNING = ("knn", "logistic", "mlp", "contrastive", "cascade")
+
+
+class Words(Embeddings):
+    """Texts that share words are near."""
+
+    WORDS = ("capital", "currency", "lima", "sol", "sorry", "maybe")
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [[float(word in text.lower()) for word in self.WORDS] for text in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        return self.embed_documents([text])[0]
+
+
+def two_specialists(tasks: int = 120) -> RecordedPool:
+    """`caps` knows capitals, `money` currencies, `big` both at ten times the price."""
+
+    def outcome(right: bool, answer: str, cost: float) -> dict[str, Any]:
+        return {"response": answer if right else "Sorry, maybe?", "completion_tokens": 10, "cost_usd": cost}
+
+    rows = []
+    for n in range(tasks):
+        capital = n % 2 == 0
+        question, golden = (f"capital number {n}?", "Lima") if capital else (f"currency number {n}?", "Sol")
+        outcomes = {
+            "caps": outcome(capital, golden, 1e-6),
+            "money": outcome(not capital, golden, 1e-6),
+            "big": outcome(True, f"It is {golden}.", 1e-5),
+        }
+        rows.append({"id": f"t{n}", "question": question, "golden_answers": [golden], "outcomes": outcomes})
+    return RecordedPool.from_rows(rows)
+
+
+def runs(kind: str, pool: RecordedPool, weight: float = 0.0, **options: Any) -> list[Any]:
+    options = {"records": pool, "embeddings": Words(), **options}
+    baseline = create_baseline(kind, pool.registry(), **options)
+    return [
+        (
+            task,
+            baseline.invoke(
+                {"messages": [("user", task.question)]},
+                {"metadata": {"task_id": task.id}},
+                context=RouterContext(cost_weight=weight),
+            ),
+        )
+        for task in pool.of_split("test").tasks.values()
+    ]
+
+
+def asked(result: Any) -> list[str]:
+    return [hop["model"] for hop in result["routing"]["hops"]]
+
+
+@pytest.mark.parametrize("kind", LEARNING)
+def test_what_learns_finds_the_specialist_that_is_right_and_cheap(kind: str) -> None:
+    for task, result in runs(kind, two_specialists(), weight=0.3):
+        assert quality_of(task, result) == 1.0
+        if kind != "cascade":
+            assert asked(result) == ["caps" if "capital" in task.question else "money"]
+
+
+@pytest.mark.parametrize("kind", LEARNING)
+def test_what_learns_takes_the_cheapest_when_only_cost_counts(kind: str) -> None:
+    for _, result in runs(kind, two_specialists(), weight=1.0):
+        assert asked(result)[-1] in {"caps", "money"}
+        assert len(asked(result)) == 1
+
+
+def quality_of(task: Any, result: Any) -> float:
+    return float(any(golden in result["answer"] for golden in task.golden_answers))
+
+
+def test_what_learns_never_sees_the_test_split() -> None:
+    pool = two_specialists()
+    poisoned = two_specialists()
+    for task in poisoned.of_split("test").tasks.values():
+        poisoned.outcomes[task.id] = dict.fromkeys(poisoned.models, poisoned.outcomes[task.id]["big"])
+    for kind in LEARNING:
+        chosen = [asked(result)[:1] for _, result in runs(kind, pool, weight=0.3)]
+        assert [asked(result)[:1] for _, result in runs(kind, pool, weight=0.3, records=poisoned)] == chosen
+
+
+def test_fixed_choices_are_what_their_names_say() -> None:
+    pool = two_specialists()
+    assert {tuple(asked(result)) for _, result in runs("big", pool)} == {("big",)}
+    assert {tuple(asked(result)) for _, result in runs("dearest", pool)} == {("big",)}
+    assert {tuple(asked(result)) for _, result in runs("cheapest", pool)} == {("caps",)}
+    assert {tuple(asked(result)) for _, result in runs("best", pool)} == {("big",)}
+    assert {asked(result)[0] for _, result in runs("best", pool, weight=0.9)} <= {"caps", "money"}
+
+
+def test_the_oracle_takes_the_cheapest_right_one_and_the_cheapest_where_none_is() -> None:
+    pool = two_specialists()
+    for task, result in runs("oracle", pool):
+        assert asked(result) == ["caps" if "capital" in task.question else "money"]
+    for outcomes in pool.outcomes.values():
+        outcomes["caps"] = outcomes["big"] = outcomes["money"]  # every second question has no right answer
+    registry, task = two_specialists().registry(), pool.tasks["t0"]
+    baseline = create_baseline("oracle", registry, records=pool)
+    result = baseline.invoke({"messages": [("user", task.question)]}, {"metadata": {"task_id": task.id}})
+    assert asked(result) == ["caps"]
+
+
+def test_random_choices_are_even_and_repeat_with_their_seed() -> None:
+    pool = two_specialists(600)
+    chosen = [asked(result)[0] for _, result in runs("random", pool)]
+    assert [asked(result)[0] for _, result in runs("random", pool)] == chosen
+    assert [asked(result)[0] for _, result in runs("random", pool, seed=1)] != chosen
+    assert all(0.2 < chosen.count(model) / len(chosen) < 0.47 for model in pool.models)
+
+
+def test_the_majority_wins_and_of_equals_the_dearest() -> None:
+    def model(name: str, reply: str, price: float) -> ModelDescriptor:
+        return ModelDescriptor(name=name, model=ScriptedChatModel([reply]), price=price)
+
+    registry = ModelRegistry([model("a", "Lima", 1), model("b", "the lima.", 2), model("c", "Quito", 9)])
+    result = create_baseline("majority", registry).invoke({"messages": [("user", "Capital?")]})
+    assert result["answer"] == "the lima."
+    assert len(result["routing"]["hops"]) == 3
+    tied = ModelRegistry([model("a", "Lima", 1), model("c", "Quito", 9)])
+    assert create_baseline("majority", tied).invoke({"messages": [("user", "Capital?")]})["answer"] == "Quito"
+
+
+def test_a_cascade_goes_on_while_replies_look_wrong() -> None:
+    results = runs("cascade", two_specialists(), weight=0.0)
+    assert all(quality_of(task, result) == 1.0 for task, result in results)
+    calls = [len(asked(result)) for _, result in results]
+    assert min(calls) == 1
+    assert max(calls) > 1
+
+
+def test_sync_and_async_agree() -> None:
+    pool = two_specialists(40)
+    for kind in (*LEARNING, "majority", "oracle"):
+        baseline = create_baseline(kind, pool.registry(), records=pool, embeddings=Words())
+        task = next(iter(pool.of_split("test").tasks.values()))
+        given = {"messages": [("user", task.question)]}, {"metadata": {"task_id": task.id}}
+        first, second = baseline.invoke(*given), asyncio.run(baseline.ainvoke(*given))
+        assert first["answer"] == second["answer"]
+        for result in (first, second):
+            for hop in result["routing"]["hops"]:
+                hop["latency_s"] = 0.0
+        assert first["routing"] == second["routing"]
+
+
+def test_a_baseline_embeds_as_a_node_and_streams_like_the_router() -> None:
+    small = ModelDescriptor(name="small", model=ScriptedChatModel(["Lima"]), price=1.0)
+    baseline = create_baseline("cheapest", ModelRegistry([small]))
+    parent = StateGraph(MessagesState).add_node("ask", baseline).add_edge(START, "ask").compile()
+    result = parent.invoke({"messages": [("user", "Capital of Peru?")]})
+    assert [message.text for message in result["messages"]] == ["Capital of Peru?", "Lima"]
+    events = list(baseline.stream({"messages": [("user", "Capital of Peru?")]}, stream_mode="custom"))
+    assert [event["type"] for event in events] == ["router_r1.route", "router_r1.info", "router_r1.done"]
+
+
+def test_the_extractors_answer_counts_and_its_tokens_are_paid() -> None:
+    pool = two_specialists(20)
+    extractor = Extractor(ScriptedEngine(lambda _: "Lima\n and more"))
+    baseline = create_baseline("big", pool.registry(), extractor=extractor, extractor_price=1.0)
+    task = next(task for task in pool.tasks.values() if "capital" in task.question)
+    result = baseline.invoke({"messages": [("user", task.question)]}, {"metadata": {"task_id": task.id}})
+    assert result["answer"] == "Lima"
+    assert result["messages"][-1].response_metadata["reply"] == "It is Lima."
+    assert result["routing"]["router_cost_usd"] > 0
+    assert math.isclose(
+        result["routing"]["cost_usd"], result["routing"]["router_cost_usd"] + result["routing"]["hops"][0]["cost_usd"]
+    )
+
+
+def test_what_is_missing_is_named() -> None:
+    registry = two_specialists().registry()
+    with pytest.raises(ValueError, match=r"no baseline 'best1'; there are: random, cheapest.*caps, money, big"):
+        create_baseline("best1", registry)
+    with pytest.raises(ValueError, match="learns from records"):
+        create_baseline("knn", registry)
+    with pytest.raises(ValueError, match="the oracle looks"):
+        create_baseline("oracle", registry)
+
+
+def test_knn_on_real_scores_is_scikit_learns_and_lies_between_random_and_oracle() -> None:
+    directory = os.environ.get("ROUTER_R1_DATA")
+    if not directory:
+        pytest.skip("ROUTER_R1_DATA is not set: the recorded scores are not here")
+    pool = RecordedPool.from_file(Path(directory) / "pools" / "llmrouter_nq_tq_scores.jsonl")
+    registry = pool.registry(prices=dict.fromkeys(pool.models, 1.0))
+    embeddings = MiniLM()
+    train, test = list(pool.of_split("train").tasks.values()), list(pool.of_split("test").tasks.values())
+
+    def scores(tasks: Any) -> Any:
+        return np.array([[quality(task, pool.outcomes[task.id][name]) for name in registry.names] for task in tasks])
+
+    neighbours = KNeighborsRegressor(n_neighbors=20)
+    neighbours.fit(embed(embeddings, [task.question for task in train]), scores(train))
+    expected = neighbours.predict(embed(embeddings, [task.question for task in test])).argmax(1)
+
+    def chosen(kind: str) -> list[str]:
+        baseline = create_baseline(kind, registry, records=pool, embeddings=embeddings)
+        return [
+            baseline.invoke({"messages": [("user", task.question)]}, {"metadata": {"task_id": task.id}})["routing"][
+                "hops"
+            ][0]["model"]
+            for task in test
+        ]
+
+    def mean_score(names: list[str]) -> float:
+        return float(np.mean([pool.outcomes[t.id][name].score for t, name in zip(test, names, strict=True)]))
+
+    knn = chosen("knn")
+    assert knn == [registry.names[index] for index in expected]
+    assert mean_score(chosen("random")) < mean_score(knn) < mean_score(chosen("oracle"))
