@@ -290,6 +290,9 @@ def bench(
     console = Console()
     with _failing_clearly():
         benchmark = Bench.from_file(file, output or Path("runs/bench") / file.stem)
+        for row in compare or []:
+            if row not in (known := [row.name for row in benchmark.rows]):
+                _fail(f"--compare {row!r}: {benchmark.name} has no such row; it has: {', '.join(known)}")
         running = report.Running(
             benchmark.spec.title, [row.name for row in benchmark.rows], len(benchmark.tasks), benchmark.spec.metrics[0]
         )

@@ -123,7 +123,7 @@ def create_baseline(
         known = ", ".join((*get_args(Kind), *registry.names))
         raise ValueError(f"there is no baseline {kind!r}; there are: {known}")
     driver = _Driver(
-        planner, Candidates(registry, _estimate_tokens), extractor, cost_weight, Price.parse(extractor_price)
+        planner, Candidates(registry, estimate_tokens), extractor, cost_weight, Price.parse(extractor_price)
     )
     graph = StateGraph(_State, context_schema=RouterContext, input_schema=RouterInput, output_schema=RouterOutput)
     graph.add_node("route", Node(driver.run, driver.arun))
@@ -249,7 +249,8 @@ def _step(step: Callable[[], Any]) -> Any:
         return _Returned(str(end.value))
 
 
-def _estimate_tokens(text: str) -> int:
+def estimate_tokens(text: str) -> int:
+    """Return about how many tokens a text has, for models that do not report their usage."""
     return -(-len(text) // CHARACTERS_PER_TOKEN)
 
 

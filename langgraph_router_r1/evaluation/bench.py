@@ -26,13 +26,15 @@ from langchain_core.runnables import Runnable
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from langgraph_router_r1 import protocol
-from langgraph_router_r1.evaluation.baselines import create_baseline
+from langgraph_router_r1.candidates import Candidates
+from langgraph_router_r1.evaluation.baselines import create_baseline, estimate_tokens
 from langgraph_router_r1.evaluation.cache import remember
 from langgraph_router_r1.evaluation.extractor import ADAPTERS, EXTRACTOR_NAME, Extractor, adapter_version
+from langgraph_router_r1.evaluation.judge import Judge
 from langgraph_router_r1.evaluation.metrics import METRICS
 from langgraph_router_r1.evaluation.pools import TASK_ID, RecordedPool, mend_last_line, quality
 from langgraph_router_r1.evaluation.report import Results, score_runs
-from langgraph_router_r1.evaluation.tasks import Split, Task, data_dir, draw, json_lines, load_tasks
+from langgraph_router_r1.evaluation.tasks import Split, Task, data_dir, draw, json_lines, load_tasks, read_tasks
 from langgraph_router_r1.graph import create_router
 from langgraph_router_r1.ledger import PER_MILLION, Price
 from langgraph_router_r1.pilot import MiniLM
@@ -89,6 +91,14 @@ class RowSpec(_Strict):
     max_turns: int = 4
 
 
+class JudgeSpec(_Strict):
+    """Who judges the replies, for the metric `judge`."""
+
+    model: str
+    registry: str | None = None
+    """The registry file that has it; by default the pocket pool has."""
+
+
 class BenchSpec(_Strict):
     """A benchmark file."""
 
@@ -97,7 +107,7 @@ class BenchSpec(_Strict):
     pool: PoolSpec
     rows: tuple[RowSpec, ...]
     tasks: tuple[str, ...] = ()
-    """Task sets; by default what the pool's records hold."""
+    """Task sets, or `.jsonl` files of tasks; by default what the pool's records hold."""
     split: Split | Literal["all"] = "test"
     sample: int | None = Field(default=None, ge=1)
     seed: int = 0
@@ -107,6 +117,7 @@ class BenchSpec(_Strict):
     """Whether baselines answer through the extractor."""
     router_price: float = Field(default=0.0, ge=0)
     """Dollars per million tokens of the router's (and the extractor's) own."""
+    judge: JudgeSpec | None = None
     reference: str | None = None
     """The row that others are compared with."""
     needs_keys: bool = False
@@ -164,9 +175,9 @@ class Bench:
         Raises:
             BenchError: Something in it can't be had, or `output` holds runs of another benchmark.
         """
-        unknown = [metric for metric in spec.metrics if metric not in {*METRICS, "score"}]
-        if unknown or not spec.metrics:
-            raise BenchError(f"metrics are {spec.metrics!r}; they may be {', '.join((*METRICS, 'score'))}")
+        known = (*METRICS, *(["score"] if spec.pool.records else []), *(["judge"] if spec.judge else []))
+        if not spec.metrics or not set(spec.metrics) <= set(known):
+            raise BenchError(f"metrics are {', '.join(spec.metrics) or 'none'}; here they may be {', '.join(known)}")
         if sum((bool(spec.pool.records), spec.pool.registry is not None, spec.pool.pocket)) != 1:
             raise BenchError("[pool] must have exactly one of 'records', 'registry' and 'pocket'")
         self.spec, self.name, self.output, self._directory = spec, name, Path(output), directory
@@ -220,7 +231,15 @@ class Bench:
     def _tasks(self) -> list[Task]:
         split = None if self.spec.split == "all" else self.spec.split
         if self.spec.tasks:
-            tasks = [task for name in self.spec.tasks for task in load_tasks(name, split=split)]
+            tasks = [
+                task
+                for name in self.spec.tasks
+                for task in (
+                    draw(read_tasks(self._find(name)), split=split)
+                    if name.endswith(".jsonl")
+                    else load_tasks(name, split=split)
+                )
+            ]
         elif self.spec.pool.records:
             assert self.records is not None
             # A task that some model was not asked would compare them on different questions.
@@ -301,15 +320,26 @@ class Bench:
             name=self.name,
             title=self.spec.title,
             reference=self.spec.reference,
-            facts={"date": latest, "seed": str(self.spec.seed), "machine": machine()},
+            facts={"date": latest, "seed": str(self.spec.seed), "machine": machine(), **self._judged(runs)},
         )
+
+    def _judged(self, runs: Sequence[dict[str, Any]]) -> dict[str, str]:
+        if self.spec.judge is None:
+            return {}
+        spent = sum(run["judge_cost_usd"] for run in runs)
+        silent = sum(run["judge"] is None for run in runs)
+        return {"judge": f"{self.spec.judge.model} (${spent:.2g}; no verdict on {silent} of {len(runs)} replies)"}
 
     async def _run(self, missing: Sequence[tuple[Row, Task]], keep: Callable[[dict[str, Any]], None]) -> None:
         gate = asyncio.Semaphore(IN_FLIGHT)
 
         async def one(row: Row, task: Task) -> None:
             async with gate:
-                keep(await self._one(row, task, await routers.of(row), routers.registry))
+                run = await self._one(row, task, await routers.of(row), routers.registry)
+                if routers.judge is not None:
+                    verdict = await routers.judge.ajudge(task, run["reply"])
+                    run |= {"judge": verdict.score, "judge_cost_usd": verdict.cost_usd}
+                keep(run)
 
         async with self._routers([row for row, _ in missing]) as routers:
             try:
@@ -326,13 +356,30 @@ class Bench:
         from langgraph.cache.sqlite import SqliteCache
 
         cache: BaseCache[Any] = SqliteCache(path=str(self.output / "calls.sqlite"))
-        local = self.spec.pool.pocket or any(self._extracts(row) or row.kind in _ROUTERS for row in rows)
+        judge = self.spec.judge
+        local = (
+            self.spec.pool.pocket
+            or (judge is not None and judge.registry is None)
+            or any(self._extracts(row) or row.kind in _ROUTERS for row in rows)
+        )
         async with contextlib.AsyncExitStack() as stack:
             server = await _started_server(stack) if local else None
             registry = self._pool_registry(server.base_url if server else "http://127.0.0.1/v1")
             if not self.spec.pool.records:
                 registry = remember(registry, cache)
-            yield _Routers(self, registry, cache, server, stack)
+            routers = _Routers(self, registry, cache, server, stack)
+            if judge is not None:
+                judges = self._judges(judge, server)
+                routers.judge = Judge(Candidates(remember(judges, cache), estimate_tokens), judge.model)
+            yield routers
+
+    def _judges(self, judge: JudgeSpec, server: VLLMServer | None) -> ModelRegistry:
+        from langgraph_router_r1.pocket import pocket_registry
+
+        if judge.registry is not None:
+            return ModelRegistry.from_file(self._find(judge.registry))
+        assert server is not None
+        return pocket_registry(server.base_url)
 
     def _extracts(self, row: Row) -> bool:
         answers_itself = row.kind in {"router", "prompted"}
@@ -401,6 +448,7 @@ class _Routers:
         self._made: dict[tuple[Any, ...], asyncio.Task[Runnable[Any, Any]]] = {}
         self._embeddings = MiniLM()
         self._extractor: Extractor | None = None
+        self.judge: Judge | None = None
 
     async def of(self, row: Row) -> Runnable[Any, Any]:
         key = (row.kind, row.spec.model, row.spec.max_turns, self._bench._extracts(row))

@@ -87,7 +87,7 @@ class Results:
             if scores.row == row:
                 return scores
         names = ", ".join(repr(scores.row) for scores in self.rows)
-        raise LookupError(f"{self.name} has no row {row!r}; it has: {names}")
+        raise ValueError(f"{self.name} has no row {row!r}; it has: {names}")
 
     @property
     def metric(self) -> str:
@@ -134,8 +134,8 @@ def _rounded(value: Any) -> Any:
 
 def score(run: Mapping[str, Any], metric: str) -> float:
     """Return one score of a run as it stands in a run file."""
-    if metric == "score":
-        return float(run.get("score") or 0.0)
+    if metric in {"score", "judge"}:  # somebody else's; what they could not tell counts as wrong
+        return float(run.get(metric) or 0.0)
     said = run["reply"] if metric in ON_THE_REPLY else run["answer"]
     return float(METRICS[metric](said, run["golden_answers"]))
 
@@ -187,6 +187,14 @@ def _failures(runs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     counted.update(f"call {hop['status']}" for run in runs for hop in run["hops"] if hop["status"] != "ok")
     malformed = sum(run.get("format_problem") is not None for run in runs)
     return dict(counted) | ({"malformed": malformed} if malformed else {})
+
+
+def agreement(results: Results, metric: str, other: str) -> dict[str, float]:
+    """Return for each row the share of runs on which two metrics say the same of right and wrong."""
+    return {
+        row.row: float(np.mean((np.array(row.metrics[metric]) >= 0.5) == (np.array(row.metrics[other]) >= 0.5)))
+        for row in results.rows
+    }
 
 
 # Tables
@@ -498,6 +506,12 @@ def results_page(benchmarks: Path, results: Path) -> str:
 def _section(results: Results, directory: str, command: str) -> list[str]:
     facts = ", ".join(f"{name} {value}" for name, value in results.facts.items())
     parts = [f"`{command}`: {len(results.tasks)} questions, {facts}.\n", markdown_table(results), ""]
+    if "score" in results.metrics:
+        models = {model for row in results.rows for model in row.calls}
+        for metric in sorted({"contains", "judge"} & set(results.metrics)):
+            same = {row: share for row, share in agreement(results, metric, "score").items() if row in models}
+            listed = ", ".join(f"{short(row)} {share:.3f}".replace(" 0.", " .") for row, share in same.items())
+            parts.append(f"`{metric}` agrees with the recorded score on these shares of the questions: {listed}.\n")
     areas = frontier_areas(results)
     if areas:
         ranked = sorted(areas.items(), key=lambda item: -item[1].mean)

@@ -1,0 +1,324 @@
+"""Benchmarks: the table is right, the same for the same seed, and no crash costs a run or a call."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from langgraph_router_r1.cli import cli
+from langgraph_router_r1.evaluation import report
+from langgraph_router_r1.evaluation.bench import RUNS_FILE, Bench, BenchError
+from langgraph_router_r1.evaluation.report import Results, frontier, frontier_areas, publish, results_page
+from langgraph_router_r1.evaluation.tasks import TaskError
+
+ROOT = Path(__file__).parent.parent
+KINDS = ("models", "random", "cheapest", "dearest", "best", "majority", "oracle")
+
+
+def recorded(directory: Path, rows: str = "", questions: int = 60, head: str = "") -> Path:
+    """A benchmark file over recorded answers: `good` knows three of four answers, `poor` every third."""
+    with (directory / "records.jsonl").open("w") as file:
+        for n in range(questions):
+            outcomes = {
+                name: {
+                    "response": f"It is right{n}." if knows else "No.",
+                    "completion_tokens": 4,
+                    "cost_usd": price * 4e-6,
+                }
+                for name, knows, price in (("good", n % 4 != 0, 1.0), ("poor", n % 3 == 0, 0.1))
+            }
+            row = {"id": f"t{n}", "question": f"question {n}?", "golden_answers": [f"right{n}"], "outcomes": outcomes}
+            file.write(json.dumps(row) + "\n")
+    rows = rows or "".join(f'[[rows]]\nrouter = "{kind}"\n' for kind in KINDS)
+    file_name = directory / "small.toml"
+    file_name.write_text(
+        f'title = "Small"\nmetrics = ["contains", "em", "score"]\nreference = "best"\n{head}'
+        f'[pool]\nrecords = ["records.jsonl"]\n{rows}'
+    )
+    return file_name
+
+
+def run(bench: Bench) -> Results:
+    return bench.results(asyncio.run(bench.run()))
+
+
+def figures(results: Results) -> Any:
+    """All that is in the table: not the time runs took."""
+    return [(row.row, row.metrics, row.cost_usd, row.calls, row.turns, row.failures) for row in results.rows]
+
+
+def test_every_row_is_scored_on_the_same_questions_and_as_by_hand(tmp_path: Path) -> None:
+    bench = Bench.from_file(recorded(tmp_path), tmp_path / "runs")
+    results = run(bench)
+    numbers = [int(task.removeprefix("t")) for task in results.tasks]
+    assert all(task.split == "test" for task in bench.tasks)
+    assert results["good"].metrics["contains"] == [float(n % 4 != 0) for n in numbers]
+    assert results["poor"].metrics["contains"] == [float(n % 3 == 0) for n in numbers]
+    assert results["oracle"].metrics["contains"] == [float(n % 4 != 0 or n % 3 == 0) for n in numbers]
+    assert results["good"].metrics["em"] == [0.0] * len(numbers)  # a sentence is no short answer
+    for row in results.rows:
+        assert row.metrics["score"] == row.metrics["contains"]
+    assert results["good"].costs == pytest.approx([4e-6] * len(numbers))
+    assert results["majority"].calls == {"good": len(numbers), "poor": len(numbers)}
+    assert results["dearest"].calls == results["best"].calls == {"good": len(numbers)}
+    assert results["majority"].entropy_bits == pytest.approx(1.0)
+    assert results["good"].entropy_bits == 0.0
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_one_others(tmp_path: Path) -> None:
+    first = run(Bench.from_file(recorded(tmp_path), tmp_path / "a"))
+    assert figures(run(Bench.from_file(recorded(tmp_path), tmp_path / "b"))) == figures(first)
+    other = run(Bench.from_file(recorded(tmp_path, head="seed = 1\n"), tmp_path / "c"))
+    assert other["random"].calls != first["random"].calls or other["random"].metrics != first["random"].metrics
+
+
+def test_what_was_run_is_not_run_again_and_rows_can_be_added(tmp_path: Path) -> None:
+    file = recorded(tmp_path, rows='[[rows]]\nrouter = "cheapest"\n')
+    run(Bench.from_file(file, tmp_path / "runs"))
+    before = (tmp_path / "runs" / RUNS_FILE).read_text()
+    ended: list[Any] = []
+    asyncio.run(Bench.from_file(recorded(tmp_path), tmp_path / "runs").run(ended.append))
+    assert (tmp_path / "runs" / RUNS_FILE).read_text().startswith(before)
+    assert {run["row"] for run in ended} == {"good", "poor", "random", "dearest", "best", "majority", "oracle"}
+
+
+def test_runs_of_another_benchmark_are_not_mixed_in(tmp_path: Path) -> None:
+    run(Bench.from_file(recorded(tmp_path), tmp_path / "runs"))
+    changed = Bench.from_file(recorded(tmp_path, head="seed = 1\n"), tmp_path / "runs")
+    with pytest.raises(BenchError, match=r"holds runs of another version of 'small'"):
+        changed.finished()
+
+
+def test_a_line_that_a_crash_cut_off_is_run_again(tmp_path: Path) -> None:
+    bench = Bench.from_file(recorded(tmp_path), tmp_path / "runs")
+    whole = run(bench)
+    file = tmp_path / "runs" / RUNS_FILE
+    text = file.read_text()
+    file.write_text(text[: len(text) // 2])
+    assert figures(run(bench)) == figures(whole)
+
+
+def test_runs_can_be_scored_anew_from_their_file(tmp_path: Path) -> None:
+    bench = Bench.from_file(recorded(tmp_path), tmp_path / "runs")
+    results = run(bench)
+    lines = [json.loads(line) for line in (tmp_path / "runs" / RUNS_FILE).read_text().splitlines()]
+    again = report.score_runs(
+        sorted(lines, key=lambda line: (line["row"], results.tasks.index(line["task_id"]))),
+        [(row.name, row.family, row.cost_weight) for row in bench.rows],
+        metrics=["contains", "f1"],
+        name="small",
+        title="Small",
+    )
+    assert again["good"].metrics["contains"] == results["good"].metrics["contains"]
+    assert max(again["good"].metrics["f1"]) == pytest.approx(0.5)  # "it is right1" against "right1"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("title", "titel"), r"titel: extra inputs are not permitted"),
+        (('"contains"', '"rouge"'), r"metrics are rouge, em, score; here they may be em, f1"),
+        (("records = [", "pocket = true\nrecords = ["), r"exactly one of 'records', 'registry' and 'pocket'"),
+        (("records.jsonl", "others.jsonl"), r"needs 'others.jsonl', which is neither beside"),
+        (('router = "random"', 'router = "cheapest"'), r"two rows have the same name"),
+    ],
+)
+def test_what_is_wrong_with_a_benchmark_file_is_said_before_anything_runs(
+    tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    file = recorded(tmp_path)
+    file.write_text(file.read_text().replace(*change, 1))
+    with pytest.raises(BenchError, match=message):
+        Bench.from_file(file, tmp_path / "runs")
+
+
+# Reports
+
+
+def test_results_survive_their_file_and_a_file_of_something_else_is_named(tmp_path: Path) -> None:
+    results = run(Bench.from_file(recorded(tmp_path), tmp_path / "runs"))
+    results.save(tmp_path / "small.jsonl")
+    loaded = Results.load(tmp_path / "small.jsonl")
+    assert figures(loaded)[0][0] == "good"
+    assert report.markdown_table(loaded) == report.markdown_table(results)
+    with pytest.raises(TaskError, match="holds no results"):
+        Results.load(tmp_path / "records.jsonl")
+
+
+def test_the_frontier_is_the_upper_hull_and_its_area_the_mean_over_budgets(tmp_path: Path) -> None:
+    assert frontier([(2.0, 0.3), (1.0, 0.5), (2.0, 0.6), (3.0, 0.9)]) == [(0.0, 0.0), (1.0, 0.5), (3.0, 0.9)]
+    assert report._area([(1.0, 0.5)], 2.0) == pytest.approx((0.5 * 0.5 + 0.5) / 2)
+    rows = '[[rows]]\nrouter = "best"\ncost_weights = [0, 1]\n[[rows]]\nrouter = "dearest"\n'
+    head = 'reference = "dearest"\n'
+    file = recorded(tmp_path, rows=rows)
+    file.write_text(file.read_text().replace('reference = "best"\n', head))
+    results = run(Bench.from_file(file, tmp_path / "runs"))
+    [(family, area)] = frontier_areas(results).items()
+    cheap, dear = (results[f"best {weight}"].estimate("contains").mean for weight in (1, 0))
+    by_hand = 0.5 * cheap * 0.1 + 0.5 * (cheap + dear) * 0.9  # the cheap one costs a tenth of the dear one
+    assert family == "best"
+    assert area.mean == pytest.approx(by_hand)
+    assert area.low < area.mean < area.high
+
+
+def test_a_page_is_made_from_result_files_and_says_what_was_not_run(tmp_path: Path) -> None:
+    file = recorded(tmp_path)
+    results = run(Bench.from_file(file, tmp_path / "runs"))
+    publish(results, tmp_path / "results")
+    page = results_page(tmp_path, tmp_path / "results")
+    assert f"| good | {results['good'].estimate('contains')} |" in page
+    assert "![frontier](results/small-frontier.svg)" in page
+    drawn = (tmp_path / "results" / "small-frontier.svg").read_text()
+    publish(results, tmp_path / "results")
+    assert (tmp_path / "results" / "small-frontier.svg").read_text() == drawn
+    (tmp_path / "results" / "small.jsonl").unlink()
+    assert "**Not run**" in results_page(tmp_path, tmp_path / "results")
+
+
+def test_the_page_of_results_in_the_documents_is_what_its_files_say() -> None:
+    page = results_page(ROOT / "benchmarks", ROOT / "docs" / "results")
+    assert (ROOT / "docs" / "results.md").read_text() == page
+    assert len(list((ROOT / "docs" / "results").glob("*.jsonl"))) >= 5
+
+
+def test_the_command_prints_the_table_and_compares_rows(tmp_path: Path) -> None:
+    file = recorded(tmp_path)
+    command = ["bench", str(file), "--output", str(tmp_path / "runs")]
+    result = CliRunner().invoke(cli, [*command, "--compare", "good", "--compare", "poor"], env={"COLUMNS": "250"})
+    assert result.exit_code == 0
+    assert "majority" in result.stdout
+    assert "good - poor: contains +0." in result.stdout
+    assert (tmp_path / "runs" / "small.jsonl").exists()
+    wrong = CliRunner().invoke(cli, [*command, "--compare", "good", "--compare", "none"])
+    assert wrong.exit_code == 1
+    assert "has no such row; it has: good, poor" in " ".join(wrong.stderr.split())
+
+
+# Crashes
+
+
+class Pool(ThreadingHTTPServer):
+    """Two models behind HTTP, and a book of every call: what was asked of whom, from when to when."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.calls: list[tuple[str, float, float]] = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Pool
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        started = time.time()
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        question = asked["messages"][-1]["content"].rpartition("\n\n")[2]
+        number = int(question.split()[-1].strip("?"))
+        time.sleep(0.03)
+        knows = number % 4 != 0 if asked["model"] == "good" else number % 3 == 0
+        reply = {
+            "id": "x", "object": "chat.completion", "created": 0, "model": asked["model"],
+            "choices": [{"index": 0, "finish_reason": "stop",
+                         "message": {"role": "assistant", "content": f"right{number}" if knows else "No."}}],
+            "usage": {"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14},
+        }  # fmt: skip
+        body = json.dumps(reply).encode()
+        try:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        except OSError:
+            pass  # the one who asked was killed
+        self.server.calls.append((f"{asked['model']}: {question}", started, time.time()))
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def live() -> Iterator[Pool]:
+    with Pool() as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def live_benchmark(directory: Path, server: Pool) -> Path:
+    """A benchmark of real calls: every row asks the same questions of the same two models."""
+    registry = "".join(
+        f'[models.{name}]\nmodel = "openai:{name}"\nbase_url = "http://127.0.0.1:{server.server_address[1]}/v1"\n'
+        f"price = {price}\nmax_retries = 0\n"
+        for name, price in (("good", 1.0), ("poor", 0.1))
+    )
+    (directory / "pool.toml").write_text(registry)
+    rows = "".join(f'[[rows]]\nrouter = "{kind}"\n' for kind in ("models", "random", "majority", "dearest"))
+    (directory / "questions.jsonl").write_text(
+        "".join(
+            json.dumps({"id": f"t{n}", "question": f"question {n}?", "golden_answers": [f"right{n}"]}) + "\n"
+            for n in range(160)
+        )
+    )
+    file = directory / "live.toml"
+    file.write_text(f'title = "Live"\ntasks = ["questions.jsonl"]\n[pool]\nregistry = "pool.toml"\n{rows}')
+    return file
+
+
+def test_ten_kills_change_no_figure_and_no_reply_is_paid_for_twice(tmp_path: Path, live: Pool) -> None:
+    file = live_benchmark(tmp_path, live)
+    undisturbed = bench_in_a_process(file, tmp_path / "whole")
+    assert undisturbed.wait(timeout=120) == 0
+    asked = {call for call, _, _ in live.calls}
+    assert len(live.calls) == len(asked)  # not even by rows that ask the same at the same time
+    live.calls.clear()
+
+    moments = random.Random(0)
+    kills = []
+    while len(kills) < 10:
+        process = bench_in_a_process(file, tmp_path / "killed")
+        seen = len(live.calls)
+        # At a random moment of its work, which starts with its first call.
+        deadline = time.monotonic() + 60
+        while len(live.calls) == seen and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.12))
+        process.send_signal(signal.SIGKILL)
+        kills.append(time.time())
+        process.wait()
+    assert bench_in_a_process(file, tmp_path / "killed").wait(timeout=120) == 0
+
+    runs = [json.loads(line) for line in (tmp_path / "killed" / RUNS_FILE).read_text().splitlines()]
+    assert max(Counter((run["row"], run["task_id"]) for run in runs).values()) == 1
+    assert figures(Results.load(tmp_path / "killed" / "live.jsonl")) == figures(
+        Results.load(tmp_path / "whole" / "live.jsonl")
+    )
+    # What was asked twice had not been answered yet when the one who asked was killed.
+    assert {call for call, _, _ in live.calls} == asked
+    last = {call: started for call, started, _ in live.calls}
+    for call, started, ended in live.calls:
+        if started != last[call]:
+            assert any(started - 0.1 <= kill <= ended + 0.1 for kill in kills), (call, started, ended, kills)
+
+
+def bench_in_a_process(file: Path, output: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "langgraph_router_r1.cli", "bench", str(file), "--output", str(output)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -1,0 +1,162 @@
+"""Recorded answers: a model that is recorded says what it said, at what it cost, and never anything else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import answer, search
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableLambda
+from langgraph.cache.memory import InMemoryCache
+
+from langgraph_router_r1 import ModelDescriptor, ModelRegistry, Price, create_router
+from langgraph_router_r1.evaluation.cache import remember
+from langgraph_router_r1.evaluation.pools import TEXT_NOT_RECORDED, NotRecordedError, RecordedPool, Recorder
+from langgraph_router_r1.evaluation.tasks import Task, TaskError
+from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
+
+RUN: Any = {"metadata": {"task_id": "t1"}}
+
+
+def pool() -> RecordedPool:
+    def outcome(text: str, prompt: int, completion: int) -> dict[str, Any]:
+        cost = (2 * prompt + 5 * completion) * 1e-6
+        return {"response": text, "prompt_tokens": prompt, "completion_tokens": completion, "cost_usd": cost}
+
+    rows = [
+        {"id": "t1", "question": "Capital of Peru?", "golden_answers": ["Lima"],
+         "outcomes": {"small": outcome("It is\nLima.", 10, 4)}},
+        {"id": "t2", "question": "Capital of Chile?", "golden_answers": ["Santiago"],
+         "outcomes": {"small": outcome("No idea.", 11, 2)}},
+    ]  # fmt: skip
+    return RecordedPool.from_rows(rows)
+
+
+def test_a_recorded_model_says_what_it_said_at_the_price_of_the_record() -> None:
+    small = pool().registry()["small"]
+    assert small.price == Price(prompt=2.0, completion=5.0)
+    reply = small.model.invoke("whatever", RUN)
+    assert reply.text == "It is\nLima."
+    assert reply.usage_metadata == {"input_tokens": 10, "output_tokens": 4, "total_tokens": 14}
+
+
+def test_through_the_router_the_reply_is_the_tasks_whatever_is_asked() -> None:
+    turns = [search("small: Something else entirely?"), answer("Lima")]
+    for run in (
+        lambda router: router.invoke({"messages": [("user", "Capital of Peru?")]}, RUN),
+        lambda router: asyncio.run(router.ainvoke({"messages": [("user", "Capital of Peru?")]}, RUN)),
+    ):
+        [hop] = run(create_router(ScriptedEngine(turns), pool().registry()))["routing"]["hops"]
+        assert (hop["response"], hop["status"]) == ("It is\nLima.", "ok")
+        assert hop["cost_usd"] == pytest.approx(40e-6)
+
+
+def test_a_recorded_model_streams_its_reply_with_its_usage() -> None:
+    model = pool().registry()["small"].model
+
+    async def streamed() -> list[Any]:
+        return [chunk async for chunk in model.astream("?", RUN)]
+
+    for chunks in (list(model.stream("?", RUN)), asyncio.run(streamed())):
+        assert len(chunks) > 2
+        whole = chunks[0]
+        for chunk in chunks[1:]:
+            whole = whole + chunk
+        assert whole.text == "It is\nLima."
+        assert whole.usage_metadata["output_tokens"] == 4
+
+
+def test_what_is_not_recorded_is_an_error_and_no_reply() -> None:
+    model = pool().registry()["small"].model
+    with pytest.raises(NotRecordedError, match="does not say which task"):
+        model.invoke("?")
+    with pytest.raises(NotRecordedError, match=r"task 't3' is not in records, which holds 2 tasks"):
+        model.invoke("?", {"metadata": {"task_id": "t3"}})
+    with pytest.raises(NotRecordedError, match=r"no reply of 'large' to task 't1', only of 'small'"):
+        pool().outcome("t1", "large")
+
+
+def test_scores_alone_make_a_pool_whose_replies_say_so() -> None:
+    scores = RecordedPool.from_rows([{"id": "t1", "question": "Q?", "gold": "x", "scores": {"a": 0.5, "b": 1}}])
+    assert scores.outcomes["t1"]["a"].score == 0.5
+    with pytest.raises(ValueError, match=r"does not say what 'a' cost: give its price"):
+        scores.registry()
+    registry = scores.registry(prices={"a": 1.0, "b": "free"})
+    assert registry["a"].model.invoke("?", RUN).text == TEXT_NOT_RECORDED
+
+
+def test_costs_that_follow_no_price_are_refused() -> None:
+    rows = [
+        {
+            "id": str(n),
+            "question": f"{n}?",
+            "outcomes": {"a": {"response": "x", "completion_tokens": 10, "cost_usd": n}},
+        }
+        for n in (1, 2)
+    ]
+    with pytest.raises(ValueError, match=r"the costs of 'a' in records follow no price per token"):
+        RecordedPool.from_rows(rows).registry()
+
+
+def test_wrong_records_are_named() -> None:
+    with pytest.raises(TaskError, match="row 1: 'outcomes' is missing"):
+        RecordedPool.from_rows([{"question": "Q?"}])
+    with pytest.raises(TaskError, match=r"the score of 'a' is 'good'; it must be a number"):
+        RecordedPool.from_rows([{"question": "Q?", "scores": {"a": "good"}}])
+
+
+def test_what_a_recorder_wrote_a_recorded_pool_replays(tmp_path: Path) -> None:
+    task = Task("t1", "Capital of Peru?", ("Lima",), "mine")
+    real = ModelRegistry([ModelDescriptor(name="small", model=ScriptedChatModel(["It is Lima."]), price=1.0)])
+    turns = [search("small: Capital of Peru?"), answer("Lima")]
+    with Recorder(tmp_path / "answers.jsonl", real, [task]) as recorder:
+        live = create_router(ScriptedEngine(turns), recorder.registry).invoke(
+            {"messages": [("user", task.question)]}, RUN
+        )
+    recorded = RecordedPool.from_file(tmp_path / "answers.jsonl")
+    replayed = create_router(ScriptedEngine(turns), recorded.registry(prices={"small": 1.0})).invoke(
+        {"messages": [("user", task.question)]}, RUN
+    )
+    for result in (live, replayed):
+        result["routing"]["hops"][0]["latency_s"] = 0.0
+    assert live["routing"] == replayed["routing"]
+    assert json.loads((tmp_path / "answers.jsonl").read_text())["golden_answers"] == ["Lima"]
+
+
+# Remembering
+
+
+def test_the_same_question_to_the_same_model_is_asked_once_and_listed_at_its_price() -> None:
+    model = ScriptedChatModel(["Lima", "Quito"])
+    registry = remember(ModelRegistry([ModelDescriptor(name="small", model=model, price=1.0)]), InMemoryCache())
+    turns = [search("small: Peru?"), search("small: Peru?"), answer("Lima")]
+    routing = create_router(ScriptedEngine(turns), registry).invoke({"messages": [("user", "Peru?")]})["routing"]
+    first, second = routing["hops"]
+    assert len(model.calls) == 1
+    assert first["response"] == second["response"] == "Lima"
+    assert first["cost_usd"] == first["list_cost_usd"] == second["list_cost_usd"] > second["cost_usd"] == 0
+
+
+async def test_identical_calls_in_flight_are_made_once_and_a_failed_one_is_made_again() -> None:
+    calls = 0
+
+    async def slow(_: Any) -> AIMessage:
+        nonlocal calls
+        calls += 1
+        await asyncio.sleep(0.02)
+        if calls == 1:
+            raise ConnectionError("gone")
+        return AIMessage("Lima")
+
+    model = ModelDescriptor(name="small", model=RunnableLambda(slow), price=1.0)
+    remembering = remember(ModelRegistry([model]), InMemoryCache())["small"].model
+    results = await asyncio.gather(
+        *(remembering.ainvoke([("user", "Peru?")]) for _ in range(8)), return_exceptions=True
+    )
+    assert calls == 2
+    assert [type(result) for result in results].count(ConnectionError) == 1
+    assert [result.text for result in results if isinstance(result, AIMessage)] == ["Lima"] * 7
