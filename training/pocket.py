@@ -2,6 +2,7 @@
 
     python -m training.pocket experts       adapters of the specialists and of the generalist
     python -m training.pocket describe      measure every routed model through vLLM, write pool.toml
+    python -m training.pocket pilot FILE    a sample of what router-r1 profile recorded, for the pilot that ships
     python -m training.pocket transcripts   let a scripted teacher drive the graph, the real specialists behind it
     python -m training.pocket router        the router's adapter, from those transcripts
     python -m training.pocket evaluate      the router, through vLLM, on countries it never saw
@@ -27,9 +28,10 @@ import typer
 from langgraph_router_r1 import create_router, protocol
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.evaluation.metrics import exact_match
+from langgraph_router_r1.evaluation.pools import RecordedPool
 from langgraph_router_r1.evaluation.profile import profile, sample_by_kind, set_fields
 from langgraph_router_r1.evaluation.tasks import Task
-from langgraph_router_r1.pocket import ADAPTERS, POOL_FILE, pocket_registry, pocket_router, pocket_server
+from langgraph_router_r1.pocket import ADAPTERS, POOL_FILE, PROFILE_FILE, pocket_registry, pocket_router, pocket_server
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.pocket.world import (
     FORWARD,
@@ -156,6 +158,15 @@ async def _measure(models: Iterable[ModelDescriptor]) -> dict[str, Measured]:
             if figures.failure_rate:
                 raise RuntimeError(f"{model.name} failed at {figures.failure_rate:.1%} of its questions")
     return measured
+
+
+@cli.command()
+def pilot(replies: Path, output: Path = PROFILE_FILE, sample: int = 40, seed: int = 0) -> None:
+    """Keep a sample of what `router-r1 profile` recorded, for the pilot that ships."""
+    whole = RecordedPool.from_file(replies)
+    tasks = sample_by_kind(whole.complete(), split="train", sample=sample, seed=seed)
+    RecordedPool({task.id: task for task in tasks}, {task.id: whole.outcomes[task.id] for task in tasks}).save(output)
+    report(tasks=len(tasks), models=len(whole.models))
 
 
 def teach(question: PocketQuestion, replies: Sequence[str], choose: random.Random) -> str:

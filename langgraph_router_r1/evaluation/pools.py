@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -148,6 +148,17 @@ class RecordedPool:
         """Return the tasks for which every model is recorded."""
         return [task for task in self.tasks.values() if len(self.outcomes[task.id]) == len(self.models)]
 
+    def save(self, path: Path) -> None:
+        """Write the records, one line a task."""
+        lines = []
+        for task in self.tasks.values():
+            outcomes = {
+                model: {key: value for key, value in asdict(outcome).items() if value is not None}
+                for model, outcome in self.outcomes[task.id].items()
+            }
+            lines.append(json.dumps(_task_row(task) | {"outcomes": outcomes}))
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
     def of_split(self, split: Split) -> RecordedPool:
         """Return the part of it that belongs to a split."""
         tasks = {task.id: task for task in self.tasks.values() if task.split == split}
@@ -193,6 +204,16 @@ class RecordedPool:
             raise ValueError(msg)
         prompt, completion = (max(0.0, float(f"{dollars / PER_MILLION:.6g}")) for dollars in found)
         return Price(prompt=prompt if used[:, 0].any() else 0.0, completion=completion)
+
+
+def _task_row(task: Task) -> dict[str, Any]:
+    return {
+        "id": task.id,
+        "question": task.question,
+        "golden_answers": list(task.golden_answers),
+        "dataset": task.dataset,
+        **{key: value for key, value in task.meta.items() if key in {"kind", "hops"}},
+    }
 
 
 def _outcomes(row: Mapping[str, Any], where: str) -> dict[str, Outcome]:
@@ -343,14 +364,7 @@ class Recorder:
             OSError: The disk is full, or gone; see `error`.
         """
         task = self.tasks[task_id]
-        row = {
-            "id": task.id,
-            "question": task.question,
-            "golden_answers": list(task.golden_answers),
-            "dataset": task.dataset,
-            **{key: value for key, value in task.meta.items() if key in {"kind", "hops"}},
-            "outcomes": {model: dict(outcome)},
-        }
+        row = _task_row(task) | {"outcomes": {model: dict(outcome)}}
         line = (json.dumps(row) + "\n").encode()  # in ASCII: no line break and no half character of a reply gets out
         with self._lock:
             try:

@@ -1,0 +1,132 @@
+"""What a rollout earns: format, outcome and cost, weighed as in Router-R1 (arXiv 2506.09033, section 3.3).
+
+Pure functions of a rollout's parsed facts. Deviations from the paper: cost counts prompts, cached prompts, completions
+and the router's own tokens (`basis="completion"` is the paper's); rollouts that somebody else's fault broke
+have no reward at all, where the paper's code punishes the router for them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from langgraph_router_r1.evaluation.metrics import METRICS
+from training.rollout import Rollout
+
+Mode = Literal["paper", "gated"]
+"""How the parts add up. `paper`: its equation, (1 - α) outcome + α cost. `gated`: its released code, in which cost is
+paid only when the answer is right: (1 - α) + α cost, else 0."""
+
+Basis = Literal["full", "completion"]
+"""What a rollout costs: everything at list price, or the routed models' completion tokens alone."""
+
+WINDOW = 1000
+"""How many of the latest costs tell what is cheap and what is dear."""
+
+FORMAT_FAILURE = -1.0
+"""The whole reward of a rollout that is not well-formed."""
+
+
+class CostScale:
+    """Turns dollars into a reward between 0 (dear) and 1 (cheap), against the latest costs.
+
+    Square roots, scaled between the 5th and the 95th percentile of the last 1000 costs, inverted; 0.5 for all while
+    these are the same. `add` first, `reward` then: all rollouts of a batch are held against the same window.
+
+    Example:
+        >>> scale = CostScale()
+        >>> scale.add([0.0, 1e-6, 4e-6])
+        >>> scale.reward(0.0) > scale.reward(1e-6) > scale.reward(4e-6)
+        True
+    """
+
+    def __init__(self, window: int = WINDOW) -> None:
+        """Start with nothing seen."""
+        self._roots: deque[float] = deque(maxlen=window)
+
+    def add(self, costs_usd: Iterable[float]) -> None:
+        """Take costs into the window.
+
+        Raises:
+            ValueError: One is negative.
+        """
+        costs = list(costs_usd)
+        if any(not cost >= 0 for cost in costs):
+            raise ValueError(f"costs are {costs!r}; they must be 0 or more dollars")
+        self._roots.extend(float(np.sqrt(cost)) for cost in costs)
+
+    def reward(self, cost_usd: float) -> float:
+        """Return how cheap that is, 0 to 1."""
+        if not self._roots:
+            return 0.5
+        low, high = np.percentile(self._roots, [5, 95])
+        if high - low < 1e-8:
+            return 0.5
+        return float(1 - np.clip((np.sqrt(cost_usd) - low) / (high - low), 0, 1))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"window": self._roots.maxlen, "roots": list(self._roots)}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> CostScale:
+        """Restore what `state_dict` gave."""
+        scale = cls(state["window"])
+        scale._roots.extend(state["roots"])
+        return scale
+
+
+@dataclass(frozen=True)
+class Reward:
+    """One rollout's reward, and its parts."""
+
+    total: float | None
+    """None for a rollout that can't be scored."""
+    format: float
+    """0, or -1 when it is not well-formed."""
+    outcome: float
+    """0 to 1."""
+    cost: float
+    """0 (dear) to 1 (cheap)."""
+
+
+def reward(
+    rollout: Rollout, scale: CostScale, *, mode: Mode = "paper", metric: str = "em", basis: Basis = "full"
+) -> Reward:
+    """Return what a rollout earns at its own cost weight.
+
+    Args:
+        rollout: Whose cost is in the scale's window already.
+        scale: Of training, or of evaluation; never one for both.
+        mode: See `Mode`.
+        metric: The outcome: `em`, `f1`, `contains` or `number`.
+        basis: See `Basis`.
+
+    Raises:
+        ValueError: There is no such mode or metric.
+    """
+    if mode not in {"paper", "gated"}:
+        raise ValueError(f"mode is {mode!r}; it must be 'paper' or 'gated'")
+    if metric not in METRICS:
+        raise ValueError(f"metric is {metric!r}; it must be one of {', '.join(METRICS)}")
+    if rollout.failed is not None:
+        return Reward(None, 0.0, 0.0, 0.0)
+    if not rollout.format_ok:
+        return Reward(FORMAT_FAILURE, FORMAT_FAILURE, 0.0, 0.0)
+    outcome = float(METRICS[metric](rollout.answer, rollout.task.golden_answers))
+    cheap = scale.reward(rollout.cost_usd(basis))
+    weight = rollout.cost_weight
+    paid = cheap * outcome if mode == "gated" else cheap
+    return Reward((1 - weight) * outcome + weight * paid, 0.0, outcome, cheap)
+
+
+def rewards(
+    rollouts: Sequence[Rollout], scale: CostScale, *, mode: Mode = "paper", metric: str = "em", basis: Basis = "full"
+) -> list[Reward]:
+    """Return what each rollout of a batch earns; the costs of those that can be scored enter the window first."""
+    scale.add(rollout.cost_usd(basis) for rollout in rollouts if rollout.failed is None)
+    return [reward(rollout, scale, mode=mode, metric=metric, basis=basis) for rollout in rollouts]

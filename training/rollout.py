@@ -1,0 +1,151 @@
+"""Rollouts for training, made by the graph that serves: tasks in, token ids with masks and log-probabilities out.
+
+Many trajectories are in flight, each at its own pace: none waits for the slowest call of a turn. What a router sampled
+is in the transcript token for token, so nothing is rendered or encoded again here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from langchain_core.runnables import Runnable
+
+from langgraph_router_r1 import Hop, RouterContext, protocol
+from langgraph_router_r1.engines import EngineError
+from langgraph_router_r1.evaluation.pools import TASK_ID
+from langgraph_router_r1.evaluation.tasks import Task
+from langgraph_router_r1.ledger import PER_MILLION
+from langgraph_router_r1.registry import ModelRegistry
+from langgraph_router_r1.state import StopReason
+from langgraph_router_r1.transcript import Segment
+
+OUTPUT = ["answer", "routing", "transcript"]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One trajectory, flat: what the trainer learns from, and the facts that its reward is made of.
+
+    `len(completion_ids) == len(env_mask) == len(logprobs)`; `env_mask` is 1 exactly on what the router sampled.
+    """
+
+    task: Task
+    cost_weight: float
+    """What its prompt said of money, 0 to 1."""
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    """Everything after the prompt: the router's turns, and what the environment put between them."""
+    env_mask: list[int]
+    logprobs: list[float]
+    """Of the sampled tokens as they were sampled; 0 elsewhere."""
+    answer: str
+    hops: list[Hop]
+    router_cost_usd: float
+    completion_cost_usd: float
+    """What the routed models' completion tokens cost at list price."""
+    format_ok: bool
+    turns: int
+    stop_reason: StopReason | None
+    failed: str | None = None
+    """Why it can't be scored, when somebody else's fault broke it: it is neither good nor bad then."""
+
+    def cost_usd(self, basis: Literal["full", "completion"] = "full") -> float:
+        """Return what it cost at list price, in dollars: everything, or the completions alone (as the paper counts)."""
+        if basis == "completion":
+            return self.completion_cost_usd
+        return sum(hop["list_cost_usd"] for hop in self.hops) + self.router_cost_usd
+
+
+async def roll_out(
+    router: Runnable[Any, Any],
+    registry: ModelRegistry,
+    tasks: Sequence[tuple[Task, float]],
+    *,
+    in_flight: int = 64,
+    timeout_s: float = 120.0,
+    progress: Callable[[Rollout], object] = lambda _: None,
+) -> list[Rollout]:
+    """Run the router over tasks, each at its cost weight; return one rollout a task, in order.
+
+    Args:
+        router: A compiled router whose engine records log-probabilities.
+        registry: Its pool.
+        tasks: Tasks with cost weights.
+        in_flight: Most trajectories at a time.
+        timeout_s: Most seconds for one of them; one that takes longer can't be scored.
+        progress: Told of each as it ends.
+    """
+    gate = asyncio.Semaphore(in_flight)
+
+    async def one(task: Task, cost_weight: float) -> Rollout:
+        async with gate:
+            rollout = await _one(router, registry, task, cost_weight, timeout_s)
+        progress(rollout)
+        return rollout
+
+    return list(await asyncio.gather(*(one(task, cost_weight) for task, cost_weight in tasks)))
+
+
+async def _one(
+    router: Runnable[Any, Any], registry: ModelRegistry, task: Task, cost_weight: float, timeout_s: float
+) -> Rollout:
+    try:
+        async with asyncio.timeout(timeout_s):
+            result = await router.ainvoke(
+                {"messages": [("user", task.question)]},
+                {"metadata": {TASK_ID: task.id}},
+                context=RouterContext(cost_weight=cost_weight),
+                output_keys=OUTPUT,
+            )
+    except TimeoutError:
+        return unscorable(task, cost_weight, f"it took more than {timeout_s:g} s")
+    except EngineError as error:
+        return unscorable(task, cost_weight, f"the router could not be sampled: {error}")
+    return flatten(task, cost_weight, result, registry)
+
+
+def flatten(task: Task, cost_weight: float, result: dict[str, Any], registry: ModelRegistry) -> Rollout:
+    """Return a run of the graph as a rollout.
+
+    Args:
+        task: What was asked.
+        cost_weight: At which weight.
+        result: Answer, routing and transcript of the run.
+        registry: The pool it could ask.
+    """
+    transcript: list[Segment] = result["transcript"]
+    prompt, *rest = transcript
+    ids = [token for segment in rest for token in segment["token_ids"]]
+    mask = [int(segment["kind"] == "model") for segment in rest for _ in segment["token_ids"]]
+    logprobs = [logprob for segment in rest for logprob in segment.get("logprobs", [0.0] * len(segment["token_ids"]))]
+    hops: list[Hop] = result["routing"]["hops"]
+    segments = [(segment["kind"], segment["text"]) for segment in transcript]
+    broken = [hop["reason"] for hop in hops if hop["status"] == "error"]
+    return Rollout(
+        task=task,
+        cost_weight=cost_weight,
+        prompt_ids=list(prompt["token_ids"]),
+        completion_ids=ids,
+        env_mask=mask,
+        logprobs=logprobs,
+        answer=result["answer"],
+        hops=hops,
+        router_cost_usd=result["routing"]["router_cost_usd"],
+        completion_cost_usd=sum(
+            PER_MILLION * registry[hop["answered_by"]].price.completion * hop["usage"]["completion_tokens"]
+            for hop in hops
+            if hop["answered_by"] is not None
+        ),
+        format_ok=protocol.check_format(segments, registry.names) is None,
+        turns=result["routing"]["turns"],
+        stop_reason=result["routing"]["stop_reason"],
+        failed=str(broken[0]) if broken else None,
+    )
+
+
+def unscorable(task: Task, cost_weight: float, reason: str) -> Rollout:
+    """Return the rollout that stands for a trajectory that somebody else's fault broke."""
+    return Rollout(task, cost_weight, [], [], [], [], "", [], 0.0, 0.0, False, 0, None, reason)
