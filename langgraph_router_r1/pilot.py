@@ -226,13 +226,23 @@ class MiniLM(Embeddings):
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Return the vectors of some texts."""
-        with _MINILM_LOCK:
-            rows = _minilm().encode(texts, normalize_embeddings=True, show_progress_bar=False)
-        return [list(map(float, row)) for row in rows]
+        # Questions come one by one, and often again: to the next baseline, or to the user's next try.
+        return [list(_vector(texts[0]))] if len(texts) == 1 else _encode(texts)
 
     def embed_query(self, text: str) -> list[float]:
         """Return the vector of one text."""
         return self.embed_documents([text])[0]
+
+
+@functools.lru_cache(maxsize=2048)
+def _vector(text: str) -> tuple[float, ...]:
+    return tuple(_encode([text])[0])
+
+
+def _encode(texts: list[str]) -> list[list[float]]:
+    with _MINILM_LOCK:
+        rows = _minilm().encode(texts, normalize_embeddings=True, show_progress_bar=False)
+    return [list(map(float, row)) for row in rows]
 
 
 _MINILM_LOCK = threading.Lock()

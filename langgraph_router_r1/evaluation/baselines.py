@@ -394,7 +394,7 @@ def _cascade(setting: _Setting) -> Planner:
     train = setting.train
     chain = _efficient(scores.mean(0), costs.mean(0))
     texts = [
-        f"{task.question}\n{train.outcomes[task.id][names[model]].response}"
+        _evidence(task.question, train.outcomes[task.id][names[model]].response or "")
         for task in train.complete()
         for model in chain
     ]
@@ -422,12 +422,17 @@ def _cascade(setting: _Setting) -> Planner:
         for model in chain:
             hops = yield Ask([names[model]])
             reply = _reply(hops) or reply
-            seen = embed(setting.embeddings, [f"{question.text}\n{reply}"])
+            seen = embed(setting.embeddings, [_evidence(question.text, reply)])
             if hops[0]["status"] == "ok" and judge.predict_proba(seen)[0, 1] >= limit:
                 break
         return reply
 
     return plan
+
+
+def _evidence(question: str, reply: str) -> str:
+    """Return what a cascade judges a reply by: its start tells, and the rest takes time to embed."""
+    return f"{question}\n{reply[:300]}"
 
 
 def _efficient(scores: Matrix, costs: Matrix) -> list[int]:
