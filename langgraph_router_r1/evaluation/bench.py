@@ -283,7 +283,16 @@ class Bench:
         """Return what runs depend on but for the rows: those may be added to."""
         spec = self.spec.model_dump(mode="json", exclude={"rows", "title", "about", "metrics", "reference"})
         questions = hashlib.sha256("\n".join(f"{task.id} {task.question}" for task in self.tasks).encode()).hexdigest()
-        return {"spec": spec, "tasks": questions}
+        return {"spec": spec, "tasks": questions, "adapters": self._adapters()}
+
+    def _adapters(self) -> dict[str, str]:
+        """Return the digests of the shipped adapters that runs may depend on."""
+        from langgraph_router_r1 import pocket
+
+        directories = [ADAPTERS] * (self.spec.pool.pocket or self.spec.extract)
+        directories += [pocket.ADAPTERS] * self.spec.pool.pocket
+        found = (path.parent for place in directories for path in sorted(place.glob("*/adapter_model.safetensors")))
+        return {path.name: adapter_version(path) for path in found}
 
     async def run(self, progress: Callable[[dict[str, Any]], object] = lambda _: None) -> list[dict[str, Any]]:
         """Make every run that is missing; return all of them, by row and task in the benchmark's order.
