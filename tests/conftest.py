@@ -46,9 +46,10 @@ def ask(turns: Any, registry: ModelRegistry, question: str = "Which?", **setting
 
 @pytest.fixture(scope="session")
 def pocket() -> Iterator[Any]:
-    """The pocket pool on a real vLLM, once for all tests that need it."""
+    """The pocket pool and the extractor on a real vLLM, once for all tests that need them."""
     pytest.importorskip("vllm", reason="the [pocket] extra is not installed")
-    from langgraph_router_r1.pocket import pocket_server
+    from langgraph_router_r1.evaluation import extractor
+    from langgraph_router_r1.pocket import ADAPTERS, pocket_server
 
-    with pocket_server() as server:
+    with pocket_server(adapters=(ADAPTERS, extractor.ADAPTERS)) as server:
         yield server

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -157,16 +158,26 @@ def test_the_published_table_of_six_models_is_reproduced_from_the_records() -> N
     for model in pool.models:
         outcomes = [(task, pool.outcomes[task.id][model]) for task in pool.tasks.values()]
         costs = [outcome.cost_usd or 0.0 for _, outcome in outcomes]
-        right = np.mean([quality(task, outcome) for task, outcome in outcomes])
+        right = np.mean([contains(outcome.response or "", task.golden_answers) for task, outcome in outcomes])
         table[model] = (round(float(right), 3), round(float(np.mean(costs)) * 1e6, 1))
     assert table == published
 
-    def cheapest_right(task: Any) -> Any:
-        return min(pool.outcomes[task.id].values(), key=lambda o: (-quality(task, o), o.cost_usd))
+    def right_then_cheap(task: Any, outcome: Any) -> tuple[bool, float]:
+        return not contains(outcome.response, task.golden_answers), outcome.cost_usd
 
-    chosen = [(task, cheapest_right(task)) for task in pool.tasks.values()]
-    assert round(float(np.mean([quality(task, outcome) for task, outcome in chosen])), 3) == 0.720
+    chosen = [
+        (task, min(pool.outcomes[task.id].values(), key=functools.partial(right_then_cheap, task)))
+        for task in pool.tasks.values()
+    ]
+    assert round(float(np.mean([contains(o.response or "", task.golden_answers) for task, o in chosen])), 3) == 0.720
     assert round(float(np.mean([outcome.cost_usd for _, outcome in chosen])) * 1e6, 1) == 21.0
+
+
+def test_a_tag_around_an_answer_hides_it_from_no_score_of_a_record() -> None:
+    pool = RecordedPool.from_rows(
+        [{"id": "t", "question": "Q?", "gold": "Lima", "outcomes": {"a": {"response": "<answer>Lima</answer>"}}}]
+    )
+    assert quality(pool.tasks["t"], pool.outcomes["t"]["a"]) == 1.0
 
 
 def test_contains_agrees_with_people_as_far_as_the_documents_say() -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import answer, pool, search
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableLambda
+from langgraph.cache.memory import InMemoryCache
 
-from langgraph_router_r1 import create_router
+from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
 from langgraph_router_r1.engines import EngineUnavailableError
 from langgraph_router_r1.evaluation.tasks import Task
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
@@ -18,7 +22,7 @@ from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 pytest.importorskip("trl", reason="the [train] extra is not installed")
 
 from training.rewards import FORMAT_FAILURE, CostScale, reward, rewards
-from training.rollout import Rollout, roll_out, unscorable
+from training.rollout import Calls, Rollout, roll_out, share_calls, unscorable
 
 TASK = Task("t1", "Capital of Peru?", ("Lima",), "mine")
 
@@ -106,6 +110,151 @@ def test_no_trajectory_waits_for_another() -> None:
     rollouts = asyncio.run(roll_out(router, registry, tasks, progress=lambda rollout: ended.append(rollout.task.id)))
     assert ended[-1] == "0"
     assert [rollout.task.id for rollout in rollouts] == [str(n) for n in range(8)]
+
+
+# Sharing calls
+
+
+class Busy:
+    """A routed model that knows how many calls it is in, and how many it was in at most."""
+
+    def __init__(self, delay_s: float = 0.02) -> None:
+        self.delay_s, self.now, self.most, self.calls = delay_s, 0, 0, 0
+
+    async def reply(self, _: Any) -> AIMessage:
+        self.calls, self.now = self.calls + 1, self.now + 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(self.delay_s)
+        self.now -= 1
+        return AIMessage("Lima", usage_metadata={"input_tokens": 10, "output_tokens": 1, "total_tokens": 11})
+
+    def registry(self, **fields: Any) -> ModelRegistry:
+        return ModelRegistry([ModelDescriptor(name="small", model=RunnableLambda(self.reply), price=1.0, **fields)])
+
+
+def ask_once(*, same: bool) -> Any:
+    """A router that asks one thing, its own or the same as everybody, and answers."""
+
+    def write(transcript: Any) -> str:
+        if any(segment["kind"] == "info" for segment in transcript):
+            return answer("Lima")
+        question = transcript[0]["text"].rpartition("Question: ")[2].split("?")[0]
+        return search("small: Capital of Peru?" if same else f"small: {question}?")
+
+    return write
+
+
+def batch(registry: ModelRegistry, *, same: bool, size: int = 12, **options: Any) -> list[Rollout]:
+    tasks = [(Task(str(n), f"question {n}?", ("Lima",), "mine"), 0.5) for n in range(size)]
+    router = create_router(ScriptedEngine(ask_once(same=same)), registry)
+    return asyncio.run(roll_out(router, registry, tasks, **options))
+
+
+def test_no_more_calls_to_a_model_are_in_flight_than_allowed() -> None:
+    free, held = Busy(), Busy()
+    batch(share_calls(free.registry(), InMemoryCache()), same=False)
+    batch(share_calls(held.registry(), InMemoryCache(), per_model=3), same=False)
+    assert (free.most, free.calls) == (12, 12)
+    assert (held.most, held.calls) == (3, 12)
+
+
+def test_each_model_has_turns_of_its_own() -> None:
+    one, other = Busy(), Busy()
+    models = [
+        ModelDescriptor(name=name, model=RunnableLambda(busy.reply), price=1.0)
+        for name, busy in (("one", one), ("other", other))
+    ]
+    registry = share_calls(ModelRegistry(models), InMemoryCache(), per_model=1)
+    turns = [search("one: Capital of Peru?", "other: Capital of Peru?"), answer("Lima")]
+    assert len(rolled(turns, registry).hops) == 2
+    assert (one.most, other.most) == (1, 1)
+
+
+def test_waiting_for_a_turn_is_not_part_of_a_models_timeout() -> None:
+    busy = Busy(delay_s=0.05)
+    rollouts = batch(share_calls(busy.registry(timeout_s=0.2), InMemoryCache(), per_model=1), same=False)
+    assert [rollout.failed for rollout in rollouts] == [None] * 12
+    slow = Busy(delay_s=5)
+    [rollout] = batch(share_calls(slow.registry(timeout_s=0.05), InMemoryCache(), per_model=1), same=False, size=1)
+    assert rollout.failed is not None
+    assert "NoReplyInTime" in rollout.failed
+
+
+def test_identical_calls_in_flight_are_made_once_across_trajectories_and_take_one_turn() -> None:
+    busy, calls = Busy(), Calls()
+    rollouts = batch(share_calls(busy.registry(), InMemoryCache(), per_model=1, calls=calls), same=True)
+    assert busy.calls == 1
+    assert (calls.asked, calls.made) == (12, 1)
+    assert calls.made_share == pytest.approx(1 / 12)
+    assert {rollout.hops[0]["response"] for rollout in rollouts} == {"Lima"}
+
+
+def test_replies_survive_an_epoch_on_disk_and_the_reward_sees_list_price_either_way(tmp_path: Path) -> None:
+    from langgraph.cache.sqlite import SqliteCache
+
+    busy, calls = Busy(), Calls()
+    epochs = []
+    for _ in range(2):
+        cache = SqliteCache(path=str(tmp_path / "replies.sqlite"))
+        epochs.append(batch(share_calls(busy.registry(), cache, per_model=4, calls=calls), same=False, size=3))
+        cache._conn.close()
+    assert (busy.calls, calls.asked, calls.made) == (3, 6, 3)
+    first, second = epochs
+    assert [rollout.hops[0]["cost_usd"] for rollout in second] == [0.0] * 3
+    assert [rollout.cost_usd() for rollout in first] == [rollout.cost_usd() for rollout in second]
+    assert first[0].cost_usd() == pytest.approx(11e-6)
+    assert [reward.total for reward in rewards(first, scale())] == [reward.total for reward in rewards(second, scale())]
+
+
+def test_a_shared_pool_is_the_same_pool_to_the_router() -> None:
+    registry = ModelRegistry(
+        [
+            ModelDescriptor(
+                name="one", model="openai:gpt-4o-mini", price=0.2, description="Quick.", fallbacks=("two",)
+            ),
+            ModelDescriptor(name="two", model="openai:gpt-4o", price=2.0, params={"max_tokens": 64}, latency_s=1.0),
+        ]
+    )
+    shared = share_calls(registry, InMemoryCache())
+    assert shared.describe() == registry.describe()
+    for model in registry:
+        other = shared[model.name]
+        facts = (model.price, model.max_tokens, model.is_bounded, model.retries, model.fallbacks)
+        assert (other.price, other.max_tokens, other.is_bounded, other.retries, other.fallbacks) == facts
+
+
+def test_another_model_of_the_same_name_is_not_answered_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = InMemoryCache[Any]()
+    replies = {"openai:old": "Quito", "openai:new": "Lima"}
+    monkeypatch.setattr("training.rollout.build_model", built_from(replies))
+    for model, said in replies.items():
+        registry = share_calls(ModelRegistry([ModelDescriptor(name="small", model=model, price=1.0)]), cache)
+        rollout = rolled([search("small: Capital of Peru?"), answer("Lima")], registry)
+        assert rollout.hops[0]["response"] == said
+
+
+def built_from(replies: dict[str, str]) -> Any:
+    """What builds models, with scripts for those given by a string."""
+    from langgraph_router_r1.candidates import build_model
+
+    def build(model: ModelDescriptor) -> Any:
+        return ScriptedChatModel([replies[model.model]]) if isinstance(model.model, str) else build_model(model)
+
+    return build
+
+
+def test_blocking_runs_share_calls_too() -> None:
+    calls = Calls()
+    registry = share_calls(pool(small="Lima"), InMemoryCache(), per_model=1, calls=calls)
+    turns = [search("small: Capital of Peru?"), search("small: Capital of Peru?"), answer("Lima")]
+    result = create_router(ScriptedEngine(turns), registry).invoke({"messages": [("user", "Capital of Peru?")]})
+    assert result["answer"] == "Lima"
+    assert (calls.asked, calls.made) == (2, 1)
+
+
+def test_a_limit_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="per_model is 0; it must be 1 or more"):
+        share_calls(pool(small="Lima"), InMemoryCache(), per_model=0)
 
 
 # Rewards

@@ -50,6 +50,9 @@ RUNS_FILE = "runs.jsonl"
 SPEC_FILE = "benchmark.json"
 IN_FLIGHT = 32
 
+MAX_TURN_TOKENS = 256
+"""Most tokens of a router's turn: a trained one needs fifty, and a prompted one that rambles gets no further."""
+
 
 class BenchError(ValueError):
     """A benchmark can't be run, or its file is wrong; the message says why."""
@@ -474,7 +477,7 @@ class _Routers:
                 engine,
                 self.registry,
                 max_turns=row.spec.max_turns,
-                max_tokens=256 if row.kind == "router" else 512,
+                max_tokens=MAX_TURN_TOKENS,
                 router_price=price,
             )
         extractor = await self._shared_extractor() if self._bench._extracts(row) else None

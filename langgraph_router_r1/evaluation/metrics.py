@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_MARKUP = re.compile(r"</?[a-zA-Z]\w*>")
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -64,6 +65,16 @@ def contains(answer: str, golden_answers: Iterable[str]) -> bool:
     said = f" {normalise(answer)} "
     wanted = (normalise(golden) for golden in golden_answers)
     return any(golden and f" {golden} " in said for golden in wanted)
+
+
+def without_tags(reply: str) -> str:
+    """Return a reply without markup such as `<answer>`: once normalised, a tag sticks to the word it touches.
+
+    Example:
+        >>> contains("<answer>Lima</answer>", ["Lima"]), contains(without_tags("<answer>Lima</answer>"), ["Lima"])
+        (False, True)
+    """
+    return _MARKUP.sub(" ", reply)
 
 
 def last_number(answer: str, golden_answers: Iterable[str]) -> bool:

@@ -40,7 +40,7 @@ from typing_extensions import override
 
 from langgraph_router_r1.candidates import build_model
 from langgraph_router_r1.engines.chat_model import CHARACTERS_PER_TOKEN
-from langgraph_router_r1.evaluation.metrics import contains
+from langgraph_router_r1.evaluation.metrics import contains, without_tags
 from langgraph_router_r1.evaluation.tasks import Split, Task, TaskError, as_task, json_lines
 from langgraph_router_r1.ledger import PER_MILLION, Price, PriceLike
 from langgraph_router_r1.protocol import strip_thought
@@ -491,7 +491,7 @@ def quality(task: Task, outcome: Outcome) -> float:
     """Return how good a recorded reply is, 0 to 1: as its judges said, else whether it holds a golden answer."""
     if outcome.score is not None:
         return outcome.score
-    return float(outcome.response is not None and contains(outcome.response, task.golden_answers))
+    return float(outcome.response is not None and contains(without_tags(outcome.response), task.golden_answers))
 
 
 def outcome_cost(outcome: Outcome, price: Price) -> float:

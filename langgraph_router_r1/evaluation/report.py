@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from langgraph_router_r1.evaluation.metrics import METRICS, Estimate, bootstrap, paired_p_value
+from langgraph_router_r1.evaluation.metrics import METRICS, Estimate, bootstrap, paired_p_value, without_tags
 from langgraph_router_r1.evaluation.tasks import TaskError, json_lines
 from langgraph_router_r1.trace import printable
 
@@ -136,7 +136,7 @@ def score(run: Mapping[str, Any], metric: str) -> float:
     """Return one score of a run as it stands in a run file."""
     if metric in {"score", "judge"}:  # somebody else's; what they could not tell counts as wrong
         return float(run.get(metric) or 0.0)
-    said = run["reply"] if metric in ON_THE_REPLY else run["answer"]
+    said = without_tags(run["reply"]) if metric in ON_THE_REPLY else run["answer"]
     return float(METRICS[metric](said, run["golden_answers"]))
 
 
