@@ -57,10 +57,10 @@ def test_a_reply_can_forge_neither_a_tag_nor_a_control_token() -> None:
 @pytest.mark.vllm
 def test_the_shipped_extractor_finds_short_answers_in_sentences_it_never_saw(pocket: Any) -> None:
     said = [
-        ("Who painted The Night Watch?", "The Night Watch was painted by Rembrandt van Rijn in 1642.", "Rembrandt van Rijn"),
+        ("Who painted The Night Watch?", "It was painted by Rembrandt van Rijn in 1642.", "Rembrandt van Rijn"),
         ("In which year did the Titanic sink?", "The RMS Titanic sank in the early hours of 15 April 1912.", "1912"),
         ("What is the largest ocean?", "The largest ocean on Earth is the Pacific Ocean.", "Pacific Ocean"),
-        ("Who wrote Pride and Prejudice?", "<answer>Pride and Prejudice is a novel by Jane Austen.</answer>", "Jane Austen"),
+        ("Who wrote Pride and Prejudice?", "<answer>It is a novel by Jane Austen.</answer>", "Jane Austen"),
         ("What currency is used in Peru?", "The currency that is used in Peru is the Sol.", "Sol"),
         ("Which planet is closest to the sun?", "Mercury is the planet that is closest to the sun.", "Mercury"),
     ]  # fmt: skip

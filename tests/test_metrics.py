@@ -130,6 +130,7 @@ def test_paired_differences_are_told_from_chance() -> None:
     assert paired_p_value(better, first) == paired_p_value(better, first)
     # Two against none, of four questions: as likely as two coins that fall alike.
     assert paired_p_value([1, 1, 0, 0], [0, 0, 0, 0]) == pytest.approx(0.5)
+    assert paired_p_value([1, 0, 0, 0], [0, 0, 0, 0]) == 1.0
     with pytest.raises(ValueError, match="same questions"):
         paired_p_value([1.0], [1.0, 0.0])
 

@@ -405,20 +405,22 @@ def _draw_frontier(axes: Axes, results: Results) -> None:
     ):
         costs = [float(np.mean(row.costs)) * MICRO for row in rows]
         estimates = [row.estimate(results.metric) for row in rows]
-        means = [estimate.mean for estimate in estimates]
+        heights = [estimate.mean for estimate in estimates]
         spread = [[e.mean - e.low for e in estimates], [e.high - e.mean for e in estimates]]
         style: dict[str, Any] = {"color": colour, "elinewidth": 0.8, "linewidth": 1.6, "markersize": 5, "alpha": 0.9}
         if colour == GREY:
-            axes.errorbar(costs, means, yerr=spread, marker="s", linestyle="none", **style)
+            axes.errorbar(costs, heights, yerr=spread, marker="s", linestyle="none", **style)
             axes.annotate(
-                label, (costs[0], means[0]), xytext=(6, 3), textcoords="offset points", fontsize=7.5, color="#374151"
+                label, (costs[0], heights[0]), xytext=(6, 3), textcoords="offset points", fontsize=7.5, color="#374151"
             )
         else:
-            axes.errorbar(costs, means, yerr=spread, marker="o", label=label, **style)
-    if all(np.mean(row.costs) > 0 for row in results.rows):
-        axes.set_xscale("log")
+            axes.errorbar(costs, heights, yerr=spread, marker="o", label=label, **style)
+    means = [float(np.mean(row.costs)) * MICRO for row in results.rows]
+    if any(means):
+        # Logarithmic, with room for what costs nothing.
+        axes.set_xscale("symlog", linthresh=min(mean for mean in means if mean), linscale=0.3)
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("")
+        axes.set_xlim(left=min(means) * 0.8)
     axes.set_xlabel("millionths of a dollar a question")
     axes.set_ylabel(f"{results.metric} (bars: 95 % interval)")
     axes.set_title(results.title, loc="left", fontsize=10)
