@@ -140,7 +140,8 @@ class BenchSpec(_Strict):
             raise BenchError(f"benchmark file {str(path)!r} can't be read: {error}") from None
         except ValidationError as error:
             problems = [
-                f"{'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}, and is {detail['input']!r}"
+                f"{'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}"
+                + (f", and is {detail['input']!r}" if isinstance(detail["input"], str | int | float) else "")
                 for detail in error.errors()
             ]
             raise BenchError("\n  ".join([f"benchmark file {str(path)!r} is wrong:", *problems])) from None
