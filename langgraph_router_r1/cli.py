@@ -284,6 +284,7 @@ def bench(
     """Run routers and baselines on the same questions: one table with intervals, costs and call shares."""
     from langgraph_router_r1.evaluation import report
     from langgraph_router_r1.evaluation.bench import Bench
+    from langgraph_router_r1.evaluation.page import publish as write_results
 
     if compare and len(compare) != 2:
         _fail("--compare needs two rows: give it twice")
@@ -309,7 +310,7 @@ def bench(
             console.print(f"{first} - {second}: {results.metric} {difference:+.3f}, p = {p_value:.4f}", markup=False)
         for family, area in report.frontier_areas(results).items():
             console.print(f"mean {results.metric} over all budgets, {family}: {area}", markup=False)
-        report.publish(results, publish or benchmark.output)
+        write_results(results, publish or benchmark.output)
         console.print(f"plots: {publish or benchmark.output}", markup=False)
 
 
@@ -320,7 +321,7 @@ def results(
     page: Annotated[Path, typer.Option(help="The page to write.")] = Path("docs/results.md"),
 ) -> None:
     """Write the page of results anew from what was published."""
-    from langgraph_router_r1.evaluation.report import results_page
+    from langgraph_router_r1.evaluation.page import results_page
 
     with _failing_clearly():
         page.write_text(results_page(benchmarks, published), encoding="utf-8")

@@ -23,7 +23,8 @@ from typer.testing import CliRunner
 from langgraph_router_r1.cli import cli
 from langgraph_router_r1.evaluation import report
 from langgraph_router_r1.evaluation.bench import RUNS_FILE, Bench, BenchError
-from langgraph_router_r1.evaluation.report import Results, frontier, frontier_areas, publish, results_page
+from langgraph_router_r1.evaluation.page import publish, results_page
+from langgraph_router_r1.evaluation.report import Results, frontier, frontier_areas
 from langgraph_router_r1.evaluation.tasks import TaskError
 
 ROOT = Path(__file__).parent.parent

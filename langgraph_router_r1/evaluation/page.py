@@ -1,0 +1,65 @@
+"""The page of results: every benchmark file, with the figures of its results file or the word that it was not run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from langgraph_router_r1.evaluation.bench import BenchSpec
+from langgraph_router_r1.evaluation.plots import draw_plots
+from langgraph_router_r1.evaluation.report import Results, agreement, frontier_areas, markdown_table, short
+
+PAGE_HEAD = """\
+# Results
+
+Made by `router-r1 results` from the files in `docs/results/`, which `router-r1 bench FILE --publish docs/results`
+writes; nothing here is written by hand. Intervals are 95 % bootstrap intervals over questions (9,999 resamples, seed
+0); *p* is a two-sided permutation test over pairs. Costs are list prices in millionths of a dollar.
+"""
+
+
+def results_page(benchmarks: Path, results: Path) -> str:
+    """Return the page: every benchmark file of a directory, with its results where there are any.
+
+    Args:
+        benchmarks: Directory of benchmark files.
+        results: Directory of result files, the plots among them.
+    """
+    parts = [PAGE_HEAD]
+    for path in sorted(benchmarks.glob("*.toml")):
+        spec = BenchSpec.from_file(path)
+        file = results / f"{path.stem}.jsonl"
+        command = f"router-r1 bench {benchmarks.name}/{path.name} --publish docs/results"
+        parts.append(f"## {spec.title}\n")
+        if spec.about:
+            parts.append(f"{spec.about.strip()}\n")
+        if file.exists():
+            parts += _section(Results.load(file), results.name, command)
+        else:
+            why = " (its models are behind keys)" if spec.needs_keys else ""
+            parts.append(f"**Not run**{why}. Command: `{command}`\n")
+    return "\n".join(parts)
+
+
+def _section(results: Results, directory: str, command: str) -> list[str]:
+    facts = ", ".join(f"{name} {value}" for name, value in results.facts.items())
+    parts = [f"`{command}`: {len(results.tasks)} questions, {facts}.\n", markdown_table(results), ""]
+    if "score" in results.metrics:
+        models = {model for row in results.rows for model in row.calls}
+        for metric in sorted({"contains", "judge"} & set(results.metrics)):
+            same = {row: share for row, share in agreement(results, metric, "score").items() if row in models}
+            listed = ", ".join(f"{short(row)} {share:.3f}".replace(" 0.", " .") for row, share in same.items())
+            parts.append(f"`{metric}` agrees with the recorded score on these shares of the questions: {listed}.\n")
+    areas = frontier_areas(results)
+    if areas:
+        ranked = sorted(areas.items(), key=lambda item: -item[1].mean)
+        listed = ", ".join(f"{family} {estimate}" for family, estimate in ranked)
+        parts.append(f"Mean {results.metric} over all budgets (area under the frontier): {listed}.\n")
+    pictures = ["frontier", "weights", "shares"] if areas else ["frontier", "shares"]
+    parts += [f"![{name}]({directory}/{results.name}-{name}.svg)\n" for name in pictures]
+    return parts
+
+
+def publish(results: Results, directory: Path) -> None:
+    """Write a benchmark's results and plots where the page of results finds them."""
+    results.save(directory / f"{results.name}.jsonl")
+    draw_plots(Results.load(directory / f"{results.name}.jsonl"), directory)
