@@ -1,13 +1,14 @@
 """How fast rollouts are made: beside a barrier each turn, and beside what vLLM gives at its best.
 
-    python benchmarks/rollouts.py             # simulated waiting: two minutes, nearly all of it asleep
+    python benchmarks/rollouts.py             # simulated waiting: four minutes, most of them asleep
     python benchmarks/rollouts.py --vllm      # the pocket pool on a real vLLM
     python benchmarks/rollouts.py --json > now.json
 
 The barrier is how Router-R1's released code makes them: the whole batch samples a turn, ten threads make that turn's
 calls, all wait for the slowest, on to the next turn; what was asked before is asked again. Ours is `roll_out`: each
 trajectory at its own pace, every call made or (`share_calls`) what is known or being asked already not made again.
-All ways get the same work in turn, in every round: trust the ratios more than the seconds.
+All ways get the same work in turn, in every round: trust the ratios more than the seconds, and those over all rounds
+more than those of one, in which a single slow call weighs much.
 
 Simulated: 64 trajectories, eight to a question, each asks once a turn for four turns and then answers. A turn takes the
 scripted engine 50 ms; routed models take log-normal time, median 1 s, 1 % over 15 s, and the n-th asking of a query
@@ -413,7 +414,7 @@ def as_dict(pace: Pace, base: Pace) -> dict[str, Any]:
 
 def main(
     vllm: Annotated[bool, typer.Option("--vllm", help="Measure the pocket pool on a real vLLM instead.")] = False,
-    rounds: Annotated[int, typer.Option(help="How often each way is measured.", min=1)] = 3,
+    rounds: Annotated[int, typer.Option(help="How often each way is measured.", min=1)] = 6,
     speed_up: Annotated[float, typer.Option(help="How many times as fast simulated clocks run.", min=1)] = 5.0,
     json_: Annotated[bool, typer.Option("--json", help="Print a JSON object instead of tables.")] = False,
 ) -> None:

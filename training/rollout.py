@@ -2,6 +2,11 @@
 
 Many trajectories are in flight, each at its own pace: none waits for the slowest call of a turn. What a router sampled
 is in the transcript token for token, so nothing is rendered or encoded again here.
+
+    calls = Calls()
+    pool = share_calls(registry, SqliteCache(path="replies.sqlite"), per_model=16, calls=calls)
+    rollouts = await roll_out(create_router(engine, pool), pool, tasks)
+    print(f"{calls.made} of {calls.asked} routed calls were made")
 """
 
 from __future__ import annotations
@@ -10,19 +15,27 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig
+from langgraph.cache.base import BaseCache
+from typing_extensions import override
 
 from langgraph_router_r1 import Hop, RouterContext, protocol
+from langgraph_router_r1.candidates import build_model
 from langgraph_router_r1.engines import EngineError
+from langgraph_router_r1.evaluation.cache import remember
 from langgraph_router_r1.evaluation.pools import TASK_ID
 from langgraph_router_r1.evaluation.tasks import Task
 from langgraph_router_r1.ledger import PER_MILLION
-from langgraph_router_r1.registry import ModelRegistry
+from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
 from langgraph_router_r1.state import StopReason
 from langgraph_router_r1.transcript import Segment
 
 OUTPUT = ["answer", "routing", "transcript"]
+
+NO_TIMEOUT_S = 24 * 3600.0
+"""Of a shared model as seen from outside: its own timeout begins when its turn has come."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,9 @@ async def roll_out(
         in_flight: Most trajectories at a time.
         timeout_s: Most seconds for one of them; one that takes longer can't be scored.
         progress: Told of each as it ends.
+
+    All of a training run belongs into one event loop (an `asyncio.Runner`): models keep connections, and a connection
+    is of use in the loop that opened it only.
     """
     gate = asyncio.Semaphore(in_flight)
 
@@ -149,3 +165,104 @@ def flatten(task: Task, cost_weight: float, result: dict[str, Any], registry: Mo
 def unscorable(task: Task, cost_weight: float, reason: str) -> Rollout:
     """Return the rollout that stands for a trajectory that somebody else's fault broke."""
     return Rollout(task, cost_weight, [], [], [], [], "", [], 0.0, 0.0, False, 0, None, reason)
+
+
+@dataclass
+class Calls:
+    """What a pool was asked, and what of it had to be made: the rest was known, or being asked already."""
+
+    asked: int = 0
+    made: int = 0
+
+    @property
+    def made_share(self) -> float:
+        """Calls made for each call asked, 0 to 1; 0 when nothing was asked."""
+        return self.made / self.asked if self.asked else 0.0
+
+    def ask(self) -> None:
+        """Count a call that somebody wants the reply of."""
+        self.asked += 1
+
+    def make(self) -> None:
+        """Count a call that goes out."""
+        self.made += 1
+
+
+def share_calls(
+    registry: ModelRegistry, cache: BaseCache[Any], *, per_model: int | None = None, calls: Calls | None = None
+) -> ModelRegistry:
+    """Return the registry as many trajectories share it: see `remember`, with so many calls to a model at a time.
+
+    A known reply, or one that is being waited for, takes nobody's turn. Waiting for one's turn is not part of a model's
+    timeout. Calls that block are remembered and counted, and neither wait nor time out here: `roll_out` makes none.
+
+    Args:
+        registry: The pool.
+        cache: Keeps the replies; one on disk keeps them across epochs.
+        per_model: Most calls in flight to one model; None for no limit.
+        calls: Where calls are counted; attempts, when a model is tried again.
+
+    Raises:
+        ValueError: `per_model` is less than 1.
+    """
+    if per_model is not None and per_model < 1:
+        raise ValueError(f"per_model is {per_model!r}; it must be 1 or more calls at a time, or None for no limit")
+    counted = Calls() if calls is None else calls
+    made = ModelRegistry(_stand_in(model, _Shared(model, counted.make, per_model)) for model in registry)
+    asked = (_stand_in(model, _Shared(model, counted.ask)) for model in remember(made, cache))
+    return ModelRegistry(asked, profile=registry.profile)
+
+
+class _Shared(Runnable[Any, Any]):
+    """One model whose calls are counted, and wait while too many are in flight."""
+
+    def __init__(self, descriptor: ModelDescriptor, count: Callable[[], None], at_once: int | None = None) -> None:
+        self._descriptor, self._count, self._at_once = descriptor, count, at_once
+        self._model: Runnable[Any, Any] | None = None
+        # A semaphore belongs to the event loop it was first waited for in.
+        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+
+    @override
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        self._count()
+        return self._built().invoke(input, config, **kwargs)
+
+    @override
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        if self._at_once is None:
+            return await self._timed(input, config, **kwargs)
+        loop = asyncio.get_running_loop()
+        async with self._turns.setdefault(loop, asyncio.Semaphore(self._at_once)):
+            return await self._timed(input, config, **kwargs)
+
+    async def _timed(self, messages: Any, config: RunnableConfig | None, **kwargs: Any) -> Any:
+        self._count()
+        try:
+            async with asyncio.timeout(self._descriptor.timeout_s):
+                return await self._built().ainvoke(messages, config, **kwargs)
+        except TimeoutError:
+            raise NoReplyInTimeError(f"no reply within {self._descriptor.timeout_s:g} s") from None
+
+    def _built(self) -> Runnable[Any, Any]:
+        if self._model is None:
+            self._model = build_model(self._descriptor)
+        return self._model
+
+
+class NoReplyInTimeError(RuntimeError):
+    """A model did not reply within its timeout, counted from when its turn had come."""
+
+
+def _stand_in(model: ModelDescriptor, runnable: Runnable[Any, Any]) -> ModelDescriptor:
+    """Return the descriptor with this Runnable in place of the model, and else as it was to all who read it."""
+    # What it was is part of the key under which replies are kept: another model of the same name has others.
+    named = {"model": model.model} if isinstance(model.model, str) else {}
+    bound = {"max_tokens": model.max_tokens} if model.is_bounded else {}
+    return model.model_copy(
+        update={
+            "model": runnable,
+            "params": {**model.params, **named, **bound},
+            "max_retries": model.retries,
+            "timeout_s": NO_TIMEOUT_S,
+        }
+    )
