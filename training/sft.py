@@ -7,6 +7,7 @@ ids and `env_mask`; for a routed model, a prompt and its reply. TRL trains, PEFT
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from trl import SFTConfig, SFTTrainer
+
+from training.rewards import Reward
+from training.rollout import Rollout
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -33,6 +37,36 @@ class Example:
                 f"an example has {len(self.token_ids)} token ids and {len(self.mask)} mask values: they must be as many"
             )
             raise ValueError(msg)
+
+
+def best_examples(
+    rollouts: Sequence[Rollout], scored: Sequence[Reward], *, at_least: float, per_task: int | None = None
+) -> list[Example]:
+    """Return the rollouts that earned enough, to learn from (rejection-sampling fine-tuning).
+
+    Args:
+        rollouts: As `training.rollout` makes them; those without a reward teach nothing.
+        scored: Their rewards, in the same order.
+        at_least: The least total reward of an example.
+        per_task: At most so many of each task at each cost weight, the best of them; None for all.
+
+    Raises:
+        ValueError: There are not as many rewards as rollouts.
+    """
+    if len(rollouts) != len(scored):
+        raise ValueError(f"there are {len(rollouts)} rollouts and {len(scored)} rewards: they must be as many")
+    kept: dict[tuple[str, float], list[tuple[float, int]]] = defaultdict(list)
+    for index, (rollout, earned) in enumerate(zip(rollouts, scored, strict=True)):
+        if earned.total is not None and earned.total >= at_least and any(rollout.env_mask):
+            kept[rollout.task.id, rollout.cost_weight].append((-earned.total, index))
+    chosen = sorted(index for of_task in kept.values() for _, index in sorted(of_task)[:per_task])
+    return [
+        Example(
+            [*rollouts[index].prompt_ids, *rollouts[index].completion_ids],
+            [0] * len(rollouts[index].prompt_ids) + rollouts[index].env_mask,
+        )
+        for index in chosen
+    ]
 
 
 class _SharedPromptTrainer(SFTTrainer):  # type: ignore[misc]
@@ -133,14 +167,15 @@ def train_adapter(
     return float(loss)
 
 
-def save_adapter(model: PeftModel, output_dir: Path) -> None:
-    """Write the adapter alone, in bfloat16: half the size, and what vLLM computes with anyway."""
-    state = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items() if "lora_" in name}
-    model.save_pretrained(output_dir, state_dict=state, safe_serialization=True)
+def save_adapter(model: PeftModel, output_dir: Path, *, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write the adapter alone; by default in bfloat16, which is half the size and what vLLM mostly computes with."""
+    state = {name: value.to(dtype) for name, value in model.state_dict().items() if "lora_" in name}
+    # Reinforcement learning keeps a second adapter, the reference, in the same model.
+    model.save_pretrained(output_dir, state_dict=state, selected_adapters=["default"], safe_serialization=True)
     (output_dir / "README.md").unlink(missing_ok=True)
     config_file = output_dir / "adapter_config.json"
     config = json.loads(config_file.read_text(encoding="utf-8"))
     # The model's name, not where it lay on this machine; and a set in the same order every time.
-    config["base_model_name_or_path"] = Path(config["base_model_name_or_path"]).name
+    config["base_model_name_or_path"] = Path(config["base_model_name_or_path"] or "").name
     config["target_modules"] = sorted(config["target_modules"])
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -63,6 +63,7 @@ class TransformersEngine(TokenEngine):
         """
         if isinstance(model_or_path, PreTrainedModel):
             self.network: Any = model_or_path
+            """The model that is sampled; a trainer may put its own here."""
             source = tokenizer or model_or_path.name_or_path
         else:
             self.network = AutoModelForCausalLM.from_pretrained(model_or_path, dtype=dtype)
@@ -77,7 +78,8 @@ class TransformersEngine(TokenEngine):
         self.batch_size = batch_size
         self.wait_s = wait_s
         self.context_tokens = int(self.network.config.max_position_embeddings)
-        self._random_state = torch.Generator().manual_seed(seed).get_state()
+        self.random_state = torch.Generator().manual_seed(seed).get_state()
+        """The place in the stream of random numbers: kept in a checkpoint, sampling goes on as it would have."""
         self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -166,7 +168,7 @@ class TransformersEngine(TokenEngine):
         state = torch.get_rng_state()
         try:
             # generate() draws from the global generator; our place in its stream is kept between batches.
-            torch.set_rng_state(self._random_state)
+            torch.set_rng_state(self.random_state)
             output = self.network.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -181,7 +183,7 @@ class TransformersEngine(TokenEngine):
                 return_dict_in_generate=True,
                 output_logits=True,
             )
-            self._random_state = torch.get_rng_state()
+            self.random_state = torch.get_rng_state()
         finally:
             torch.set_rng_state(state)
         results = []

@@ -1,0 +1,550 @@
+"""GRPO on rollouts of the graph that serves: TRL optimises, PEFT holds the adapter, the graph is the environment.
+
+A group is a task at a cost weight. Of each step's groups the graph makes `num_generations` rollouts each, with the
+weights of the step before; each is rewarded; a rollout's advantage is how much better it did than its group.
+
+    engine = TransformersEngine(model, tokenizer=..., temperature=1.0)
+    trainer = GraphGRPOTrainer(model, InProcessSync(engine), registry, make_groups(tasks, 400, seed=0),
+                               args=settings("runs/mine", per_device_train_batch_size=16), peft_config=LoraConfig(...))
+    trainer.train(resume_from_checkpoint=last_checkpoint("runs/mine"))
+
+Deviations from the textbook, all TRL's: the ratio between trainer and sampler corrects the loss (the settings
+`vllm_importance_sampling_...`); the loss is a mean over the tokens of the batch (`loss_type="dapo"`). And one of ours,
+which changes no value: what the sequences of a batch share is computed once (see logprobs.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object  # type: ignore[import-untyped]
+from datasets import Dataset
+from langchain_core.messages import HumanMessage
+from transformers import PrinterCallback, TrainerCallback
+
+from langgraph_router_r1 import ModelRegistry, create_router
+from langgraph_router_r1.evaluation.metrics import METRICS
+from langgraph_router_r1.evaluation.tasks import Task
+from langgraph_router_r1.prompts import RouterPrompt
+from training.disguise import Disguise, true_names
+from training.logprobs import PLAIN_HEADS, completion_logprobs
+from training.rewards import CostScale, Reward, rewards
+from training.rollout import Calls, Rollout, roll_out
+from training.sync import InProcessSync, Sync
+
+with warnings.catch_warnings():
+    # TRL imports vLLM, for a use of it that is not ours and tied to older versions.
+    warnings.filterwarnings("ignore", "TRL currently supports vLLM versions", UserWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(torch|vllm)\.")
+    from trl import GRPOConfig, GRPOTrainer
+
+COST_WEIGHTS = (0.0, 0.3, 0.6, 0.9)
+"""What prompts say of money: one policy is to serve every trade-off between them."""
+
+STATE_FILE = "router_r1.json"
+"""What is ours in a checkpoint. Written last: a checkpoint that lacks it was cut off."""
+
+MAX_BARREN_STEPS = 3
+"""After so many steps in which nothing could be scored, training stops: something is down for good."""
+
+Score = Callable[[Sequence[Rollout], CostScale], Sequence[Reward]]
+"""From a batch of rollouts to their rewards; their costs enter the scale's window."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """What a group of rollouts has in common."""
+
+    id: str
+    """Unique in a run."""
+    task: Task
+    cost_weight: float
+
+
+def make_groups(
+    tasks: Sequence[Task], count: int, *, cost_weights: Sequence[float] = COST_WEIGHTS, seed: int = 0, name: str = "g"
+) -> list[Group]:
+    """Return so many groups: the tasks over and over, each time in another order, each at a cost weight drawn for it.
+
+    Raises:
+        ValueError: There are no tasks, or no cost weights, or one that is not between 0 and 1.
+    """
+    if not tasks or not cost_weights or not all(0 <= weight <= 1 for weight in cost_weights):
+        raise ValueError(
+            f"there are {len(tasks)} tasks and the cost weights are {list(cost_weights)}; there must be a task, and "
+            "cost weights between 0 (quality only) and 1 (cost only)"
+        )
+    choose = random.Random(seed)
+    order: list[Task] = []
+    while len(order) < count:
+        order += choose.sample(list(tasks), len(tasks))
+    return [
+        Group(f"{name}{number}", task, choose.choice(list(cost_weights))) for number, task in enumerate(order[:count])
+    ]
+
+
+def settings(output_dir: str | Path, **options: Any) -> GRPOConfig:
+    """Return TRL's settings with what rollouts of a graph need; `options` are those of `GRPOConfig`.
+
+    The default way to correct for the sampler is TRL's `token_truncate` at 2: its own default, `sequence_mask`, zeroes
+    whole trajectories when they are long.
+    """
+    ours: dict[str, Any] = {
+        "shuffle_dataset": False,
+        "disable_dropout": True,
+        "vllm_importance_sampling_mode": "token_truncate",
+        "vllm_importance_sampling_clip_max": 2.0,
+        "max_completion_length": None,
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "report_to": [],
+        "disable_tqdm": True,
+        "num_train_epochs": 1,
+    }
+    return GRPOConfig(output_dir=str(output_dir), **{**ours, **options})
+
+
+class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
+    """TRL's GRPO trainer, whose rollouts come from the router graph."""
+
+    def __init__(
+        self,
+        model: Any,
+        sync: Sync,
+        registry: ModelRegistry,
+        groups: Sequence[Group],
+        *,
+        args: GRPOConfig,
+        router: Mapping[str, Any] | None = None,
+        score: Score = rewards,
+        disguise: Disguise | None = None,
+        eval_groups: Sequence[Group] = (),
+        in_flight: int = 64,
+        timeout_s: float = 120.0,
+        calls: Calls | None = None,
+        **options: Any,
+    ) -> None:
+        """Prepare TRL's trainer on the groups, in their order; one step takes `generation_batch_size` rollouts.
+
+        Args:
+            model: A causal language model with a LoRA adapter, or one to put `peft_config` on.
+            sync: Brings weights to the engine that samples, at temperature 1.
+            registry: The pool; models as objects, so that all groups share their connections.
+            groups: What to learn from, once each, in this order.
+            args: See `settings`.
+            router: Settings of `create_router`.
+            score: Rewards a batch.
+            disguise: Makes the pool of each group from the registry; see disguise.py.
+            eval_groups: What to evaluate on, with a cost scale of its own.
+            in_flight: Most trajectories at a time.
+            timeout_s: Most seconds for one of them.
+            calls: Of `share_calls`, to log how many routed calls were made.
+            options: More options of `GRPOTrainer`: `peft_config`, `processing_class`, `callbacks`.
+
+        Raises:
+            ValueError: A setting would train on something else than what was sampled.
+        """
+        _check_settings(args, sync)
+        self.sync = sync
+        self.registry = registry
+        self.router_settings = dict(router or {})
+        self.score = score
+        self.disguise = disguise
+        self.in_flight, self.timeout_s = in_flight, timeout_s
+        self.calls = calls
+        self.groups = {group.id: group for group in [*groups, *eval_groups]}
+        if len(self.groups) != len(groups) + len(eval_groups):
+            raise ValueError("two groups have the same id: give make_groups another name for those of evaluation")
+        self.order = [group.id for group in groups]
+        self.scales = {"train": CostScale(), "eval": CostScale()}
+        self.rollouts: list[Rollout] = []
+        """Those of the latest batch, of all processes; for rejection sampling, and to look at."""
+        self._runner: asyncio.Runner | None = None
+        self._figures: dict[str, float] = {}
+        self._seconds = {"rollout": 0.0, "sync": 0.0, "update": 0.0}
+        self._barren = 0
+        with warnings.catch_warnings():
+            # That this interface may change is why TRL is pinned to its minor version.
+            warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
+            super().__init__(
+                model=model,
+                reward_funcs=[self.earned],
+                args=args,
+                train_dataset=Dataset.from_dict({"prompt": self.order}),
+                eval_dataset=Dataset.from_dict({"prompt": [g.id for g in eval_groups]}) if eval_groups else None,
+                rollout_func=self._roll_out,
+                **options,
+            )
+        # TRL asks whoever stands here to bring its weights to the sampler, and then corrects for what differs.
+        self.vllm_generation = self
+        self._last_loaded_step = -1
+        self.use_vllm = True
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_KeepState(self))
+        first = self.groups[self.order[0]]
+        chat = (self.router_settings.get("prompt") or RouterPrompt()).render(
+            [HumanMessage(first.task.question)],
+            registry,
+            cost_weight=first.cost_weight,
+            max_turns=self.router_settings.get("max_turns", 4),
+            control_tokens=sync.engine.control_tokens,
+        )
+        sync.attach(self.accelerator.unwrap_model(self.model), self.logprobs, chat)
+        self._router = create_router(sync.engine, registry, **self.router_settings)
+
+    # What the user calls
+
+    def train(self, resume_from_checkpoint: str | Path | None = None, **options: Any) -> Any:
+        """Train; from a checkpoint on when one is given (see `last_checkpoint`).
+
+        Raises:
+            ValueError: The checkpoint was made with other groups, or another order of them.
+        """
+        if resume_from_checkpoint is not None:
+            self._load_state(Path(resume_from_checkpoint))
+        with self._one_loop():
+            resume = None if resume_from_checkpoint is None else str(resume_from_checkpoint)
+            return super().train(resume_from_checkpoint=resume, **options)
+
+    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
+        """Evaluate on the groups for that, as TRL does: sampled, like training."""
+        with self._one_loop():
+            figures: dict[str, float] = super().evaluate(*args, **options)
+            return figures
+
+    def logprobs(self, prompt: Sequence[int], completion: Sequence[int]) -> list[float]:
+        """Return what the model being trained says of each token of a completion."""
+        ids = torch.tensor([[*prompt, *completion]], device=self.accelerator.device)
+        with torch.no_grad():
+            found, _, _ = self._get_per_token_logps_and_entropies(
+                self.model, ids, torch.ones_like(ids), len(completion)
+            )
+        values: list[float] = found[0].float().tolist()
+        return values
+
+    # What TRL calls
+
+    def sync_weights(self) -> None:
+        """Bring the weights to the engine; TRL calls this before rollouts with newer weights."""
+        with self._timed("sync"):
+            self.sync.sync_weights()
+
+    def _roll_out(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
+        """Return one row a prompt, in order; the prompts are ids of groups."""
+        mode = "train" if self.model.training else "eval"
+        groups = [self.groups[prompt] for prompt in prompts]
+        with self._timed("rollout"), self._sampling(), self._one_loop() as runner:
+            own = runner.run(self._sample(groups))
+        # Rewards compare costs with a window, and rollouts with their group: both may span processes.
+        self.rollouts = gather_object(own)
+        scored = self.score(self.rollouts, self.scales[mode])
+        generations = self.num_generations if mode == "train" else self.num_generations_eval
+        self._figures = measure(self.rollouts, scored, self.registry.names, generations)
+        if self.calls is not None:
+            self._figures["routed_calls_made"] = self.calls.made_share
+        self._stop_when_barren(mode)
+        start = self.accelerator.process_index * len(own)
+        eos = self.processing_class.eos_token_id
+        rows = [_row(rollout, eos) for rollout in own]
+        return {
+            "prompt_ids": [row[0] for row in rows],
+            "completion_ids": [row[1] for row in rows],
+            "env_mask": [row[2] for row in rows],
+            "logprobs": [row[3] for row in rows],
+            "total": [
+                earned.total if _is_scorable(rollout) else None
+                for rollout, earned in zip(own, scored[start : start + len(own)], strict=True)
+            ],
+        }
+
+    def earned(self, *, total: list[float | None], log_metric: Callable[[str, float], None], **_: Any) -> Any:
+        """Return the rewards that came with the rollouts: TRL's own completions hold what others wrote, too."""
+        for name, value in self._figures.items():
+            log_metric(name, value)
+        return total
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **options: Any,
+    ) -> Any:
+        # Under DDP and FSDP a forward must go through the wrapper, and other heads are TRL's business.
+        if self.accelerator.num_processes > 1 or self.model.config.model_type not in PLAIN_HEADS:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **options
+            )
+        network = self.accelerator.unwrap_model(model)
+        network = network.get_base_model() if hasattr(network, "get_base_model") else network
+        size = batch_size or len(input_ids)
+        chunks = []
+        for start in range(0, len(input_ids), size):
+            with self.accelerator.autocast():
+                chunks.append(
+                    completion_logprobs(
+                        network,
+                        input_ids[start : start + size],
+                        attention_mask[start : start + size],
+                        logits_to_keep,
+                        entropy=self._entropy_bonus_enabled,
+                    )
+                )
+        logprobs, entropies = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        return logprobs, entropies if compute_entropy else None, None
+
+    def training_step(self, *args: Any, **options: Any) -> Any:
+        """Do one micro-batch; what TRL calls `step_time` has the rollouts in it, so the update is timed here."""
+        elsewhere = self._seconds["rollout"] + self._seconds["sync"]
+        began = time.perf_counter()
+        loss = super().training_step(*args, **options)
+        elsewhere = self._seconds["rollout"] + self._seconds["sync"] - elsewhere
+        self._seconds["update"] += time.perf_counter() - began - elsewhere
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the seconds since the last time."""
+        logs.update({f"seconds/{what}": round(seconds, 3) for what, seconds in self._seconds.items()})
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        super().log(logs, start_time)
+
+    # Rollouts
+
+    async def _sample(self, groups: Sequence[Group]) -> list[Rollout]:
+        if self.disguise is None:
+            tasks = [(group.task, group.cost_weight) for group in groups]
+            return await self._graph(self._router, self.registry, tasks, self.in_flight)
+        counts = {group.id: groups.count(group) for group in groups}
+        share = max(self.in_flight // len(counts), 1)
+        batches = await asyncio.gather(*(self._disguised(self.groups[key], counts[key], share) for key in counts))
+        made = {key: iter(batch) for key, batch in zip(counts, batches, strict=True)}
+        return [next(made[group.id]) for group in groups]
+
+    async def _disguised(self, group: Group, count: int, in_flight: int) -> list[Rollout]:
+        """Roll one group out over a pool of its own; its rollouts tell the models by their true names."""
+        assert self.disguise is not None
+        pool = self.disguise(self.registry, random.Random(f"{self.args.seed} {group.id}"))
+        router = create_router(self.sync.engine, pool, **self.router_settings)
+        rollouts = await self._graph(router, pool, [(group.task, group.cost_weight)] * count, in_flight)
+        names = true_names(pool, self.registry)
+        for rollout in rollouts:
+            for hop in rollout.hops:
+                hop["model"] = names.get(hop["model"], hop["model"])
+                hop["answered_by"] = hop["answered_by"] and names[hop["answered_by"]]
+        return rollouts
+
+    async def _graph(
+        self, router: Any, pool: ModelRegistry, tasks: list[tuple[Task, float]], in_flight: int
+    ) -> list[Rollout]:
+        return await roll_out(router, pool, tasks, in_flight=in_flight, timeout_s=self.timeout_s)
+
+    def _stop_when_barren(self, mode: str) -> None:
+        barren = not any(_is_scorable(rollout) for rollout in self.rollouts)
+        if mode == "train":
+            self._barren = self._barren + 1 if barren else 0
+        if self._barren >= MAX_BARREN_STEPS:
+            reasons = sorted({str(rollout.failed) for rollout in self.rollouts})[:3]
+            raise RuntimeError(f"no rollout could be scored in {self._barren} steps in a row: {'; '.join(reasons)}")
+
+    @contextmanager
+    def _sampling(self) -> Iterator[None]:
+        """Hold the model in evaluation mode: it may be the one that is sampled."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
+
+    @contextmanager
+    def _one_loop(self) -> Iterator[asyncio.Runner]:
+        """Hold one event loop open: connections to models belong to the loop they were opened in."""
+        if self._runner is not None:
+            yield self._runner
+            return
+        with asyncio.Runner() as self._runner:
+            try:
+                yield self._runner
+            finally:
+                close = getattr(self.sync.engine, "aclose", None)
+                if close is not None:
+                    self._runner.run(close())
+                self._runner = None
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._seconds[what] += time.perf_counter() - began
+
+    # Checkpoints
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        network = self.accelerator.unwrap_model(model or self.model)
+        if "ref" in getattr(network, "peft_config", {}):
+            # Where a subdirectory holds an adapter, here the reference, transformers passes over the one being trained.
+            network.load_adapter(resume_from_checkpoint, "default", is_trainable=True)
+
+    def _save_state(self, checkpoint: Path) -> None:
+        """Write what TRL does not know of into a checkpoint, all at once."""
+        state: dict[str, Any] = {
+            "step": self.state.global_step,
+            "groups": self._fingerprint(self.state.global_step),
+            "scales": {mode: scale.state_dict() for mode, scale in self.scales.items()},
+        }
+        if isinstance(self.sync, InProcessSync):
+            state["engine"] = bytes(self.sync.engine.random_state.tolist()).hex()
+        target = checkpoint / self._state_file()
+        partial = target.with_suffix(".partial")
+        partial.write_text(json.dumps(state), encoding="utf-8")
+        partial.replace(target)
+
+    def _load_state(self, checkpoint: Path) -> None:
+        file = checkpoint / self._state_file()
+        if not file.is_file():
+            raise ValueError(f"{str(checkpoint)!r} is no whole checkpoint: it has no {file.name}")
+        state = json.loads(file.read_text(encoding="utf-8"))
+        if state["groups"] != self._fingerprint(state["step"]):
+            raise ValueError(
+                f"{str(checkpoint)!r} was made with other groups, or in another order: tasks, cost weights, seed and "
+                "batch size must be those it was started with"
+            )
+        self.scales = {mode: CostScale.from_state_dict(kept) for mode, kept in state["scales"].items()}
+        if isinstance(self.sync, InProcessSync) and "engine" in state:
+            self.sync.engine.random_state = torch.tensor(list(bytes.fromhex(state["engine"])), dtype=torch.uint8)
+
+    def _state_file(self) -> str:
+        rank = self.accelerator.process_index
+        return STATE_FILE if rank == 0 else f"{rank}.{STATE_FILE}"
+
+    def _fingerprint(self, step: int) -> str:
+        """Return a hash of the groups of the first steps, in order."""
+        steps_a_batch = self.args.steps_per_generation * self.num_iterations // self.args.gradient_accumulation_steps
+        used = step // steps_a_batch * self.args.generation_batch_size // self.num_generations
+        told = [
+            (group.id, group.task.id, group.cost_weight) for group in map(self.groups.__getitem__, self.order[:used])
+        ]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+class _KeepState(TrainerCallback):  # type: ignore[misc]
+    def __init__(self, trainer: GraphGRPOTrainer) -> None:
+        self.trainer = trainer
+
+    def on_save(self, args: GRPOConfig, state: Any, control: Any, **_: Any) -> None:
+        self.trainer._save_state(Path(args.output_dir, f"checkpoint-{state.global_step}"))
+
+
+def last_checkpoint(output_dir: str | Path) -> Path | None:
+    """Return the newest whole checkpoint of a run, None when there is none."""
+    whole = [path.parent for path in Path(output_dir).glob(f"checkpoint-*/{STATE_FILE}")]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def measure(
+    rollouts: Sequence[Rollout], scored: Sequence[Reward], names: Sequence[str], generations: int
+) -> dict[str, float]:
+    """Return what a log says of a batch; means are over the rollouts that could be scored.
+
+    Args:
+        rollouts: The batch, group by group.
+        scored: Their rewards.
+        names: Of the pool.
+        generations: How many rollouts a group has.
+    """
+    both = [(rollout, earned) for rollout, earned in zip(rollouts, scored, strict=True) if _is_scorable(rollout)]
+    groups = [
+        {
+            earned.total
+            for rollout, earned in zip(
+                rollouts[start : start + generations], scored[start : start + generations], strict=True
+            )
+            if _is_scorable(rollout)
+        }
+        for start in range(0, len(rollouts), generations)
+    ]
+    asked = [hop["answered_by"] or hop["model"] for rollout, _ in both for hop in rollout.hops if hop["status"] == "ok"]
+    shares = {name: asked.count(name) / len(asked) if asked else 0.0 for name in names}
+    right = [float(METRICS["em"](rollout.answer, rollout.task.golden_answers)) for rollout, _ in both]
+    figures = {
+        "reward/format": _mean([earned.format for _, earned in both]),
+        "reward/outcome": _mean([earned.outcome for _, earned in both]),
+        "reward/cost": _mean([earned.cost for _, earned in both]),
+        "em": _mean(right),
+        "cost_usd": _mean([rollout.cost_usd() for rollout, _ in both]),
+        "turns": _mean([rollout.turns for rollout, _ in both]),
+        "well_formed": _mean([rollout.format_ok for rollout, _ in both]),
+        "unscorable": 1 - len(both) / len(rollouts),
+        "groups_without_signal": _mean([len(totals) < 2 for totals in groups]),
+        "calls_a_rollout": _mean([len(rollout.hops) for rollout, _ in both]),
+        "call_entropy": -sum(share * float(torch.tensor(share).log()) for share in shares.values() if share),
+        **{f"calls/{name}": share for name, share in shares.items()},
+    }
+    for weight in sorted({rollout.cost_weight for rollout, _ in both}):
+        at_weight = [index for index, (rollout, _) in enumerate(both) if rollout.cost_weight == weight]
+        figures[f"em/at_{weight:g}"] = _mean([right[index] for index in at_weight])
+        figures[f"cost_usd/at_{weight:g}"] = _mean([both[index][0].cost_usd() for index in at_weight])
+    return figures
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _is_scorable(rollout: Rollout) -> bool:
+    """Whether it is to learn from: nobody else broke it, and something was sampled (the context was not full)."""
+    return rollout.failed is None and any(rollout.env_mask)
+
+
+def _row(rollout: Rollout, eos: int) -> tuple[list[int], list[int], list[int], list[float]]:
+    """Return prompt, completion, mask and log-probabilities; for what can't be scored, a token that is not learned."""
+    if not _is_scorable(rollout):
+        return [eos], [eos], [0], [0.0]
+    return rollout.prompt_ids, rollout.completion_ids, rollout.env_mask, rollout.logprobs
+
+
+def _check_settings(args: GRPOConfig, sync: Sync) -> None:
+    """Refuse what would train on something else than what was sampled."""
+    wanted = {
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "mask_truncated_completions": False,
+        "shuffle_dataset": False,
+        "use_vllm": False,
+    }
+    for name, value in wanted.items():
+        if getattr(args, name) != value:
+            raise ValueError(
+                f"args.{name} is {getattr(args, name)!r}; it must be {value!r}: see training.grpo.settings"
+            )
+    if sync.engine.temperature != 1.0:
+        raise ValueError(f"{sync.engine!r} samples at temperature {sync.engine.temperature!r}; it must be 1.0")
+    if args.save_total_limit == 1:
+        raise ValueError("args.save_total_limit is 1; it must be 2 or more, or None: the older checkpoint goes first")
+    updates = args.steps_per_generation * args.num_iterations
+    steps_a_batch, rest = divmod(updates, args.gradient_accumulation_steps)
+    if rest:
+        raise ValueError(
+            f"a batch of rollouts makes {updates} micro-batches (steps_per_generation x num_iterations), which "
+            f"{args.gradient_accumulation_steps} (gradient_accumulation_steps) does not divide"
+        )
+    if args.save_strategy == "steps" and args.save_steps % steps_a_batch:
+        raise ValueError(f"args.save_steps is {args.save_steps!r}; it must be a multiple of {steps_a_batch}")

@@ -1,0 +1,64 @@
+"""Log-probabilities of completions, with the start that all sequences of a batch share computed once.
+
+A router's prompts are long (instructions, the pool) and much the same, its completions short. What TRL computes for a
+padded batch is computed here for the tokens alone: the shared start goes through the network once, gradients included,
+padding not at all, and the output head runs over completions only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+PLAIN_HEADS = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
+"""Types of model whose logits are the output head's, neither scaled nor capped."""
+
+
+def completion_logprobs(
+    causal_lm: Any, ids: torch.Tensor, mask: torch.Tensor, completion_length: int, *, entropy: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log-probability and entropy of each completion token, 0 on padding; in nats.
+
+    Args:
+        causal_lm: A model of one of the types in `PLAIN_HEADS`.
+        ids: Prompts, padded on the left, and completions, padded on the right; batch x length.
+        mask: 1 on what is no padding.
+        completion_length: How many of the columns are completions.
+        entropy: Whether gradients flow through the entropies too.
+    """
+    prompt_lengths = mask[:, :-completion_length].sum(1)
+    lengths = mask.sum(1)
+    rows = torch.nn.utils.rnn.pad_sequence(
+        [row[own.bool()] for row, own in zip(ids, mask, strict=True)], batch_first=True
+    )
+    places = torch.arange(rows.size(1), device=rows.device)
+    present = (places < lengths[:, None]).long()
+    shared = _shared_start(rows, int(prompt_lengths.min()))
+
+    cache = DynamicCache(config=causal_lm.config)
+    if shared:
+        causal_lm.model(input_ids=rows[:1, :shared], past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(len(rows))
+    hidden = causal_lm.model(
+        input_ids=rows[:, shared:], attention_mask=present, past_key_values=cache, use_cache=True
+    ).last_hidden_state
+
+    # What stands at a place is predicted by the hidden state one place before.
+    scored = ((places >= prompt_lengths[:, None]) & present.bool())[:, shared + 1 :]
+    targets = rows[:, shared + 1 :][scored]
+    distribution = causal_lm.lm_head(hidden[:, :-1][scored]).float().log_softmax(-1)
+    chosen = distribution.gather(1, targets[:, None])[:, 0]
+    with torch.set_grad_enabled(entropy and torch.is_grad_enabled()):
+        spread = -(distribution.exp() * distribution).sum(-1)
+    # Completions are padded on the right, in these rows as in the batch: their tokens come in the same order.
+    slots = mask[:, -completion_length:].bool()
+    empty = chosen.new_zeros(slots.shape)
+    return empty.masked_scatter(slots, chosen), empty.masked_scatter(slots, spread)
+
+
+def _shared_start(rows: torch.Tensor, shortest_prompt: int) -> int:
+    """Return how many leading tokens all rows share, short of the place that predicts a completion's first token."""
+    same = int((rows == rows[0]).all(0).int().cumprod(0).sum())
+    return max(min(same, shortest_prompt - 1), 0)

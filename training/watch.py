@@ -1,0 +1,117 @@
+"""What one sees of a run: a line of JSON a step in a file, and a table on the screen."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from transformers import TrainerCallback
+
+COLUMNS = {
+    "reward": "reward",
+    "format": "reward/format",
+    "outcome": "reward/outcome",
+    "cheap": "reward/cost",
+    "EM": "em",
+    "$": "cost_usd",
+    "turns": "turns",
+    "formed": "well_formed",
+    "H(calls)": "call_entropy",
+    "ratio": "sampling/importance_sampling_ratio/mean",
+    "no signal": "groups_without_signal",
+    "KL": "kl",
+    "s roll": "seconds/rollout",
+    "s upd": "seconds/update",
+}
+"""What the table shows, and what that is called in the log."""
+
+ROWS = 12
+"""How many steps the table shows: the latest."""
+
+
+class JsonLog(TrainerCallback):  # type: ignore[misc]
+    """Writes one JSON object a step; evaluations have keys that start with `eval_`."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Keep the path; a run that is resumed goes on in the same file."""
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take back the steps after the checkpoint: they will be done again."""
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(kept if state.global_step else []), encoding="utf-8")
+        partial.replace(self.path)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Write a line."""
+        if not state.is_world_process_zero or not logs or not _is_step(logs):
+            return
+        line = {"step": state.global_step, **{name: _finite(value) for name, value in logs.items()}}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class ProgressTable(TrainerCallback):  # type: ignore[misc]
+    """Shows the latest steps: as a live table on a terminal, a line a step elsewhere."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        """Draw on a console; by default on standard output."""
+        self._console = console or Console()
+        self._rows: deque[list[str]] = deque(maxlen=ROWS)
+        self._live: Live | None = None
+        self._steps = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Begin to draw."""
+        self._steps = state.max_steps
+        if state.is_world_process_zero and self._console.is_terminal:
+            self._live = Live(self._table(), console=self._console, auto_refresh=False)
+            self._live.start()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Show a step."""
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        cells = [_short(logs.get(key)) for key in COLUMNS.values()]
+        self._rows.append([str(state.global_step), *cells])
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+            return
+        told = "  ".join(f"{name} {cell}" for name, cell in zip(COLUMNS, cells, strict=True) if cell)
+        self._console.print(f"step {state.global_step}/{state.max_steps}  {told}", soft_wrap=True, highlight=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Leave the table as it is."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _table(self) -> Table:
+        table = Table("step", *COLUMNS, title=f"GRPO, {self._steps} steps")
+        for row in self._rows:
+            table.add_row(*row)
+        return table
+
+
+def _is_step(logs: dict[str, Any]) -> bool:
+    """Whether this is a step or an evaluation, and not the summary at the end."""
+    return "loss" in logs or any(name.startswith("eval_") for name in logs)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
