@@ -38,8 +38,10 @@ class Tolerance:
     """Mean of the absolute differences."""
 
 
-TOLERANCES = {torch.float32: Tolerance(1e-3, 1e-3), torch.bfloat16: Tolerance(0.5, 0.05)}
-"""By the less precise of the two sides."""
+TOLERANCES = {torch.float32: Tolerance(1e-3, 1e-3), torch.bfloat16: Tolerance(1.5, 0.1)}
+"""By the less precise of the two sides. In bfloat16 the pocket router, sampled by transformers, was 0.59 at most and 0.030
+on average from the trainer's forward on the worst of six probes (rare tokens are furthest), and the base model 8.6 and 1.8
+on the nearest: what is told apart there is another adapter, not an older version of the same one."""
 
 
 @dataclass(frozen=True)
