@@ -1,6 +1,6 @@
 """How fast rollouts are made: beside a barrier each turn, and beside what vLLM gives at its best.
 
-    python benchmarks/rollouts.py             # simulated waiting: four minutes, most of them asleep
+    python benchmarks/rollouts.py             # simulated waiting: six minutes, most of them asleep
     python benchmarks/rollouts.py --vllm      # the pocket pool on a real vLLM
     python benchmarks/rollouts.py --json > now.json
 
@@ -69,7 +69,7 @@ TURN_S = 0.05
 SIGMA = 1.164
 """Of the log of the latencies: with a median of 1 s, 1 % take longer than 15 s."""
 WORDINGS = 4
-BARRIER, ALONE, SHARED = f"barrier, {THREADS} threads", "roll_out, every call made", "roll_out, calls shared"
+BARRIER, ALONE, SHARED = f"barrier, {THREADS} threads", "roll_out, every call", "roll_out, shared calls"
 ROLLOUTS, RAW = "roll_out", "raw vLLM"
 
 Batch = Sequence[tuple[Task, float]]
@@ -387,7 +387,7 @@ def show(console: Console, title: str, paces: Sequence[Pace], base: Pace, aims: 
         ratio, aim = pace.times(base)[0], aims.get(pace.way)
         table.add_row(
             pace.way,
-            f"{statistics.mean(pace.seconds):.1f}",
+            f"{statistics.mean(pace.seconds):.0f}",
             f"{pace.tokens_per_s:.0f}",
             f"{pace.calls.made_share:.2f}" if pace.calls.asked else "",
             f"{ratio:.2f}x",
@@ -414,13 +414,16 @@ def as_dict(pace: Pace, base: Pace) -> dict[str, Any]:
 
 def main(
     vllm: Annotated[bool, typer.Option("--vllm", help="Measure the pocket pool on a real vLLM instead.")] = False,
-    rounds: Annotated[int, typer.Option(help="How often each way is measured.", min=1)] = 6,
-    speed_up: Annotated[float, typer.Option(help="How many times as fast simulated clocks run.", min=1)] = 5.0,
+    rounds: Annotated[
+        int, typer.Option(help="How often each way is measured; by default 20 times, or 3 with vLLM.", min=0)
+    ] = 0,
+    speed_up: Annotated[float, typer.Option(help="How many times as fast simulated clocks run.", min=1)] = 10.0,
     json_: Annotated[bool, typer.Option("--json", help="Print a JSON object instead of tables.")] = False,
 ) -> None:
     """Measure how fast rollouts are made, as ratios."""
     os.environ["LANGSMITH_TRACING"] = "false"
     load = os.getloadavg()[0]
+    rounds = rounds or (3 if vllm else 20)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     best: list[Pace] = []
     # The bar moves when something ends only: one that refreshes by itself is a thread that takes part.
