@@ -415,8 +415,8 @@ def as_dict(pace: Pace, base: Pace) -> dict[str, Any]:
 def main(
     vllm: Annotated[bool, typer.Option("--vllm", help="Measure the pocket pool on a real vLLM instead.")] = False,
     rounds: Annotated[
-        int, typer.Option(help="How often each way is measured; by default 20 times, or 3 with vLLM.", min=0)
-    ] = 0,
+        int | None, typer.Option(help="How often each way is measured; 20 times by default, 3 with vLLM.", min=1)
+    ] = None,
     speed_up: Annotated[float, typer.Option(help="How many times as fast simulated clocks run.", min=1)] = 10.0,
     json_: Annotated[bool, typer.Option("--json", help="Print a JSON object instead of tables.")] = False,
 ) -> None:
