@@ -137,6 +137,9 @@ def test_runs_can_be_scored_anew_from_their_file(tmp_path: Path) -> None:
         (("records = [", "pocket = true\nrecords = ["), r"exactly one of 'records', 'registry' and 'pocket'"),
         (("records.jsonl", "others.jsonl"), r"needs 'others.jsonl', which is neither beside"),
         (('router = "random"', 'router = "cheapest"'), r"two rows have the same name"),
+        (('router = "random"', 'router = "rndom"'), r"a row has router = 'rndom'; it may be models, router, prompted"),
+        (('router = "random"', 'router = "prompted"'), r"router = 'prompted' needs a 'model'"),
+        (('reference = "best"', 'reference = "bst"'), r"reference is 'bst'; it must be a row: good, poor"),
     ],
 )
 def test_what_is_wrong_with_a_benchmark_file_is_said_before_anything_runs(
@@ -293,6 +296,7 @@ def test_ten_kills_change_no_figure_and_no_reply_is_paid_for_twice(tmp_path: Pat
     undisturbed = bench_in_a_process(file, tmp_path / "whole")
     assert undisturbed.wait(timeout=120) == 0
     assert not any(row.failures for row in Results.load(tmp_path / "whole" / "live.jsonl").rows)
+    assert "s, median" in report.columns(Results.load(tmp_path / "whole" / "live.jsonl"))
     asked = {call for call, _, _ in live.calls}
     assert len(live.calls) == len(asked)  # not even by rows that ask the same at the same time
     live.calls.clear()

@@ -20,14 +20,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from langchain_core.runnables import Runnable
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from langgraph_router_r1 import protocol
 from langgraph_router_r1.candidates import Candidates
-from langgraph_router_r1.evaluation.baselines import create_baseline, estimate_tokens
+from langgraph_router_r1.evaluation.baselines import Kind, create_baseline, estimate_tokens
 from langgraph_router_r1.evaluation.cache import remember
 from langgraph_router_r1.evaluation.extractor import ADAPTERS, EXTRACTOR_NAME, Extractor, adapter_version
 from langgraph_router_r1.evaluation.judge import Judge
@@ -108,7 +108,7 @@ class BenchSpec(_Strict):
     title: str
     about: str = ""
     pool: PoolSpec
-    rows: tuple[RowSpec, ...]
+    rows: tuple[RowSpec, ...] = Field(min_length=1)
     tasks: tuple[str, ...] = ()
     """Task sets, or `.jsonl` files of tasks; by default what the pool's records hold."""
     split: Split | Literal["all"] = "test"
@@ -191,6 +191,7 @@ class Bench:
         self.rows = list(self._rows())
         if len({row.name for row in self.rows}) != len(self.rows):
             raise BenchError("two rows have the same name: give one of them a 'name' of its own")
+        self._check_rows()
 
     @classmethod
     def from_file(cls, path: str | Path, output: str | Path) -> Bench:
@@ -199,6 +200,18 @@ class Bench:
         return cls(BenchSpec.from_file(path), output, name=path.stem, directory=path.parent)
 
     # What it is made of
+
+    def _check_rows(self) -> None:
+        """Find out what is wrong with a row before anything is paid for."""
+        known = ("models", *_ROUTERS, *get_args(Kind), *self.names)
+        for row in self.rows:
+            if row.kind not in known:
+                raise BenchError(f"a row has router = {row.kind!r}; it may be {', '.join(known)}")
+            if row.kind == "prompted" and row.spec.model is None:
+                raise BenchError("a row with router = 'prompted' needs a 'model'")
+        names = [row.name for row in self.rows]
+        if self.spec.reference is not None and self.spec.reference not in names:
+            raise BenchError(f"reference is {self.spec.reference!r}; it must be a row: {', '.join(names)}")
 
     def _find(self, name: str) -> Path:
         places = [self._directory / name]
@@ -333,6 +346,7 @@ class Bench:
             name=self.name,
             title=self.spec.title,
             reference=self.spec.reference,
+            live=not self.spec.pool.records,
             facts={"date": latest, "seed": str(self.spec.seed), "machine": machine(), **self._judged(runs)},
         )
 
@@ -508,11 +522,10 @@ class _Routers:
 
         if row.kind == "router":
             return await self._vllm(row.spec.model or ROUTER_NAME)
-        if row.spec.model is None:
-            raise BenchError("a row with router = 'prompted' needs a 'model'")
         from langchain.chat_models import init_chat_model
 
         assert self._server is not None
+        assert row.spec.model is not None
         if ":" in row.spec.model:
             return ChatModelEngine(init_chat_model(row.spec.model))
         return ChatModelEngine(

@@ -103,7 +103,7 @@ class Extractor:
         reply = neutralise(reply, self.engine.control_tokens).strip()
         if self.engine.count_tokens(reply) <= HEAD_TOKENS + TAIL_TOKENS:
             return reply
-        # Four characters a token are rare; a tail that is cut to tokens from its front would need its ids.
+        # Engines cut at the end only: three characters a token keep the tail within its share.
         return f"{self.engine.truncate(reply, HEAD_TOKENS)} ... {reply[-3 * TAIL_TOKENS :]}"
 
     def _key(self, question: str, reply: str) -> tuple[tuple[str, ...], str]:

@@ -76,6 +76,8 @@ class Results:
     rows: tuple[Scores, ...]
     reference: str | None = None
     """The row that others are compared with."""
+    live: bool = False
+    """Whether real models were asked: what recorded ones take says nothing."""
     facts: dict[str, str] = field(default_factory=dict)
     """Date, machine, command, seed."""
 
@@ -239,6 +241,7 @@ def columns(results: Results) -> list[str]:
         "prompt + cached + completion + router",
         "calls",
         "turns",
+        *(["s, median"] if results.live else []),
         "most asked (entropy, bits)",
         "failures",
         *([f"p against {results.reference}"] if results.reference else []),
@@ -260,6 +263,7 @@ def cells(results: Results, row: Scores) -> list[str]:
         parts,
         f"{asked / len(row.turns):.2f}",
         f"{np.mean(row.turns):.2f}",
+        *([f"{np.median(row.latency_s):.2f}"] if results.live else []),
         share,
         failures or "none",
     ]
