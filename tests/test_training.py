@@ -7,16 +7,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import pool
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableLambda
 
-from langgraph_router_r1 import create_router, protocol
+from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router, protocol
 from langgraph_router_r1.pocket.world import SPECIALISTS, countries, questions
 from langgraph_router_r1.testing import ScriptedEngine
 
 torch = pytest.importorskip("torch")
 
-from training.pocket import teach  # noqa: E402
 from training.sft import Example, _SharedPromptTrainer, shared_start  # noqa: E402
+from training.teacher import NOUNS, TOPICS, Lesson, lessons  # noqa: E402
 
 
 def test_computing_a_shared_prompt_once_changes_neither_loss_nor_gradient() -> None:
@@ -69,20 +70,66 @@ def test_an_example_whose_mask_does_not_fit_is_refused() -> None:
         Example([1, 2, 3], [0, 1])
 
 
-def test_the_teacher_asks_specialists_only_and_takes_two_routes_for_two_hops() -> None:
-    names = list(SPECIALISTS.values())
-    registry = pool(**{name.replace("-", "_"): "Peru" for name in names})
-    for question in random.Random(0).sample(list(questions(countries("train"))), 60):
+@pytest.fixture(scope="module")
+def taught() -> list[tuple[Lesson, dict[str, Any]]]:
+    """A teacher's lessons, run over a pool that knows everything."""
+    known = {question.text: question.answer for question in questions(countries("train"))}
 
-        def write(transcript: Any, question: Any = question) -> str:
-            replies = ["Peru" for segment in transcript if segment["kind"] == "info"]
-            return teach(question, replies, random.Random(0))
+    def reply(messages: Any) -> AIMessage:
+        return AIMessage(known[messages[-1].text.rpartition("\n\n")[2]])
 
-        result = create_router(ScriptedEngine(write), registry).invoke(
-            {"messages": [("user", question.text)]}, output_keys=["transcript", "routing"]
+    registry = ModelRegistry(
+        ModelDescriptor(name=name, model=RunnableLambda(reply), price=0.1, description=f"{name} of countries.")
+        for name in ("smol", *SPECIALISTS.values(), "generalist")
+    )
+    memory = {
+        (country.iso, fact, relation): "Nowhere"
+        for country in countries("train")
+        for fact in (*NOUNS, "country")
+        for relation in (None, *NOUNS)
+    }
+    chosen = random.Random(0).sample(list(questions(countries("train"))), 300)
+    found = []
+    for lesson in lessons(chosen, registry, memory):
+
+        def write(transcript: Any, lesson: Lesson = lesson) -> str:
+            blocks = [segment["text"] for segment in transcript if segment["kind"] == "info"]
+            return lesson.turn([block.strip()[len("<information> ") : -len(" </information>")] for block in blocks])
+
+        result = create_router(ScriptedEngine(write), lesson.pool, cost_weight=lesson.cost_weight).invoke(
+            {"messages": [("user", lesson.question)]}, output_keys=["answer", "transcript", "routing"]
         )
-        hops = result["routing"]["hops"]
-        assert [hop["model"] for hop in hops][-1:] == [SPECIALISTS[question.relation]]
-        assert len(hops) == (2 if question.hops == "two-hop" else 1)
-        segments = [(segment["kind"], segment["text"]) for segment in result["transcript"]]
-        assert protocol.check_format(segments, names) is None
+        found.append((lesson, result))
+    return found
+
+
+def test_every_lesson_is_well_formed_and_ends_in_the_answer_unless_memory_is_part_of_it(taught: Any) -> None:
+    for lesson, result in taught:
+        if lesson.answer is not None:
+            assert result["answer"] == lesson.answer
+            segments = [(segment["kind"], segment["text"]) for segment in result["transcript"]]
+            assert protocol.check_format(segments, lesson.pool.names) is None
+
+
+def test_lessons_show_each_move_at_each_cost_weight(taught: Any) -> None:
+    openings = ("Asked for", "First the country", "One model", "I know the country", "I answer from memory")
+    for weight in (0.0, 0.3, 0.6, 0.9):
+        turns = [lesson.turn([]) for lesson, _ in taught if lesson.cost_weight == weight]
+        assert {next(o for o in openings if turn.startswith(f"<think> {o}")) for turn in turns} == set(openings)
+
+
+def test_lessons_have_other_names_and_topics_that_only_a_descriptor_tells_of(taught: Any) -> None:
+    pools = {lesson.block: lesson.pool for lesson, _ in taught}
+    assert any("model-1" in pool.names for pool in pools.values())
+    plain = [pool for pool in pools.values() if pool.names == ("smol", *SPECIALISTS.values(), "generalist")]
+    assert 0.1 < len(plain) / len(pools) < 0.7
+    of_topics = [
+        (lesson, result)
+        for lesson, result in taught
+        if any(noun in lesson.question for noun, _ in TOPICS.values()) and result["routing"]["hops"]
+    ]
+    for lesson, result in of_topics:
+        said = lesson.pool[result["routing"]["hops"][-1]["model"]].description
+        [expected] = {text for noun, text in TOPICS.values() if noun in lesson.question}
+        assert said == expected
+    assert len(of_topics) > 20

@@ -26,8 +26,9 @@ from typing import Annotated, Any
 import typer
 
 from langgraph_router_r1 import create_router, protocol
+from langgraph_router_r1.candidates import build_model
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
-from langgraph_router_r1.evaluation.metrics import exact_match
+from langgraph_router_r1.evaluation.metrics import contains, exact_match
 from langgraph_router_r1.evaluation.pools import RecordedPool
 from langgraph_router_r1.evaluation.profile import profile, sample_by_kind, set_fields
 from langgraph_router_r1.evaluation.tasks import Task
@@ -36,9 +37,7 @@ from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.pocket.world import (
     FORWARD,
     REVERSED,
-    SPECIALISTS,
     PocketQuestion,
-    Relation,
     Split,
     countries,
     questions,
@@ -47,11 +46,9 @@ from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.registry import Measured, ModelDescriptor, ModelRegistry
 from langgraph_router_r1.testing import ScriptedEngine
 from langgraph_router_r1.transcript import Segment, sampled_mask, token_ids
+from training.teacher import LESSONS_A_POOL, Lesson, Memory, lessons
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
-
-COST_WEIGHTS = (0.0, 0.3, 0.6, 0.9)
-"""What the prompts of the transcripts say; the teacher does the same at each, the router is to learn the words."""
 
 IN_FLIGHT = 32
 """Requests at a time; more gains nothing on two cores."""
@@ -169,48 +166,28 @@ def pilot(replies: Path, output: Path = PROFILE_FILE, sample: int = 40, seed: in
     report(tasks=len(tasks), models=len(whole.models))
 
 
-def teach(question: PocketQuestion, replies: Sequence[str], choose: random.Random) -> str:
-    """Return the teacher's next turn: it knows whom to ask, and of the answer only what it was told.
-
-    Two-hop questions take two routes: first the country, then the fact.
-    """
-    steps: list[tuple[Relation, str]] = []
-    if question.hops != "two-hop":
-        steps.append((question.relation, question.text))
-    else:
-        assert question.through is not None
-        known = question.country.fact(question.through)
-        steps.append((question.through, choose.choice(REVERSED[question.through]).format(known)))
-        if replies:
-            steps.append((question.relation, choose.choice(FORWARD[question.relation]).format(replies[0])))
-    if len(replies) < len(steps):
-        relation, query = steps[len(replies)]
-        model = SPECIALISTS[relation]
-        if question.hops == "two-hop" and not replies:
-            thought = f"I do not know the country. First ask {model} for it."
-        elif replies:
-            thought = f"The country is {replies[0]}. Now ask {model} about {replies[0]}."
-        else:
-            thought = f"One question, for {model}."
-        return f"<think> {thought} </think>\n<search> {model}: {query} </search>"
-    return f"<think> The answer is {replies[-1]}. </think>\n<answer> {replies[-1]} </answer>"
-
-
 @cli.command()
 def transcripts(
     adapters: Output = ADAPTERS, output: Transcripts = Path("runs/pocket/transcripts.jsonl"), seed: int = 0
 ) -> None:
-    """Let the teacher drive the graph over the training countries, and keep the runs that answered right."""
+    """Let the teacher drive the graph over the training countries, and keep the runs that went as they should."""
     chosen = sample_for_router("train", seed)
     with pocket_server(adapters=adapters) as server:
         runs = asyncio.run(_taught_runs(server.base_url, chosen, seed))
-    kept = [run for run in runs if run["right"]]
+    blocks: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        if run["right"] and len(blocks[run["block"]]) < LESSONS_A_POOL:
+            blocks[run["block"]].append(run)
+    whole = [block for block in blocks.values() if len(block) == LESSONS_A_POOL]
+    random.Random(seed).shuffle(whole)
+    kept = [run for block in whole for run in block]
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("w", encoding="utf-8") as file:
         for run in kept:
             file.write(json.dumps({"token_ids": run["token_ids"], "mask": run["mask"]}) + "\n")
     tokens = sum(len(run["token_ids"]) for run in kept)
-    report(transcripts=len(kept), dropped=len(runs) - len(kept), tokens=tokens)
+    wrong = sum(not run["right"] for run in runs)
+    report(transcripts=len(kept), pools=len(whole), wrong=wrong, tokens=tokens)
 
 
 def sample_for_router(split: Split, seed: int) -> list[PocketQuestion]:
@@ -225,38 +202,56 @@ def sample_for_router(split: Split, seed: int) -> list[PocketQuestion]:
 
 
 async def _taught_runs(base_url: str, chosen: Sequence[PocketQuestion], seed: int) -> list[dict[str, Any]]:
-    by_text = {question.text: question for question in chosen}
     tokenizer = ChatTokenizer.load(base_model_dir())
-
-    def write(transcript: Sequence[Segment]) -> str:
-        content = transcript[0]["messages"][-1]["content"]
-        question = by_text[content.rpartition("Question: ")[2]]
-        replies = [
-            segment["text"].strip().removeprefix("<information>").removesuffix("</information>").strip()
-            for segment in transcript
-            if segment["kind"] == "info"
-        ]
-        return teach(question, replies, random.Random(f"{seed} {question.text}"))
-
     registry = pocket_registry(base_url)
+    memory = await _memory(build_model(registry["smol"]), seed)
     gate = asyncio.Semaphore(IN_FLIGHT)
 
-    async def one(index: int, question: PocketQuestion) -> dict[str, Any]:
-        router = routers[COST_WEIGHTS[index % len(COST_WEIGHTS)]]
+    async def one(lesson: Lesson) -> dict[str, Any]:
+        def write(transcript: Sequence[Segment]) -> str:
+            blocks = [segment["text"].strip() for segment in transcript if segment["kind"] == "info"]
+            return lesson.turn([text[len("<information>") : -len("</information>")].strip() for text in blocks])
+
+        router = create_router(ScriptedEngine(write, tokenizer=tokenizer), lesson.pool, cost_weight=lesson.cost_weight)
         async with gate:
             result = await router.ainvoke(
-                {"messages": [("user", question.text)]}, output_keys=["answer", "transcript", "routing"]
+                {"messages": [("user", lesson.question)]}, output_keys=["answer", "transcript"]
             )
         transcript = result["transcript"]
         return {
             "token_ids": token_ids(transcript),
             "mask": sampled_mask(transcript),
-            "right": exact_match(result["answer"], [question.answer]),
+            "right": lesson.answer is None or exact_match(result["answer"], [lesson.answer]),
+            "block": lesson.block,
         }
 
-    engine = ScriptedEngine(write, tokenizer=tokenizer)
-    routers = {weight: create_router(engine, registry, cost_weight=weight) for weight in COST_WEIGHTS}
-    return await asyncio.gather(*(one(index, question) for index, question in enumerate(chosen)))
+    taught = list(lessons(chosen, registry, memory, seed=seed))
+    return await asyncio.gather(*(one(lesson) for lesson in taught))
+
+
+async def _memory(smol: Any, seed: int) -> Memory:
+    """Return what a router of this size says from memory: right where the base model is, else another country's fact.
+
+    Not the facts themselves: the router would learn them by heart, for the countries it is trained on only.
+    """
+    choose = random.Random(seed)
+    lands = countries("train")
+    asked: dict[Any, tuple[str, str, list[str]]] = {}
+    for land in lands:
+        for relation, wordings in FORWARD.items():
+            others = [other.fact(relation) for other in lands]
+            asked[land.iso, relation, None] = (wordings[0].format(land.name), land.fact(relation), others)
+        for relation, wordings in REVERSED.items():
+            query = wordings[0].format(land.fact(relation))
+            asked[land.iso, "country", relation] = (query, land.name, [other.name for other in lands])
+    prompts = [CALL_PROMPT.format(query=query) for query, _, _ in asked.values()]
+    replies = await smol.abatch(prompts, {"max_concurrency": IN_FLIGHT})
+    knows = [contains(reply.text, [truth]) for reply, (_, truth, _) in zip(replies, asked.values(), strict=True)]
+    report(memory=len(asked), right=round(statistics.mean(knows), 4))
+    return {
+        key: truth if known else choose.choice(others)
+        for (key, (_, truth, others)), known in zip(asked.items(), knows, strict=True)
+    }
 
 
 @cli.command()
@@ -281,7 +276,8 @@ def router(
         output / "router",
         epochs=epochs,
         learning_rate=learning_rate,
-        batch_size=8,
+        batch_size=LESSONS_A_POOL,
+        shuffle=False,
         seed=seed,
     )
     seconds = round(time.monotonic() - started)

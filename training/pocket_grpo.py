@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import json
+import random
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, cast
 
 import torch
 import typer
@@ -22,7 +23,8 @@ from langgraph_router_r1.engines import VLLMEngine
 from langgraph_router_r1.evaluation.tasks import load_tasks
 from langgraph_router_r1.pocket import ADAPTERS, MAX_ROUTER_TOKENS, pocket_registry, pocket_server
 from langgraph_router_r1.pocket.base_model import base_model_dir
-from training.disguise import Disguise, anonymise, drop
+from langgraph_router_r1.registry import ModelRegistry
+from training.disguise import Disguise, Names, anonymise, drop
 from training.grpo import COST_WEIGHTS, GraphGRPOTrainer, last_checkpoint, make_groups, settings
 from training.rewards import Mode, rewards
 from training.rollout import Calls, share_calls
@@ -40,20 +42,23 @@ def train(
     steps: int = 60,
     groups: Annotated[int, typer.Option(help="Questions a step.")] = 8,
     generations: Annotated[int, typer.Option(help="Rollouts a question.")] = 8,
-    micro_batch: Annotated[int, typer.Option(help="Rollouts in one forward pass.")] = 16,
-    learning_rate: float = 2e-5,
+    micro_batch: Annotated[
+        int, typer.Option(help="Rollouts in one forward pass; those of one question share their prompt.")
+    ] = 8,
+    learning_rate: float = 2e-4,
     cost_weights: Annotated[str, typer.Option(help="Drawn for each question.")] = ",".join(map(str, COST_WEIGHTS)),
     mode: Annotated[Mode, typer.Option(help="How the reward's parts add up.")] = "paper",
     metric: Annotated[str, typer.Option(help="The outcome: em, f1, contains or number.")] = "em",
-    beta: Annotated[float, typer.Option(help="Weight of the KL divergence from the router it starts from.")] = 0.001,
+    beta: Annotated[float, typer.Option(help="Weight of the KL divergence from the router it starts from.")] = 0.0,
     entropy: Annotated[float, typer.Option(help="Weight of the entropy bonus.")] = 0.0,
     ratio: Annotated[str, typer.Option(help="What corrects for the sampler; TRL's name.")] = "token_truncate",
     anonymous: Annotated[
-        str, typer.Option("--anonymise", help="Names in a question's pool: neutral, shuffled, or empty for their own.")
-    ] = "",
+        str, typer.Option("--anonymise", help="Names in a disguised pool: neutral, shuffled, or empty for their own.")
+    ] = "neutral",
     dropped: Annotated[
-        float, typer.Option("--drop", help="Probability that a model is missing in a question's pool.")
-    ] = 0.0,
+        float, typer.Option("--drop", help="Probability that a model is missing in a disguised pool.")
+    ] = 0.25,
+    disguised: Annotated[float, typer.Option(help="Share of questions whose pool is disguised.")] = 0.5,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 5,
     tensorboard: bool = False,
     seed: int = 0,
@@ -95,9 +100,10 @@ def train(
                 report_to=["tensorboard"] if tensorboard else [],
                 seed=seed,
             ),
-            router={"max_tokens": MAX_ROUTER_TOKENS},
+            # The router is as large as the smallest model, and on the same server: its tokens cost the same.
+            router={"max_tokens": MAX_ROUTER_TOKENS, "router_price": pool["smol"].price},
             score=functools.partial(rewards, mode=mode, metric=metric),
-            disguise=disguise_of(anonymous, dropped),
+            disguise=disguise_of(anonymous, dropped, disguised),
             in_flight=groups * generations,
             calls=calls,
             processing_class=AutoTokenizer.from_pretrained(base),
@@ -109,14 +115,16 @@ def train(
     print(json.dumps({"adapter": str(output / "adapter" / "router"), "steps": trainer.state.global_step, "seed": seed}))
 
 
-def disguise_of(anonymous: str, dropped: float) -> Disguise | None:
+def disguise_of(anonymous: str, dropped: float, share: float) -> Disguise | None:
     """Return what the options make of a pool; None when they leave it as it is."""
-    if not anonymous and not dropped:
+    if not share or not (anonymous or dropped):
         return None
 
-    def disguise(registry: Any, choose: Any) -> Any:
+    def disguise(registry: ModelRegistry, choose: random.Random) -> ModelRegistry:
+        if choose.random() >= share:
+            return registry
         smaller = drop(registry, choose, share=dropped)
-        return anonymise(smaller, choose, names=anonymous) if anonymous else smaller  # type: ignore[arg-type]
+        return anonymise(smaller, choose, names=cast("Names", anonymous)) if anonymous else smaller
 
     return disguise
 

@@ -115,9 +115,12 @@ def train_adapter(
     learning_rate: float,
     batch_size: int,
     rank: int = 8,
+    shuffle: bool = True,
     seed: int = 0,
 ) -> float:
     """Train a LoRA adapter on all linear layers, write it to `output_dir` in bfloat16, return the last loss.
+
+    `shuffle=False` takes the examples in their order: for batches that were put together to share a prompt.
 
     The base model stays in bfloat16 while the adapter trains in float32: bfloat16 updates of the
     size that matter here would round to nothing.
@@ -156,6 +159,7 @@ def train_adapter(
             max_length=None,
             seed=seed,
             data_seed=seed,
+            train_sampling_strategy="random" if shuffle else "sequential",
             disable_tqdm=False,
         ),
     )

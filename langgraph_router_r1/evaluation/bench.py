@@ -16,7 +16,7 @@ import os
 import platform
 import time
 import tomllib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -125,6 +125,9 @@ class BenchSpec(_Strict):
     """The row that others are compared with."""
     needs_keys: bool = False
     """Whether its models are behind keys."""
+    adapters: tuple[str, ...] = ()
+    """Directories of more adapters for the server, one in each subdirectory: routers of one's own, for rows whose
+    `model` is the name of one."""
 
     @classmethod
     def from_file(cls, path: str | Path) -> BenchSpec:
@@ -308,6 +311,7 @@ class Bench:
 
         directories = [ADAPTERS] * (self.spec.pool.pocket or self.spec.extract)
         directories += [pocket.ADAPTERS] * self.spec.pool.pocket
+        directories += map(self._find, self.spec.adapters)
         found = (path.parent for place in directories for path in sorted(place.glob("*/adapter_model.safetensors")))
         return {path.name: adapter_version(path) for path in found}
 
@@ -390,7 +394,7 @@ class Bench:
             or any(self._extracts(row) or row.kind in _ROUTERS for row in rows)
         )
         async with contextlib.AsyncExitStack() as stack:
-            server = await _started_server(stack) if local else None
+            server = await _started_server(stack, map(self._find, self.spec.adapters)) if local else None
             registry = self._pool_registry(server.base_url if server else "http://127.0.0.1/v1")
             if not self.spec.pool.records:
                 registry = remember(registry, cache)
@@ -562,10 +566,10 @@ def machine() -> str:
     return f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GB, Python {platform.python_version()}"
 
 
-async def _started_server(stack: contextlib.AsyncExitStack) -> VLLMServer:
+async def _started_server(stack: contextlib.AsyncExitStack, more: Iterable[Path]) -> VLLMServer:
     from langgraph_router_r1 import pocket
 
-    server = pocket.pocket_server(adapters=(pocket.ADAPTERS, ADAPTERS))
+    server = pocket.pocket_server(adapters=(pocket.ADAPTERS, ADAPTERS, *more))
     await asyncio.to_thread(server.start)
     stack.push_async_callback(asyncio.to_thread, server.stop)
     return server

@@ -1,0 +1,274 @@
+"""The scripted teacher of the pocket router's cold start: it shows every move there is, and not when to make which.
+
+A move is asking the best model for each step, asking one model for all of it, recalling the country and asking for the
+rest, or answering from memory. Which one is drawn by lot, whatever the prompt says of money: what a move earns at which
+cost weight is what reinforcement learning is for, and it can only choose among moves that it has seen.
+
+Names are no skills either: most lessons have pools with other names, in another order, with models missing, and with
+models for topics that exist in lessons only. Their replies are made-up words: nobody can know them without asking.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, cast
+
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableLambda
+
+from langgraph_router_r1.pocket.world import (
+    DESCRIBED,
+    FORWARD,
+    REVERSED,
+    SPECIALISTS,
+    Country,
+    PocketQuestion,
+    Relation,
+)
+from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
+from training.disguise import anonymise, drop, true_names
+
+Move = Literal["ask", "one model", "recall", "answer"]
+
+MOVES: dict[Move, float] = {"ask": 0.5, "one model": 0.1, "recall": 0.2, "answer": 0.2}
+"""How often each is drawn, of those that a question and a pool allow."""
+
+COST_WEIGHTS = (0.0, 0.3, 0.6, 0.9)
+"""What the prompts of lessons say of money."""
+
+PLAIN_POOLS = 0.4
+"""Share of lessons whose pool is the real one, names and all."""
+
+DROPPED = 0.25
+"""Probability that a model is missing in another pool."""
+
+LESSONS_A_POOL = 8
+"""A batch of training has one pool: what its prompts share is then computed once (see sft.py)."""
+
+SPARE = 2
+"""More lessons a pool, for those in which a model was wrong: they are left out."""
+
+NOUNS: dict[Relation, str] = {
+    "capital": "capital",
+    "currency": "currency",
+    "dialling_code": "dialling code",
+    "domain": "internet domain",
+}
+"""What a question asks for, in one word or two."""
+
+TOPICS: dict[str, tuple[str, str]] = {
+    "rivers": ("longest river", "Longest rivers of countries."),
+    "mountains": ("highest mountain", "Mountains, the highest of each country."),
+    "presidents": ("president", "Presidents of countries."),
+    "languages": ("official language", "Languages that countries have made official."),
+    "religions": ("largest religion", "Religions."),
+    "anthems": ("national anthem", "National anthems."),
+    "flags": ("flag", "Flags of the world."),
+    "dishes": ("national dish", "What people eat: national dishes."),
+    "animals": ("national animal", "National animals of countries."),
+    "time-zones": ("time zone", "Time zones, by country."),
+    "populations": ("population", "Populations of countries."),
+    "areas": ("area", "Areas of countries in square kilometres."),
+    "airports": ("busiest airport", "Airports."),
+    "football": ("football champion", "Football: champions of each country."),
+    "newspapers": ("oldest newspaper", "Newspapers, the oldest and the largest."),
+    "universities": ("oldest university", "Universities of countries."),
+    "holidays": ("national holiday", "National holidays."),
+    "islands": ("largest island", "Islands."),
+    "lakes": ("deepest lake", "Lakes of the world, and how deep they are."),
+    "parliaments": ("parliament", "Parliaments and what they are called."),
+    "exports": ("main export", "What countries sell: exports."),
+    "poets": ("best known poet", "Poets and writers."),
+    "flowers": ("national flower", "National flowers of countries."),
+    "kings": ("first king", "Kings and queens."),
+}
+"""Topics of lessons only: name of the model, what is asked for, description."""
+
+TOPIC_WORDINGS = ("What is the {noun} of {of}?", "Name the {noun} of {of}.", "Which {noun} does {of} have?")
+
+Memory = Mapping[tuple[str, Relation | Literal["country"], Relation | None], str]
+"""What a router would say without asking: (ISO code, fact, None), or (ISO code, "country", relation it is known by)."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as the teacher sees it; of a topic when `relation` is the name of one."""
+
+    text: str
+    relation: str
+    noun: str
+    country: Country
+    answer: str
+    through: Relation | None = None
+    is_reversed: bool = False
+
+    @classmethod
+    def of(cls, question: PocketQuestion) -> Asked:
+        """Take a question of the pocket world."""
+        reverse = question.hops == "reversed"
+        noun = NOUNS[question.relation]
+        return cls(
+            question.text,
+            question.relation,
+            f"country, by its {noun}" if reverse else noun,
+            question.country,
+            question.answer,
+            question.through,
+            reverse,
+        )
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One run of the graph to learn from."""
+
+    question: str
+    pool: ModelRegistry
+    cost_weight: float
+    turn: Callable[[Sequence[str]], str]
+    """From the replies so far to the router's next turn."""
+    answer: str | None
+    """What must come out of it; None when it is answered from memory, right or wrong."""
+    block: int
+    """Which pool it has: lessons of a block have the same one."""
+
+
+def lessons(
+    questions: Sequence[PocketQuestion], registry: ModelRegistry, memory: Memory, *, seed: int = 0
+) -> Iterator[Lesson]:
+    """Yield lessons, block by block, until every question had its turn.
+
+    Args:
+        questions: In the order in which they come.
+        registry: The pocket pool.
+        memory: What is answered without asking.
+        seed: Of moves, pools, wordings and cost weights.
+    """
+    choose = random.Random(seed)
+    left = [Asked.of(question) for question in questions]
+    lands = list({question.country.iso: question.country for question in questions}.values())
+    block = 0
+    while left:
+        topics = choose.sample(list(TOPICS), choose.randint(0, 3)) if choose.random() > PLAIN_POOLS else None
+        pool, names = _pool(registry, topics, choose)
+        size = LESSONS_A_POOL + SPARE
+        of_topics = [_about_topic(choose.choice(topics), lands, choose) for _ in range(size * 3 // 8)] if topics else []
+        asked = of_topics + [left.pop() for _ in range(min(size - len(of_topics), len(left)))]
+        for one in choose.sample(asked, len(asked)):
+            turn, from_memory = _plan(one, names, memory, choose)
+            weight = choose.choice(COST_WEIGHTS)
+            yield Lesson(one.text, pool, weight, turn, None if from_memory else one.answer, block)
+        block += 1
+
+
+def _pool(
+    registry: ModelRegistry, topics: Sequence[str] | None, choose: random.Random
+) -> tuple[ModelRegistry, dict[str, str]]:
+    """Return a pool, and which of its names stands for which true one; `topics` None is the real pool."""
+    if topics is None:
+        return registry, {name: name for name in registry.names}
+    smaller = drop(registry, choose, share=DROPPED)
+    whole = ModelRegistry([*smaller, *(_topic_model(topic, choose) for topic in topics)])
+    disguised = anonymise(whole, choose, names=choose.choice(("neutral", "shuffled")))
+    return disguised, {true: name for name, true in true_names(disguised, whole).items()}
+
+
+def _topic_model(topic: str, choose: random.Random) -> ModelDescriptor:
+    noun, description = TOPICS[topic]
+    return ModelDescriptor(
+        name=topic,
+        model=RunnableLambda(lambda messages: AIMessage(made_up(messages[-1].text.rpartition("\n\n")[2]))),
+        description=description,
+        price=choose.choice((0.05, 0.1, 0.2, 0.3)),
+        skills={noun.rpartition(" ")[2]: choose.randint(85, 100) / 100},
+        latency_s=choose.randint(20, 60) / 100,
+    )
+
+
+def made_up(text: str) -> str:
+    """Return a word that stands for the answer to a question of a topic: always the same one, and none there is.
+
+    Example:
+        >>> made_up("What is the longest river of Peru?") == made_up("What is the longest river of Peru?")
+        True
+    """
+    choose = random.Random(zlib.crc32(text.encode()))
+    return "".join(
+        choose.choice("bdfgklmnprstvz") + choose.choice("aeiou") for _ in range(choose.randint(2, 4))
+    ).title()
+
+
+def _about_topic(topic: str, lands: Sequence[Country], choose: random.Random) -> Asked:
+    country, noun = choose.choice(lands), TOPICS[topic][0]
+    wording = choose.choice(TOPIC_WORDINGS)
+    if choose.random() < 0.5:
+        text = wording.format(noun=noun, of=country.name)
+        return Asked(text, topic, noun, country, made_up(text))
+    through = choose.choice(list(DESCRIBED))
+    described = choose.choice(DESCRIBED[through]).format(country.fact(through))
+    # The one to ask hears of the country by its name.
+    answer = made_up(_topic_query(topic, country.name))
+    return Asked(wording.format(noun=noun, of=described), topic, noun, country, answer, through)
+
+
+def _topic_query(topic: str, country: str) -> str:
+    return TOPIC_WORDINGS[0].format(noun=TOPICS[topic][0], of=country)
+
+
+def _plan(
+    asked: Asked, names: Mapping[str, str], memory: Memory, choose: random.Random
+) -> tuple[Callable[[Sequence[str]], str], bool]:
+    """Draw a move that question and pool allow; return its turns, and whether memory has a part in it."""
+    is_topic = asked.relation in TOPICS
+    fact = cast("Relation", asked.relation)
+    knows = names.get(asked.relation if is_topic else SPECIALISTS[fact])
+    finds = names.get(SPECIALISTS[asked.through]) if asked.through else None
+    all_in_one = None if is_topic else names.get("generalist")
+    allowed = {
+        "ask": knows and (finds or not asked.through),
+        "one model": all_in_one,
+        "recall": knows and asked.through,
+        "answer": not is_topic,
+    }
+    moves: list[Move] = [move for move in MOVES if allowed[move]]
+    # Where a specialist is missing, one model for all of it is what asking the best is elsewhere.
+    odds = [MOVES["ask" if move == "one model" and not allowed["ask"] else move] for move in moves]
+    move = choose.choices(moves, odds)[0]
+
+    if move == "answer":
+        key = "country" if asked.is_reversed else fact
+        recalled = memory[asked.country.iso, key, fact if asked.is_reversed else None]
+        return partial(_turn, [], _final("I answer from memory.", recalled)), True
+
+    best = f"Asked for: {asked.noun}. Best for that: {knows}."
+    wording = TOPIC_WORDINGS[0].format(noun=asked.noun, of="{}") if is_topic else choose.choice(FORWARD[fact])
+    if move == "one model":
+        steps = [_search(f"One model for all of it: {all_in_one}.", all_in_one, asked.text)]
+    elif not asked.through:
+        steps = [_search(best, knows, asked.text)]
+    elif move == "recall":
+        country = memory[asked.country.iso, "country", asked.through]
+        steps = [_search(f"I know the country: {country}. {best}", knows, wording.format(country))]
+    else:
+        described = choose.choice(REVERSED[asked.through]).format(asked.country.fact(asked.through))
+        first = f"First the country, by its {NOUNS[asked.through]}. Best for that: {finds}."
+        steps = [_search(first, finds, described), _search(f"The country is {{}}. {best}", knows, wording)]
+    return partial(_turn, steps, _final("The answer is {}.", "{}")), move == "recall"
+
+
+def _turn(steps: Sequence[str], last: str, replies: Sequence[str]) -> str:
+    """Return the next turn; `{}` in it is what the latest reply said."""
+    turn = [*steps, last][len(replies)]
+    return turn.replace("{}", replies[-1]) if replies else turn
+
+
+def _search(thought: str, model: str | None, query: str) -> str:
+    return f"<think> {thought} </think>\n<search> {model}: {query} </search>"
+
+
+def _final(thought: str, answer: str) -> str:
+    return f"<think> {thought} </think>\n<answer> {answer} </answer>"
