@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from trl import SFTConfig, SFTTrainer
 
@@ -173,7 +175,8 @@ def train_adapter(
 
 def save_adapter(model: PeftModel, output_dir: Path, *, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write the adapter alone; by default in bfloat16, which is half the size and what vLLM mostly computes with."""
-    state = {name: value.to(dtype) for name, value in model.state_dict().items() if "lora_" in name}
+    with _gathered(model):
+        state = {name: _whole(value).to(dtype) for name, value in model.state_dict().items() if "lora_" in name}
     # Reinforcement learning keeps a second adapter, the reference, in the same model.
     model.save_pretrained(output_dir, state_dict=state, selected_adapters=["default"], safe_serialization=True)
     (output_dir / "README.md").unlink(missing_ok=True)
@@ -183,3 +186,21 @@ def save_adapter(model: PeftModel, output_dir: Path, *, dtype: torch.dtype = tor
     config["base_model_name_or_path"] = Path(config["base_model_name_or_path"] or "").name
     config["target_modules"] = sorted(config["target_modules"])
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _gathered(model: PeftModel) -> Iterator[None]:
+    """Hold the adapter together where DeepSpeed's ZeRO-3 spreads it over processes. Not run here: no GPU."""
+    spread = [parameter for parameter in model.parameters() if parameter.requires_grad and hasattr(parameter, "ds_id")]
+    if not spread:
+        yield
+        return
+    from deepspeed.zero import GatheredParameters  # type: ignore[import-not-found]
+
+    with GatheredParameters(spread):
+        yield
+
+
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that FSDP2 may hold a part of only; all processes must ask. Not run here: no GPU."""
+    return value.full_tensor() if isinstance(value, DTensor) else value

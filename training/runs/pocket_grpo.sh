@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# The pocket router by reinforcement learning, from the shipped (supervised) one; each seed through a vLLM of its own.
-# Stopped at any point, the same command goes on from the last checkpoint. Not run yet: no figures.
+# The pocket router by reinforcement learning, from its cold start (pocket_sft.sh), each seed through a vLLM of its own.
+# Stopped at any point, the same command goes on from the last checkpoint. Figures: docs/training.md.
 #   training/runs/pocket_grpo.sh [SEED...]        # 0 1 2 by default
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
+start=${START:-runs/pocket/adapters/router}
 [ $# -gt 0 ] || set -- 0 1 2
 for seed; do
-  "$python" -m training.pocket_grpo "runs/pocket_grpo/seed$seed" --seed "$seed"
+  # The router is as large as the smallest model, and on the same server: its tokens cost the same.
+  "$python" -m training.train "runs/pocket_grpo/seed$seed" --router "$start" --seed "$seed" \
+    --router-price 0.01 --anonymise neutral --drop 0.25 --disguised 0.5 --steps 30
 done

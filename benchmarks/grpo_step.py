@@ -1,0 +1,209 @@
+"""How long a step of training takes, beside TRL's own on the same tokens.
+
+    python benchmarks/grpo_step.py            # ten minutes on two cores
+    python benchmarks/grpo_step.py --json > now.json
+
+Both trainers get the same rollouts, ready made: a scripted router drives the graph over the pocket pool's questions, so
+lengths and shared prompts are real and nothing waits for a server. Ours takes them as trajectories with a mask; TRL's
+own takes them as single turns. What is timed is a whole step from rewards to optimiser: forward passes for the ratio,
+loss, backward, update. Steps of the two alternate; the first of each is not counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from datasets import Dataset
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableLambda
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import GRPOTrainer
+
+from langgraph_router_r1 import create_router
+from langgraph_router_r1.engines import TransformersEngine
+from langgraph_router_r1.engines.tokenizer import ChatTokenizer
+from langgraph_router_r1.evaluation.tasks import Task
+from langgraph_router_r1.pocket import pocket_registry
+from langgraph_router_r1.pocket.base_model import base_model_dir
+from langgraph_router_r1.pocket.world import countries, questions
+from langgraph_router_r1.registry import ModelRegistry
+from langgraph_router_r1.testing import ScriptedEngine
+from training.grpo import GraphGRPOTrainer, Group, settings
+from training.rollout import Rollout, roll_out
+from training.sft import LORA_TARGETS
+from training.sync import InProcessSync
+from training.teacher import NOUNS, Lesson, lessons
+
+GROUPS, GENERATIONS = 4, 8
+LORA = LoraConfig(r=8, lora_alpha=16, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
+
+
+class Stopwatch(TrainerCallback):  # type: ignore[misc]
+    """Keeps the seconds of each step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Start."""
+        self._began = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Stop."""
+        self.seconds.append(time.perf_counter() - self._began)
+
+
+async def scripted(steps: int) -> list[list[Rollout]]:
+    """Return the rollouts of each step, group by group; a member of a group differs from others by its move."""
+    world = list(questions(countries("train")))
+    answers = {question.text: question.answer for question in world}
+    knows_all = RunnableLambda(lambda messages: AIMessage(answers.get(messages[-1].text.rpartition("\n\n")[2], "+1")))
+    pool = ModelRegistry(
+        model.model_copy(update={"model": knows_all, "params": {}}) for model in pocket_registry("http://127.0.0.1/v1")
+    )
+    keys = (*NOUNS, "country")
+    memory = {(land.iso, key, by): "Peru" for land in countries("train") for key in keys for by in (None, *NOUNS)}
+    tokenizer = ChatTokenizer.load(base_model_dir())
+
+    async def one(lesson: Lesson) -> Rollout:
+        def write(transcript: Sequence[Any]) -> str:
+            blocks = [segment["text"].strip() for segment in transcript if segment["kind"] == "info"]
+            return lesson.turn([block[len("<information>") : -len("</information>")].strip() for block in blocks])
+
+        router = create_router(ScriptedEngine(write, tokenizer=tokenizer), pool)
+        task = Task(lesson.question, lesson.question, (answers[lesson.question],), "pocket")
+        return (await roll_out(router, pool, [(task, lesson.cost_weight)]))[0]
+
+    found = []
+    for step in range(steps):
+        batch = []
+        for number, question in enumerate(random.Random(step).sample(world, GROUPS)):
+            lots = (next(lessons([question], pool, memory, seed=seed)) for seed in range(1000 * number, 10**6))
+            plain = (lesson for lesson in lots if lesson.pool is pool and lesson.question == question.text)
+            batch += [await one(next(plain)) for _ in range(GENERATIONS)]
+        found.append(batch)
+    return found
+
+
+def arguments(directory: str, name: str) -> Any:
+    """Return the settings of both."""
+    return settings(
+        Path(directory, name),
+        per_device_train_batch_size=GENERATIONS,
+        gradient_accumulation_steps=GROUPS,
+        num_generations=GENERATIONS,
+        bf16=True,
+        save_strategy="no",
+        seed=0,
+    )
+
+
+def model_and_tokenizer() -> tuple[Any, Any]:
+    """Return the pocket base model, new each time."""
+    base = base_model_dir()
+    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16), AutoTokenizer.from_pretrained(base)
+
+
+def ours(batches: list[list[Rollout]], directory: str, watch: Stopwatch) -> GraphGRPOTrainer:
+    """Return our trainer, whose graph has made its rollouts already."""
+    model, tokenizer = model_and_tokenizer()
+    engine = TransformersEngine(model, tokenizer=str(base_model_dir()), temperature=1.0)
+    groups = [
+        Group(f"{step}-{index}", batch[index * GENERATIONS].task, 0.3)
+        for step, batch in enumerate(batches)
+        for index in range(GROUPS)
+    ]
+    left = iter(batches)
+
+    class Replayed(GraphGRPOTrainer):
+        async def _sample(self, groups: Any) -> list[Rollout]:
+            return next(left)
+
+    sync = InProcessSync(engine)
+    sync.proven = True
+    return Replayed(
+        model,
+        sync,
+        pocket_registry("http://127.0.0.1/v1"),
+        groups,
+        args=arguments(directory, "ours"),
+        peft_config=LORA,
+        processing_class=tokenizer,
+        callbacks=[watch],
+    )
+
+
+def trls(batches: list[list[Rollout]], directory: str, watch: Stopwatch) -> GRPOTrainer:
+    """Return TRL's trainer on the same sequences, each a single turn that was sampled from end to end."""
+    model, tokenizer = model_and_tokenizer()
+    left = iter(batches)
+
+    def replay(*_: Any) -> dict[str, Any]:
+        batch = next(left)
+        return {
+            "prompt_ids": [rollout.prompt_ids for rollout in batch],
+            "completion_ids": [rollout.completion_ids for rollout in batch],
+            "logprobs": [rollout.logprobs for rollout in batch],
+        }
+
+    def cheapness(completions: Sequence[str], **_: Any) -> list[float]:
+        return [-float(len(completion)) for completion in completions]
+
+    trainer = GRPOTrainer(
+        model=model,
+        reward_funcs=[cheapness],
+        args=arguments(directory, "trl"),
+        train_dataset=Dataset.from_dict({"prompt": [str(n) for n in range(len(batches) * GROUPS)]}),
+        rollout_func=replay,
+        peft_config=LORA,
+        processing_class=tokenizer,
+        callbacks=[watch],
+    )
+    # As ours: the log-probabilities of what was sampled are computed again, for the ratio to the sampler.
+    trainer.vllm_generation = type("Ready", (), {"sync_weights": lambda _: None})()
+    trainer._last_loaded_step = -1
+    trainer.use_vllm = True
+    return trainer
+
+
+def main(
+    steps: Annotated[int, typer.Option(help="Counted steps of each.")] = 4,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Time both, in turn; print seconds a step and their ratio."""
+    rounds = 2
+    counted = -(-steps // rounds)
+    batches = asyncio.run(scripted(rounds * (counted + 1)))
+    seconds: dict[str, list[float]] = {"ours": [], "TRL": []}
+    for number in range(rounds):
+        part = batches[number * (counted + 1) : (number + 1) * (counted + 1)]
+        for name, build in (("TRL", trls), ("ours", ours)):
+            watch = Stopwatch()
+            with tempfile.TemporaryDirectory() as directory:
+                build(part, directory, watch).train()
+            seconds[name] += watch.seconds[1:]
+            typer.echo(f"{name}: {', '.join(f'{second:.1f} s' for second in watch.seconds)}", err=True)
+    tokens = [len(r.prompt_ids) + len(r.completion_ids) for batch in batches for r in batch]
+    figures = {
+        "rollouts_a_step": GROUPS * GENERATIONS,
+        "tokens_a_rollout": round(statistics.mean(tokens)),
+        "ours_s": round(statistics.median(seconds["ours"]), 2),
+        "trl_s": round(statistics.median(seconds["TRL"]), 2),
+        "ratio": round(sum(seconds["ours"]) / sum(seconds["TRL"]), 3),
+    }
+    typer.echo(json.dumps(figures) if as_json else "\n".join(f"{name}: {value}" for name, value in figures.items()))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,212 @@
+"""GRPO from the command line: any router, pool and tasks. The same command goes on where it was stopped.
+
+    python -m training.train runs/mine --pool pocket --router ADAPTER            # the pocket pool
+    python -m training.train runs/mine --pool pool.toml --tasks nq,hotpotqa --model Qwen/Qwen2.5-3B-Instruct
+    accelerate launch --num_processes 4 -m training.train runs/mine --url http://a:8000/v1 --url http://b:8000/v1 ...
+
+Without `--url`, the server (with the pocket pool, when it is that) is started here and ends with the run. With several
+addresses, each process samples from one of them, all turns of a trajectory from the same; each publishes its own copy
+of the adapter there, so that processes need not wait for each other.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, cast
+
+import torch
+import typer
+from accelerate import PartialState  # type: ignore[import-untyped]
+from langgraph.cache.sqlite import SqliteCache
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from langgraph_router_r1.engines import TransformersEngine, VLLMEngine
+from langgraph_router_r1.evaluation.pools import RecordedPool
+from langgraph_router_r1.evaluation.tasks import Task, draw, load_tasks, read_tasks
+from langgraph_router_r1.ledger import Price
+from langgraph_router_r1.pocket import ADAPTERS, BASE_NAME, MAX_ROUTER_TOKENS, pocket_registry
+from langgraph_router_r1.pocket.base_model import base_model_dir
+from langgraph_router_r1.registry import ModelRegistry
+from langgraph_router_r1.serving.vllm import VLLMServer
+from training.disguise import Disguise, Names, anonymise, drop
+from training.grpo import COST_WEIGHTS, GraphGRPOTrainer, last_checkpoint, make_groups, settings
+from training.rewards import Basis, Mode, rewards
+from training.rollout import Calls, share_calls
+from training.sft import LORA_TARGETS, save_adapter
+from training.sync import InProcessSync, Sync, VLLMSync
+from training.watch import JsonLog, ProgressTable
+
+POCKET = "pocket"
+
+
+def train(
+    output: Annotated[Path, typer.Argument(help="Directory of the run: checkpoints, log, adapters.")],
+    pool: Annotated[
+        str, typer.Option(help="'pocket', a registry file, or a .jsonl file of recorded answers.")
+    ] = POCKET,
+    tasks: Annotated[
+        str, typer.Option(help="Task sets or .jsonl files, with commas; by default those of the pool.")
+    ] = "",
+    model: Annotated[str, typer.Option(help="Base model: directory or hub id; by default the pocket one.")] = "",
+    router: Annotated[Path | None, typer.Option(help="Adapter to start from; by default a new one.")] = None,
+    rank: Annotated[int, typer.Option(help="Of a new adapter.")] = 8,
+    url: Annotated[list[str] | None, typer.Option(help="A vLLM that serves the base model; more than once.")] = None,
+    in_process: Annotated[bool, typer.Option(help="Sample with transformers, without vLLM.")] = False,
+    steps: int = 60,
+    groups: Annotated[int, typer.Option(help="Questions a step.")] = 8,
+    generations: Annotated[int, typer.Option(help="Rollouts a question.")] = 8,
+    micro_batch: Annotated[
+        int, typer.Option(help="Rollouts in one forward pass; those of one question share their prompt.")
+    ] = 8,
+    learning_rate: float = 2e-4,
+    cost_weights: Annotated[str, typer.Option(help="Drawn for each question.")] = ",".join(map(str, COST_WEIGHTS)),
+    mode: Annotated[Mode, typer.Option(help="How the reward's parts add up.")] = "paper",
+    metric: Annotated[str, typer.Option(help="The outcome: em, f1, contains or number.")] = "em",
+    basis: Annotated[Basis, typer.Option(help="What counts as cost.")] = "full",
+    router_price: Annotated[float, typer.Option(help="Of the router's own tokens, $ per million.")] = 0.0,
+    beta: Annotated[float, typer.Option(help="Weight of the KL divergence from the router it starts from.")] = 0.0,
+    entropy: Annotated[float, typer.Option(help="Weight of the entropy bonus.")] = 0.0,
+    ratio: Annotated[str, typer.Option(help="What corrects for the sampler; TRL's name.")] = "token_truncate",
+    anonymous: Annotated[
+        str, typer.Option("--anonymise", help="Names in a disguised pool: neutral, shuffled, or empty for their own.")
+    ] = "",
+    dropped: Annotated[
+        float, typer.Option("--drop", help="Probability that a model is missing in a disguised pool.")
+    ] = 0.0,
+    disguised: Annotated[float, typer.Option(help="Share of questions whose pool is disguised.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of a turn.")] = MAX_ROUTER_TOKENS,
+    max_turns: Annotated[int, typer.Option(help="Most turns that ask models.")] = 4,
+    calls_per_model: Annotated[int, typer.Option(help="Routed calls in flight to one model.")] = 16,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 5,
+    tensorboard: bool = False,
+    seed: int = 0,
+) -> None:
+    """Train a router; the same command resumes a run that was stopped."""
+    process, processes = PartialState().process_index, PartialState().num_processes
+    passes, rest = divmod(groups * generations, micro_batch * processes)
+    if rest:
+        raise typer.BadParameter(
+            f"{groups} questions of {generations} rollouts are no whole number of passes of {micro_batch} rollouts in "
+            f"{processes} processes"
+        )
+    base = model or str(base_model_dir())
+    calls = Calls()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    # PEFT takes the adapter in float32: updates of this size would round to nothing in bfloat16.
+    policy = (
+        PeftModel.from_pretrained(network, str(router), is_trainable=True)
+        if router
+        else get_peft_model(
+            network, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
+        )
+    )
+    with _served(pool, base, url or [], process, log=output / "vllm.log", start=not in_process) as base_url:
+        registry, own_tasks = _pool(pool, base_url)
+        chosen = [task for name in tasks.split(",") if name for task in _tasks(name)] or own_tasks
+        sync: Sync
+        if in_process:
+            sync = InProcessSync(TransformersEngine(policy, tokenizer=base, temperature=1.0))
+        else:
+            engine = VLLMEngine(base_url, BASE_NAME, tokenizer=base, temperature=1.0, logprobs=True)
+            sync = VLLMSync(engine, output / "adapters" / str(process), name=f"router-p{process}")
+        trainer = GraphGRPOTrainer(
+            policy,
+            sync,
+            share_calls(
+                registry,
+                SqliteCache(path=str(output / f"replies-{process}.sqlite")),
+                per_model=calls_per_model,
+                calls=calls,
+            ),
+            make_groups(chosen, steps * groups, cost_weights=[*map(float, cost_weights.split(","))], seed=seed),
+            args=settings(
+                output,
+                per_device_train_batch_size=micro_batch,
+                gradient_accumulation_steps=passes,
+                num_generations=generations,
+                learning_rate=learning_rate,
+                lr_scheduler_type="constant_with_warmup",
+                warmup_steps=3,
+                beta=beta,
+                entropy_coef=entropy,
+                vllm_importance_sampling_mode=ratio,
+                bf16=True,
+                save_steps=save_every,
+                save_total_limit=2,
+                report_to=["tensorboard"] if tensorboard else [],
+                seed=seed,
+            ),
+            router={"max_tokens": max_tokens, "max_turns": max_turns, "router_price": Price.parse(router_price)},
+            score=functools.partial(rewards, mode=mode, metric=metric, basis=basis),
+            disguise=disguise_of(anonymous, dropped, disguised),
+            in_flight=groups * generations,
+            calls=calls,
+            processing_class=tokenizer,
+            callbacks=[JsonLog(output / "log.jsonl"), ProgressTable()],
+        )
+        trainer.train(resume_from_checkpoint=last_checkpoint(output))
+    # All of them: where weights are spread over processes, it takes all to put them together.
+    adapter = output / "adapter" / (f"router-{process}" if process else "router")
+    save_adapter(trainer.accelerator.unwrap_model(trainer.model), adapter)
+    if process == 0:
+        print(json.dumps({"adapter": str(adapter), "steps": trainer.state.global_step, "seed": seed}))
+
+
+@contextmanager
+def _served(pool: str, base: str, urls: list[str], process: int, *, log: Path, start: bool) -> Iterator[str]:
+    """Give the address of the server for this process; start one when there is none."""
+    if urls or not (start or pool == POCKET):
+        yield urls[process % len(urls)] if urls else ""
+        return
+    if PartialState().num_processes > 1:
+        raise typer.BadParameter("several processes need a server that is up already: give its address with --url")
+    adapters = {path.parent.name: path.parent for path in ADAPTERS.glob("*/adapter_config.json")}
+    lora = ["--enable-lora", "--max-loras", "2", "--max-lora-rank", "64"]
+    with VLLMServer(
+        base,
+        served_name=BASE_NAME,
+        adapters=adapters if pool == POCKET else {},
+        extra_args=[] if pool == POCKET else lora,
+        log_file=log,
+    ) as server:
+        yield server.base_url
+
+
+def _pool(pool: str, base_url: str) -> tuple[ModelRegistry, list[Task]]:
+    """Return a pool, and the tasks that come with it."""
+    if pool == POCKET:
+        return pocket_registry(base_url), load_tasks(POCKET, split="train")
+    if pool.endswith(".jsonl"):
+        recorded = RecordedPool.from_file(pool)
+        return recorded.registry(), draw(recorded.complete(), split="train")
+    return ModelRegistry.from_file(pool), []
+
+
+def _tasks(name: str) -> list[Task]:
+    """Return the tasks to train on: never those of validation or test."""
+    return draw(read_tasks(name), split="train") if name.endswith(".jsonl") else load_tasks(name, split="train")
+
+
+def disguise_of(anonymous: str, dropped: float, share: float) -> Disguise | None:
+    """Return what the options make of a pool; None when they leave it as it is."""
+    if not share or not (anonymous or dropped):
+        return None
+
+    def disguise(registry: ModelRegistry, choose: random.Random) -> ModelRegistry:
+        if choose.random() >= share:
+            return registry
+        smaller = drop(registry, choose, share=dropped)
+        return anonymise(smaller, choose, names=cast("Names", anonymous)) if anonymous else smaller
+
+    return disguise
+
+
+if __name__ == "__main__":
+    typer.run(train)
