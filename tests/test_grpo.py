@@ -35,6 +35,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast 
 
 from training.disguise import FEWEST, anonymise, drop, true_names  # noqa: E402
 from training.grpo import STATE_FILE, GraphGRPOTrainer, last_checkpoint, make_groups, settings  # noqa: E402
+from training.logprobs import completion_logprobs  # noqa: E402
 from training.rewards import CostScale, Reward, rewards  # noqa: E402
 from training.rollout import Rollout  # noqa: E402
 from training.sft import LORA_TARGETS, best_examples  # noqa: E402
@@ -195,6 +196,24 @@ def test_the_target_of_an_inserted_token_changes_no_gradient(tmp_path: Path, mon
     assert same(gradients(trainer, inputs), expected, atol=0)
     targets[row, 0] = (targets[row, 0] + 7) % 258
     assert not same(gradients(trainer, inputs), expected)
+
+
+def test_rollouts_of_a_question_go_through_the_network_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so their prompt goes through it once, however many micro-batches a step has."""
+    prompts: list[set[tuple[int, ...]]] = []
+
+    def watched(network: Any, ids: Any, mask: Any, keep: int, **options: Any) -> Any:
+        rows = zip(ids[:, :-keep], mask[:, :-keep], strict=True)
+        prompts.append({tuple(row[own.bool()].tolist()) for row, own in rows})
+        return completion_logprobs(network, ids, mask, keep, **options)
+
+    monkeypatch.setattr("training.grpo.completion_logprobs", watched)
+    trainer = tiny_trainer(tmp_path, steps=2, args={"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2})
+    trainer.train()
+    assert len(prompts) >= 2 * 2 * 2
+    assert all(len(of_a_pass) == 1 for of_a_pass in prompts)
 
 
 def test_unscorable_rollouts_change_nothing(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ import torch
 from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from datasets import Dataset
 from langchain_core.messages import HumanMessage
+from peft.helpers import disable_input_dtype_casting
 from transformers import PrinterCallback, TrainerCallback
 
 from langgraph_router_r1 import ModelRegistry, create_router
@@ -48,6 +49,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "TRL currently supports vLLM versions", UserWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(torch|vllm)\.")
     from trl import GRPOConfig, GRPOTrainer
+    from trl.trainer.utils import split_tensor_dict
 
 COST_WEIGHTS = (0.0, 0.3, 0.6, 0.9)
 """What prompts say of money: one policy is to serve every trade-off between them."""
@@ -75,7 +77,7 @@ class Group:
 def make_groups(
     tasks: Sequence[Task], count: int, *, cost_weights: Sequence[float] = COST_WEIGHTS, seed: int = 0, name: str = "g"
 ) -> list[Group]:
-    """Return so many groups: the tasks over and over, each time in another order, each at a cost weight drawn for it.
+    """Return so many groups: the tasks over and over, each time in another order, at cost weights likewise.
 
     Raises:
         ValueError: There are no tasks, or no cost weights, or one that is not between 0 and 1.
@@ -89,8 +91,13 @@ def make_groups(
     order: list[Task] = []
     while len(order) < count:
         order += choose.sample(list(tasks), len(tasks))
+    # Each weight once before any comes again: a step that lacked one would pull all of them the same way.
+    weights: list[float] = []
+    while len(weights) < count:
+        weights += choose.sample(list(cost_weights), len(cost_weights))
     return [
-        Group(f"{name}{number}", task, choose.choice(list(cost_weights))) for number, task in enumerate(order[:count])
+        Group(f"{name}{number}", task, weight)
+        for number, (task, weight) in enumerate(zip(order[:count], weights, strict=False))
     ]
 
 
@@ -119,6 +126,8 @@ def settings(output_dir: str | Path, **options: Any) -> GRPOConfig:
 
 class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     """TRL's GRPO trainer, whose rollouts come from the router graph."""
+
+    _buffered_inputs: Any
 
     def __init__(
         self,
@@ -276,6 +285,21 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             log_metric(name, value)
         return total
 
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """Give the next micro-batch; as TRL does, but rollouts of a question stay together, and so share their prompt.
+
+        TRL shuffles them, which changes nothing where a batch makes one update: its gradient is a sum.
+        """
+        micro_batches = self.args.steps_per_generation
+        updates = micro_batches * self.num_iterations // self.args.gradient_accumulation_steps
+        if not self.model.training or updates > 1:
+            return super()._prepare_inputs(generation_batch)
+        if self._step % micro_batches == 0 or self._buffered_inputs is None:
+            self._buffered_inputs = split_tensor_dict(
+                self._generate_and_score_completions(generation_batch), micro_batches
+            )
+        return self._buffered_inputs[self._step % micro_batches]
+
     def _get_per_token_logps_and_entropies(
         self,
         model: Any,
@@ -296,7 +320,8 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         size = batch_size or len(input_ids)
         chunks = []
         for start in range(0, len(input_ids), size):
-            with self.accelerator.autocast():
+            # Under autocast an adapter's inputs are cast anyway: to float32 and back would change nothing but the time.
+            with self.accelerator.autocast(), disable_input_dtype_casting(model, active=self.args.bf16):
                 chunks.append(
                     completion_logprobs(
                         network,

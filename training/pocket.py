@@ -25,7 +25,7 @@ from typing import Annotated, Any
 
 import typer
 
-from langgraph_router_r1 import create_router, protocol
+from langgraph_router_r1 import protocol
 from langgraph_router_r1.candidates import build_model
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.evaluation.metrics import contains, exact_match
@@ -44,9 +44,7 @@ from langgraph_router_r1.pocket.world import (
 )
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.registry import Measured, ModelDescriptor, ModelRegistry
-from langgraph_router_r1.testing import ScriptedEngine
-from langgraph_router_r1.transcript import Segment, sampled_mask, token_ids
-from training.teacher import LESSONS_A_POOL, Lesson, Memory, lessons
+from training.teacher import LESSONS_A_POOL, Memory, drive, keep_batches, lessons
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -174,20 +172,7 @@ def transcripts(
     chosen = sample_for_router("train", seed)
     with pocket_server(adapters=adapters) as server:
         runs = asyncio.run(_taught_runs(server.base_url, chosen, seed))
-    blocks: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for run in runs:
-        if run["right"] and len(blocks[run["block"]]) < LESSONS_A_POOL:
-            blocks[run["block"]].append(run)
-    whole = [block for block in blocks.values() if len(block) == LESSONS_A_POOL]
-    random.Random(seed).shuffle(whole)
-    kept = [run for block in whole for run in block]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("w", encoding="utf-8") as file:
-        for run in kept:
-            file.write(json.dumps({"token_ids": run["token_ids"], "mask": run["mask"]}) + "\n")
-    tokens = sum(len(run["token_ids"]) for run in kept)
-    wrong = sum(not run["right"] for run in runs)
-    report(transcripts=len(kept), pools=len(whole), wrong=wrong, tokens=tokens)
+    report(**keep_batches(runs, output, seed=seed))
 
 
 def sample_for_router(split: Split, seed: int) -> list[PocketQuestion]:
@@ -205,28 +190,7 @@ async def _taught_runs(base_url: str, chosen: Sequence[PocketQuestion], seed: in
     tokenizer = ChatTokenizer.load(base_model_dir())
     registry = pocket_registry(base_url)
     memory = await _memory(build_model(registry["smol"]), seed)
-    gate = asyncio.Semaphore(IN_FLIGHT)
-
-    async def one(lesson: Lesson) -> dict[str, Any]:
-        def write(transcript: Sequence[Segment]) -> str:
-            blocks = [segment["text"].strip() for segment in transcript if segment["kind"] == "info"]
-            return lesson.turn([text[len("<information>") : -len("</information>")].strip() for text in blocks])
-
-        router = create_router(ScriptedEngine(write, tokenizer=tokenizer), lesson.pool, cost_weight=lesson.cost_weight)
-        async with gate:
-            result = await router.ainvoke(
-                {"messages": [("user", lesson.question)]}, output_keys=["answer", "transcript"]
-            )
-        transcript = result["transcript"]
-        return {
-            "token_ids": token_ids(transcript),
-            "mask": sampled_mask(transcript),
-            "right": lesson.answer is None or exact_match(result["answer"], [lesson.answer]),
-            "block": lesson.block,
-        }
-
-    taught = list(lessons(chosen, registry, memory, seed=seed))
-    return await asyncio.gather(*(one(lesson) for lesson in taught))
+    return await drive(lessons(chosen, registry, memory, seed=seed), tokenizer, in_flight=IN_FLIGHT)
 
 
 async def _memory(smol: Any, seed: int) -> Memory:
@@ -263,12 +227,9 @@ def router(
     seed: int = 0,
 ) -> None:
     """Train the router's adapter."""
-    from training.sft import Example, train_adapter
+    from training.sft import read_examples, train_adapter
 
-    examples = []
-    for line in transcripts.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        examples.append(Example(row["token_ids"], row["mask"]))
+    examples = read_examples(transcripts)
     started = time.monotonic()
     loss = train_adapter(
         base_model_dir(),

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
+from peft.helpers import disable_input_dtype_casting
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from trl import SFTConfig, SFTTrainer
@@ -39,6 +40,12 @@ class Example:
                 f"an example has {len(self.token_ids)} token ids and {len(self.mask)} mask values: they must be as many"
             )
             raise ValueError(msg)
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Read a file of transcripts, `{"token_ids": [...], "mask": [...]}` a line, as `teacher.keep_batches` writes."""
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [Example(row["token_ids"], row["mask"]) for row in rows]
 
 
 def best_examples(
@@ -84,12 +91,14 @@ class _SharedPromptTrainer(SFTTrainer):  # type: ignore[misc]
         ids, mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
         shared = shared_start(ids, labels)
         cache = DynamicCache(config=causal_lm.config)
-        if shared:
-            causal_lm.model(input_ids=ids[:1, :shared], past_key_values=cache, use_cache=True)
-            cache.batch_repeat_interleave(len(ids))
-        hidden = causal_lm.model(
-            input_ids=ids[:, shared:], attention_mask=mask, past_key_values=cache, use_cache=True
-        ).last_hidden_state
+        # Under autocast an adapter's inputs are cast anyway: to float32 and back would change nothing but the time.
+        with disable_input_dtype_casting(causal_lm, active=torch.is_autocast_enabled(ids.device.type)):
+            if shared:
+                causal_lm.model(input_ids=ids[:1, :shared], past_key_values=cache, use_cache=True)
+                cache.batch_repeat_interleave(len(ids))
+            hidden = causal_lm.model(
+                input_ids=ids[:, shared:], attention_mask=mask, past_key_values=cache, use_cache=True
+            ).last_hidden_state
         targets = labels[:, shared + 1 :]
         learned = targets != -100
         logits = causal_lm.lm_head(hidden[:, :-1][learned]).float()

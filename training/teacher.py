@@ -1,8 +1,9 @@
-"""The scripted teacher of the pocket router's cold start: it shows every move there is, and not when to make which.
+"""The scripted teacher of the pocket router's cold start: it shows every move there is, and that money matters.
 
 A move is asking the best model for each step, asking one model for all of it, recalling the country and asking for the
-rest, or answering from memory. Which one is drawn by lot, whatever the prompt says of money: what a move earns at which
-cost weight is what reinforcement learning is for, and it can only choose among moves that it has seen.
+rest, or answering from memory. Which one is drawn by lot, and the lot leans with the cost weight in the prompt. How far
+to lean for which question is what reinforcement learning is for; it can only choose among moves that it has seen, and
+from a lot that did not lean it had not found out in ten steps that the number in the prompt says anything (LOG.md).
 
 Names are no skills either: most lessons have pools with other names, in another order, with models missing, and with
 models for topics that exist in lessons only. Their replies are made-up words: nobody can know them without asking.
@@ -10,16 +11,24 @@ models for topics that exist in lessons only. Their replies are made-up words: n
 
 from __future__ import annotations
 
+import asyncio
+import json
 import random
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, cast
+from pathlib import Path
+from typing import Any, Literal, cast
 
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 
+from langgraph_router_r1 import create_router
+from langgraph_router_r1.engines.tokenizer import Tokenizer
+from langgraph_router_r1.evaluation.metrics import exact_match
+from langgraph_router_r1.evaluation.pools import TASK_ID
 from langgraph_router_r1.pocket.world import (
     DESCRIBED,
     FORWARD,
@@ -30,12 +39,19 @@ from langgraph_router_r1.pocket.world import (
     Relation,
 )
 from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
+from langgraph_router_r1.testing import ScriptedEngine
+from langgraph_router_r1.transcript import Segment, sampled_mask, token_ids
 from training.disguise import anonymise, drop, true_names
 
 Move = Literal["ask", "one model", "recall", "answer"]
 
-MOVES: dict[Move, float] = {"ask": 0.5, "one model": 0.1, "recall": 0.2, "answer": 0.2}
-"""How often each is drawn, of those that a question and a pool allow."""
+MOVES: dict[Move, tuple[float, float]] = {
+    "ask": (0.85, 0.2),
+    "one model": (0.05, 0.05),
+    "recall": (0.05, 0.25),
+    "answer": (0.05, 0.5),
+}
+"""How often each is drawn at cost weight 0 and at 1, of those that a question and a pool allow."""
 
 COST_WEIGHTS = (0.0, 0.3, 0.6, 0.9)
 """What the prompts of lessons say of money."""
@@ -133,8 +149,69 @@ class Lesson:
     """From the replies so far to the router's next turn."""
     answer: str | None
     """What must come out of it; None when it is answered from memory, right or wrong."""
-    block: int
+    block: int = 0
     """Which pool it has: lessons of a block have the same one."""
+    task_id: str | None = None
+    """Where replies are recorded: of which task."""
+
+
+async def drive(taught: Iterable[Lesson], tokenizer: Tokenizer, *, in_flight: int = 32) -> list[dict[str, Any]]:
+    """Let the teacher drive the graph, the models of each lesson's pool behind it.
+
+    Returns:
+        For each lesson `token_ids`, `mask` (1 on the teacher's own tokens), `right` and `block`, in order.
+    """
+    gate = asyncio.Semaphore(in_flight)
+
+    async def one(lesson: Lesson) -> dict[str, Any]:
+        def write(transcript: Sequence[Segment]) -> str:
+            blocks = [segment["text"].strip() for segment in transcript if segment["kind"] == "info"]
+            return lesson.turn([text[len("<information>") : -len("</information>")].strip() for text in blocks])
+
+        router = create_router(ScriptedEngine(write, tokenizer=tokenizer), lesson.pool, cost_weight=lesson.cost_weight)
+        async with gate:
+            result = await router.ainvoke(
+                {"messages": [("user", lesson.question)]},
+                {"metadata": {TASK_ID: lesson.task_id}},
+                output_keys=["answer", "transcript"],
+            )
+        return {
+            "token_ids": token_ids(result["transcript"]),
+            "mask": sampled_mask(result["transcript"]),
+            "right": lesson.answer is None or exact_match(result["answer"], [lesson.answer]),
+            "block": lesson.block,
+        }
+
+    return await asyncio.gather(*map(one, taught))
+
+
+def keep_batches(runs: Iterable[dict[str, Any]], path: Path, *, seed: int) -> dict[str, int]:
+    """Write the runs that went as they should, a batch of one pool after the other; return how many there are of what.
+
+    Args:
+        runs: As `drive` returns them.
+        path: Of the file, a JSON object a line.
+        seed: Of the order of the batches.
+    """
+    blocks: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    wrong = 0
+    for run in runs:
+        wrong += not run["right"]
+        if run["right"] and len(blocks[run["block"]]) < LESSONS_A_POOL:
+            blocks[run["block"]].append(run)
+    whole = [block for block in blocks.values() if len(block) == LESSONS_A_POOL]
+    random.Random(seed).shuffle(whole)
+    kept = [run for block in whole for run in block]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for run in kept:
+            file.write(json.dumps({"token_ids": run["token_ids"], "mask": run["mask"]}) + "\n")
+    return {
+        "transcripts": len(kept),
+        "batches": len(whole),
+        "wrong": wrong,
+        "tokens": sum(len(run["token_ids"]) for run in kept),
+    }
 
 
 def lessons(
@@ -159,8 +236,8 @@ def lessons(
         of_topics = [_about_topic(choose.choice(topics), lands, choose) for _ in range(size * 3 // 8)] if topics else []
         asked = of_topics + [left.pop() for _ in range(min(size - len(of_topics), len(left)))]
         for one in choose.sample(asked, len(asked)):
-            turn, from_memory = _plan(one, names, memory, choose)
             weight = choose.choice(COST_WEIGHTS)
+            turn, from_memory = _plan(one, weight, names, memory, choose)
             yield Lesson(one.text, pool, weight, turn, None if from_memory else one.answer, block)
         block += 1
 
@@ -220,7 +297,7 @@ def _topic_query(topic: str, country: str) -> str:
 
 
 def _plan(
-    asked: Asked, names: Mapping[str, str], memory: Memory, choose: random.Random
+    asked: Asked, cost_weight: float, names: Mapping[str, str], memory: Memory, choose: random.Random
 ) -> tuple[Callable[[Sequence[str]], str], bool]:
     """Draw a move that question and pool allow; return its turns, and whether memory has a part in it."""
     is_topic = asked.relation in TOPICS
@@ -236,7 +313,8 @@ def _plan(
     }
     moves: list[Move] = [move for move in MOVES if allowed[move]]
     # Where a specialist is missing, one model for all of it is what asking the best is elsewhere.
-    odds = [MOVES["ask" if move == "one model" and not allowed["ask"] else move] for move in moves]
+    ends = [MOVES["ask" if move == "one model" and not allowed["ask"] else move] for move in moves]
+    odds = [(1 - cost_weight) * careful + cost_weight * thrifty for careful, thrifty in ends]
     move = choose.choices(moves, odds)[0]
 
     if move == "answer":

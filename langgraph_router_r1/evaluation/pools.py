@@ -167,7 +167,7 @@ class RecordedPool:
     def registry(
         self, *, prices: Mapping[str, PriceLike] | None = None, descriptions: Mapping[str, str] | None = None
     ) -> ModelRegistry:
-        """Return the recorded models as a registry, at the prices that the records imply.
+        """Return the recorded models as a registry: prices as the records imply, skills as measured on the train split.
 
         Args:
             prices: Prices of models whose costs are not recorded.
@@ -182,11 +182,20 @@ class RecordedPool:
                 model=RecordedChatModel(pool=self, name=model),
                 price=(prices or {}).get(model) or self._price(model),
                 description=(descriptions or {}).get(model, ""),
+                skills=self._skills(model),
                 # Nothing is waited for, and what was once said can't be said again in other words.
                 max_retries=0,
             )
             for model in self.models
         )
+
+    def _skills(self, model: str) -> dict[str, float]:
+        """Return how good a model's replies are, by data set; of the train split, the others are for testing."""
+        found: dict[str, list[float]] = {}
+        for task in self.of_split("train").tasks.values():
+            if model in self.outcomes[task.id]:
+                found.setdefault(task.dataset, []).append(quality(task, self.outcomes[task.id][model]))
+        return {dataset: round(sum(values) / len(values), 2) for dataset, values in found.items()}
 
     def _price(self, model: str) -> Price:
         """Return the price per token that explains every recorded cost of a model to within 1 %."""

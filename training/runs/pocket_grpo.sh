@@ -12,3 +12,7 @@ for seed; do
   "$python" -m training.train "runs/pocket_grpo/seed$seed" --router "$start" --seed "$seed" \
     --router-price 0.01 --anonymise neutral --drop 0.25 --disguised 0.5 --steps 30
 done
+# What benchmarks/pocket_grpo.toml compares: the routers by name, and the one that they start from.
+mkdir -p runs/pocket_grpo/adapters
+ln -sfn "$(realpath "$start")" runs/pocket_grpo/adapters/cold
+for seed; do ln -sfn "../seed$seed/adapter/router" "runs/pocket_grpo/adapters/seed$seed"; done

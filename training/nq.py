@@ -1,0 +1,139 @@
+"""The cold start of a router over recorded models: ask one of them, look at the reply, ask another or answer shortly.
+
+    python -m training.nq transcripts     the teacher's runs, from the train split of recorded answers
+    python -m training.nq router          the adapter, from these
+
+Whom to ask is drawn by lot: choosing is left to reinforcement learning, as on the pocket pool (teacher.py). What the
+replies of EVOUNA's five systems teach is reading: their questions are others, and so are the names in their pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from langgraph_router_r1.engines.tokenizer import ChatTokenizer
+from langgraph_router_r1.evaluation.metrics import contains
+from langgraph_router_r1.evaluation.pools import RecordedPool
+from langgraph_router_r1.evaluation.tasks import Task, TaskError, data_dir
+from langgraph_router_r1.pocket.base_model import base_model_dir
+from langgraph_router_r1.registry import ModelRegistry
+from training.extractor import answer_in
+from training.pocket import report
+from training.teacher import COST_WEIGHTS, LESSONS_A_POOL, Lesson, drive, keep_batches
+
+cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+
+RECORDED = "nq_six_models.jsonl"
+OTHERS = "evouna_nq_triviaqa.jsonl"
+PRICES = {"fid": 0.1, "text-davinci-003": 20.0, "gpt-3.5-turbo": 2.0, "gpt-4": 60.0, "bing-chat": 60.0}
+"""Of the other pool, dollars per million completion tokens (see benchmarks/evouna.toml)."""
+
+SECOND_CALLS = 200
+"""Lessons in which the first reply is of no use, and another model is asked."""
+
+Transcripts = Annotated[Path, typer.Option(help="File of the transcripts, a JSON object a line.")]
+
+
+def lessons(pool: RecordedPool, registry: ModelRegistry, *, seconds: int, most: int, seed: int) -> list[Lesson]:
+    """Return lessons on the tasks of the train split.
+
+    Args:
+        pool: The recorded answers.
+        registry: Its models.
+        seconds: Most lessons that ask a second model.
+        most: Most lessons that ask one.
+        seed: Of their order, the cost weights and the second models.
+    """
+    choose = random.Random(seed)
+    once: list[Lesson] = []
+    twice: list[Lesson] = []
+    for task in pool.of_split("train").tasks.values():
+        replies = {model: outcome.response or "" for model, outcome in pool.outcomes[task.id].items()}
+        knowing = [model for model, reply in replies.items() if contains(reply, task.golden_answers)]
+        for model, reply in replies.items():
+            target = answer_in(reply, task)
+            weight = choose.choice(COST_WEIGHTS)
+            if target:
+                once.append(_lesson(task, registry, weight, [model], target))
+            if model not in knowing and knowing:
+                other = choose.choice(knowing)
+                found = answer_in(replies[other], task)
+                if found:
+                    twice.append(_lesson(task, registry, weight, [model, other], found))
+    return choose.sample(once, min(most, len(once))) + choose.sample(twice, min(seconds, len(twice)))
+
+
+def _lesson(task: Task, registry: ModelRegistry, weight: float, models: Sequence[str], answer: str) -> Lesson:
+    first, *more = models
+    turns = [f"<think> I ask {first}. </think>\n<search> {first}: {task.question} </search>"]
+    turns += [
+        f"<think> That does not answer it. I ask {model}. </think>\n<search> {model}: {task.question} </search>"
+        for model in more
+    ]
+    turns.append(f"<think> It says: {answer}. </think>\n<answer> {answer} </answer>")
+    return Lesson(task.question, registry, weight, partial(_turn, turns), answer, task_id=task.id)
+
+
+def _turn(turns: Sequence[str], replies: Sequence[str]) -> str:
+    return turns[len(replies)]
+
+
+def in_batches(taught: Sequence[Lesson], first: int, choose: random.Random) -> Iterator[Lesson]:
+    """Yield the lessons of one pool in random order, so numbered that a batch is full of them."""
+    for index, lesson in enumerate(choose.sample(taught, len(taught))):
+        yield Lesson(**{**vars(lesson), "block": first + index // LESSONS_A_POOL})
+
+
+@cli.command()
+def transcripts(output: Transcripts = Path("runs/nq/transcripts.jsonl"), seed: int = 0) -> None:
+    """Let the teacher drive the graph over recorded answers."""
+    directory = data_dir()
+    if directory is None:
+        raise TaskError("the router learns from recorded answers: set ROUTER_R1_DATA to the data directory")
+    six = RecordedPool.from_file(directory / "pools" / RECORDED)
+    others = RecordedPool.from_file(directory / "pools" / OTHERS)
+    choose = random.Random(seed)
+    own = lessons(six, six.registry(), seconds=SECOND_CALLS, most=10**6, seed=seed)
+    reading = lessons(others, others.registry(prices=PRICES), seconds=0, most=480, seed=seed)
+    taught = [*in_batches(own, 0, choose), *in_batches(reading, len(own), choose)]
+    runs = asyncio.run(drive(taught, ChatTokenizer.load(base_model_dir())))
+    report(lessons=len(taught), **keep_batches(runs, output, seed=seed))
+
+
+@cli.command()
+def router(
+    transcripts: Transcripts = Path("runs/nq/transcripts.jsonl"),
+    output: Path = Path("runs/nq/adapters"),
+    epochs: float = 1.0,
+    learning_rate: float = 8e-4,
+    seed: int = 0,
+) -> None:
+    """Train the router's adapter."""
+    from training.sft import read_examples, train_adapter
+
+    examples = read_examples(transcripts)
+    started = time.monotonic()
+    loss = train_adapter(
+        base_model_dir(),
+        examples,
+        output / "router",
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=LESSONS_A_POOL,
+        shuffle=False,
+        seed=seed,
+    )
+    seconds = round(time.monotonic() - started)
+    report(adapter="router", examples=len(examples), epochs=epochs, seconds=seconds, mean_loss=round(loss, 4))
+
+
+if __name__ == "__main__":
+    cli()
