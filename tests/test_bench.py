@@ -105,6 +105,19 @@ def test_runs_of_another_benchmark_are_not_mixed_in(tmp_path: Path) -> None:
         changed.finished()
 
 
+def test_runs_of_ones_own_adapters_are_not_mixed_with_those_of_newer_ones(tmp_path: Path) -> None:
+    file = recorded(tmp_path, head='adapters = ["mine"]\n')
+    with pytest.raises(BenchError, match="needs 'mine'"):
+        run(Bench.from_file(file, tmp_path / "runs"))
+    weights = tmp_path / "mine" / "router" / "adapter_model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"one")
+    run(Bench.from_file(file, tmp_path / "runs"))
+    weights.write_bytes(b"two")
+    with pytest.raises(BenchError, match="another version of 'small'"):
+        run(Bench.from_file(file, tmp_path / "runs"))
+
+
 def test_a_line_that_a_crash_cut_off_is_run_again(tmp_path: Path) -> None:
     bench = Bench.from_file(recorded(tmp_path), tmp_path / "runs")
     whole = run(bench)

@@ -44,6 +44,22 @@ def test_a_recorded_model_says_what_it_said_at_the_price_of_the_record() -> None
     assert reply.usage_metadata == {"input_tokens": 10, "output_tokens": 4, "total_tokens": 14}
 
 
+def test_a_recorded_models_skills_are_measured_on_the_train_split_alone() -> None:
+    def rows(right: Any) -> list[dict[str, Any]]:
+        paid = {"completion_tokens": 1, "cost_usd": 1e-6}
+        return [
+            {"id": f"t{n}", "question": f"question {n}?", "golden_answers": ["yes"], "dataset": "mine",
+             "outcomes": {"small": {"response": "Yes." if right(n) else "No.", **paid}}}
+            for n in range(60)
+        ]  # fmt: skip
+
+    blank = RecordedPool.from_rows(rows(lambda n: False))
+    train = {int(task.id[1:]) for task in blank.tasks.values() if task.split == "train"}
+    recorded = RecordedPool.from_rows(rows(lambda n: n not in train or n % 2))
+    expected = sum(n % 2 for n in train) / len(train)
+    assert recorded.registry()["small"].skills == {"mine": pytest.approx(expected, abs=0.005)}
+
+
 def test_through_the_router_the_reply_is_the_tasks_whatever_is_asked() -> None:
     turns = [search("small: Something else entirely?"), answer("Lima")]
     for run in (
