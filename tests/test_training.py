@@ -11,13 +11,13 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router, protocol
-from langgraph_router_r1.pocket.world import SPECIALISTS, countries, questions
+from langgraph_router_r1.pocket.world import SPECIALISTS, PocketQuestion, countries, questions
 from langgraph_router_r1.testing import ScriptedEngine
 
 torch = pytest.importorskip("torch")
 
 from training.sft import Example, _SharedPromptTrainer, shared_start  # noqa: E402
-from training.teacher import NOUNS, TOPICS, Lesson, lessons  # noqa: E402
+from training.teacher import NOUNS, TOPICS, Lesson, Memory, lessons  # noqa: E402
 
 
 def test_computing_a_shared_prompt_once_changes_neither_loss_nor_gradient() -> None:
@@ -71,8 +71,8 @@ def test_an_example_whose_mask_does_not_fit_is_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def taught() -> list[tuple[Lesson, dict[str, Any]]]:
-    """A teacher's lessons, run over a pool that knows everything."""
+def everything() -> tuple[list[PocketQuestion], ModelRegistry, Memory]:
+    """Questions, a pool that knows everything, and a memory that knows nothing."""
     known = {question.text: question.answer for question in questions(countries("train"))}
 
     def reply(messages: Any) -> AIMessage:
@@ -88,7 +88,13 @@ def taught() -> list[tuple[Lesson, dict[str, Any]]]:
         for fact in (*NOUNS, "country")
         for relation in (None, *NOUNS)
     }
-    chosen = random.Random(0).sample(list(questions(countries("train"))), 300)
+    return random.Random(0).sample(list(questions(countries("train"))), 300), registry, memory
+
+
+@pytest.fixture(scope="module")
+def taught(everything: Any) -> list[tuple[Lesson, dict[str, Any]]]:
+    """A teacher's lessons, run over that pool."""
+    chosen, registry, memory = everything
     found = []
     for lesson in lessons(chosen, registry, memory):
 
@@ -111,11 +117,28 @@ def test_every_lesson_is_well_formed_and_ends_in_the_answer_unless_memory_is_par
             assert protocol.check_format(segments, lesson.pool.names) is None
 
 
-def test_lessons_show_each_move_at_each_cost_weight(taught: Any) -> None:
+def test_lessons_show_every_move_and_lean_from_asking_to_memory_as_money_counts_more(taught: Any) -> None:
     openings = ("Asked for", "First the country", "One model", "I know the country", "I answer from memory")
-    for weight in (0.0, 0.3, 0.6, 0.9):
-        turns = [lesson.turn([]) for lesson, _ in taught if lesson.cost_weight == weight]
-        assert {next(o for o in openings if turn.startswith(f"<think> {o}")) for turn in turns} == set(openings)
+    asking: dict[float, list[bool]] = {0.0: [], 0.3: [], 0.6: [], 0.9: []}
+    seen = set()
+    for lesson, _ in taught:
+        turn = lesson.turn([])
+        opening = next(o for o in openings if turn.startswith(f"<think> {o}"))
+        seen.add(opening)
+        asking[lesson.cost_weight].append(opening in openings[:3])
+    shares = [sum(asked) / len(asked) for asked in asking.values()]
+    assert seen == set(openings)
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > 0.85
+    assert shares[-1] < 0.5
+
+
+def test_first_lessons_always_ask_and_know_the_real_pool_only(everything: Any) -> None:
+    chosen, registry, memory = everything
+    for lesson in lessons(chosen[:40], registry, memory, first=True):
+        assert lesson.pool is registry
+        assert lesson.answer is not None
+        assert lesson.turn([]).startswith(("<think> Asked for", "<think> First the country"))
 
 
 def test_lessons_have_other_names_and_topics_that_only_a_descriptor_tells_of(taught: Any) -> None:

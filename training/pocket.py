@@ -166,12 +166,15 @@ def pilot(replies: Path, output: Path = PROFILE_FILE, sample: int = 40, seed: in
 
 @cli.command()
 def transcripts(
-    adapters: Output = ADAPTERS, output: Transcripts = Path("runs/pocket/transcripts.jsonl"), seed: int = 0
+    adapters: Output = ADAPTERS,
+    output: Transcripts = Path("runs/pocket/transcripts.jsonl"),
+    first: Annotated[bool, typer.Option(help="First lessons: only to ask, in the real pool.")] = False,
+    seed: int = 0,
 ) -> None:
     """Let the teacher drive the graph over the training countries, and keep the runs that went as they should."""
     chosen = sample_for_router("train", seed)
     with pocket_server(adapters=adapters) as server:
-        runs = asyncio.run(_taught_runs(server.base_url, chosen, seed))
+        runs = asyncio.run(_taught_runs(server.base_url, chosen, first, seed))
     report(**keep_batches(runs, output, seed=seed))
 
 
@@ -186,11 +189,11 @@ def sample_for_router(split: Split, seed: int) -> list[PocketQuestion]:
     return chosen
 
 
-async def _taught_runs(base_url: str, chosen: Sequence[PocketQuestion], seed: int) -> list[dict[str, Any]]:
+async def _taught_runs(base_url: str, chosen: Sequence[PocketQuestion], first: bool, seed: int) -> list[dict[str, Any]]:
     tokenizer = ChatTokenizer.load(base_model_dir())
     registry = pocket_registry(base_url)
     memory = await _memory(build_model(registry["smol"]), seed)
-    return await drive(lessons(chosen, registry, memory, seed=seed), tokenizer, in_flight=IN_FLIGHT)
+    return await drive(lessons(chosen, registry, memory, first=first, seed=seed), tokenizer, in_flight=IN_FLIGHT)
 
 
 async def _memory(smol: Any, seed: int) -> Memory:
@@ -222,6 +225,7 @@ async def _memory(smol: Any, seed: int) -> Memory:
 def router(
     transcripts: Transcripts = Path("runs/pocket/transcripts.jsonl"),
     output: Output = ADAPTERS,
+    start: Annotated[Path | None, typer.Option(help="Adapter to go on from; by default a new one.")] = None,
     epochs: float = 1.0,
     learning_rate: float = 8e-4,
     seed: int = 0,
@@ -235,6 +239,7 @@ def router(
         base_model_dir(),
         examples,
         output / "router",
+        start=start,
         epochs=epochs,
         learning_rate=learning_rate,
         batch_size=LESSONS_A_POOL,

@@ -126,12 +126,14 @@ def train_adapter(
     learning_rate: float,
     batch_size: int,
     rank: int = 8,
+    start: Path | None = None,
     shuffle: bool = True,
     seed: int = 0,
 ) -> float:
     """Train a LoRA adapter on all linear layers, write it to `output_dir` in bfloat16, return the last loss.
 
-    `shuffle=False` takes the examples in their order: for batches that were put together to share a prompt.
+    `start` is an adapter to go on from, of whatever rank. `shuffle=False` takes the examples in their order: for
+    batches that were put together to share a prompt.
 
     The base model stays in bfloat16 while the adapter trains in float32: bfloat16 updates of the
     size that matter here would round to nothing.
@@ -139,6 +141,9 @@ def train_adapter(
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(base_model)
     model = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.bfloat16)
+    if start is not None:
+        model = PeftModel.from_pretrained(model, str(start), is_trainable=True)
+    new = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, task_type="CAUSAL_LM", bias="none")
     trainer = _SharedPromptTrainer(
         model=model,
         processing_class=tokenizer,
@@ -151,9 +156,7 @@ def train_adapter(
                 for example in examples
             ]
         ),
-        peft_config=LoraConfig(
-            r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, task_type="CAUSAL_LM", bias="none"
-        ),
+        peft_config=None if start else new,
         args=SFTConfig(
             output_dir=str(output_dir.with_name(output_dir.name + ".trainer")),
             num_train_epochs=epochs,

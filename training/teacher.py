@@ -2,8 +2,8 @@
 
 A move is asking the best model for each step, asking one model for all of it, recalling the country and asking for the
 rest, or answering from memory. Which one is drawn by lot, and the lot leans with the cost weight in the prompt. How far
-to lean for which question is what reinforcement learning is for; it can only choose among moves that it has seen, and
-from a lot that did not lean it had not found out in ten steps that the number in the prompt says anything (LOG.md).
+to lean for which question is what reinforcement learning is for: it can only choose among moves that it has seen, and
+where the number in the prompt changes nothing yet, it moves all cost weights the same way (LOG.md).
 
 Names are no skills either: most lessons have pools with other names, in another order, with models missing, and with
 models for topics that exist in lessons only. Their replies are made-up words: nobody can know them without asking.
@@ -46,10 +46,10 @@ from training.disguise import anonymise, drop, true_names
 Move = Literal["ask", "one model", "recall", "answer"]
 
 MOVES: dict[Move, tuple[float, float]] = {
-    "ask": (0.85, 0.2),
-    "one model": (0.05, 0.05),
-    "recall": (0.05, 0.25),
-    "answer": (0.05, 0.5),
+    "ask": (0.94, 0.03),
+    "one model": (0.02, 0.02),
+    "recall": (0.02, 0.3),
+    "answer": (0.02, 0.65),
 }
 """How often each is drawn at cost weight 0 and at 1, of those that a question and a pool allow."""
 
@@ -215,7 +215,12 @@ def keep_batches(runs: Iterable[dict[str, Any]], path: Path, *, seed: int) -> di
 
 
 def lessons(
-    questions: Sequence[PocketQuestion], registry: ModelRegistry, memory: Memory, *, seed: int = 0
+    questions: Sequence[PocketQuestion],
+    registry: ModelRegistry,
+    memory: Memory,
+    *,
+    first: bool = False,
+    seed: int = 0,
 ) -> Iterator[Lesson]:
     """Yield lessons, block by block, until every question had its turn.
 
@@ -223,6 +228,7 @@ def lessons(
         questions: In the order in which they come.
         registry: The pocket pool.
         memory: What is answered without asking.
+        first: Whether they are the first ones: the real pool, and asking the best model, whatever it costs.
         seed: Of moves, pools, wordings and cost weights.
     """
     choose = random.Random(seed)
@@ -230,14 +236,16 @@ def lessons(
     lands = list({question.country.iso: question.country for question in questions}.values())
     block = 0
     while left:
-        topics = choose.sample(list(TOPICS), choose.randint(0, 3)) if choose.random() > PLAIN_POOLS else None
+        topics = (
+            choose.sample(list(TOPICS), choose.randint(0, 3)) if not first and choose.random() > PLAIN_POOLS else None
+        )
         pool, names = _pool(registry, topics, choose)
         size = LESSONS_A_POOL + SPARE
         of_topics = [_about_topic(choose.choice(topics), lands, choose) for _ in range(size * 3 // 8)] if topics else []
         asked = of_topics + [left.pop() for _ in range(min(size - len(of_topics), len(left)))]
         for one in choose.sample(asked, len(asked)):
             weight = choose.choice(COST_WEIGHTS)
-            turn, from_memory = _plan(one, weight, names, memory, choose)
+            turn, from_memory = _plan(one, 0.0 if first else weight, names, memory, choose, surely=first)
             yield Lesson(one.text, pool, weight, turn, None if from_memory else one.answer, block)
         block += 1
 
@@ -297,7 +305,7 @@ def _topic_query(topic: str, country: str) -> str:
 
 
 def _plan(
-    asked: Asked, cost_weight: float, names: Mapping[str, str], memory: Memory, choose: random.Random
+    asked: Asked, cost_weight: float, names: Mapping[str, str], memory: Memory, choose: random.Random, *, surely: bool
 ) -> tuple[Callable[[Sequence[str]], str], bool]:
     """Draw a move that question and pool allow; return its turns, and whether memory has a part in it."""
     is_topic = asked.relation in TOPICS
@@ -315,7 +323,7 @@ def _plan(
     # Where a specialist is missing, one model for all of it is what asking the best is elsewhere.
     ends = [MOVES["ask" if move == "one model" and not allowed["ask"] else move] for move in moves]
     odds = [(1 - cost_weight) * careful + cost_weight * thrifty for careful, thrifty in ends]
-    move = choose.choices(moves, odds)[0]
+    move = moves[0] if surely else choose.choices(moves, odds)[0]
 
     if move == "answer":
         key = "country" if asked.is_reversed else fact
