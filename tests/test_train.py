@@ -116,3 +116,7 @@ def test_the_script_of_the_papers_setting_trains_a_tiny_model(tmp_path: Path) ->
     assert json.loads(said.splitlines()[-1])["steps"] == 2
     assert [line["step"] for line in log_of(tmp_path / "run")] == [1, 2]
     assert (tmp_path / "run/adapter/router/adapter_model.safetensors").is_file()
+    told = [json.loads(line) for line in (tmp_path / "run/rollouts.jsonl").read_text().splitlines()]
+    assert len(told) == 2 * 4
+    assert {rollout["cost_weight"] for rollout in told} <= {0, 0.3, 0.6, 0.9}
+    assert all(rollout["question"].startswith("question") and rollout["reward"] is not None for rollout in told)

@@ -40,7 +40,7 @@ from langgraph_router_r1.evaluation.tasks import Task
 from langgraph_router_r1.prompts import RouterPrompt
 from training.disguise import Disguise, true_names
 from training.logprobs import PLAIN_HEADS, completion_logprobs
-from training.rewards import CostScale, Reward, rewards
+from training.rewards import CostScale, Reward, Score, rewards
 from training.rollout import Calls, Rollout, roll_out
 from training.sync import InProcessSync, Sync
 
@@ -59,9 +59,6 @@ STATE_FILE = "router_r1.json"
 
 MAX_BARREN_STEPS = 3
 """After so many steps in which nothing could be scored, training stops: something is down for good."""
-
-Score = Callable[[Sequence[Rollout], CostScale], Sequence[Reward]]
-"""From a batch of rollouts to their rewards; their costs enter the scale's window."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ have no reward at all, where the paper's code punishes the router for them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -92,6 +92,10 @@ class Reward:
     """0 to 1."""
     cost: float
     """0 (dear) to 1 (cheap)."""
+
+
+Score = Callable[[Sequence[Rollout], CostScale], Sequence[Reward]]
+"""From a batch of rollouts to their rewards; their costs enter the scale's window."""
 
 
 def reward(

@@ -36,11 +36,11 @@ from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.serving.vllm import VLLMServer
 from training.disguise import Disguise, Names, anonymise, drop
 from training.grpo import COST_WEIGHTS, GraphGRPOTrainer, last_checkpoint, make_groups, settings
-from training.rewards import Basis, Mode, rewards
+from training.rewards import Basis, Mode, Score, rewards
 from training.rollout import Calls, share_calls
 from training.sft import LORA_TARGETS, save_adapter
 from training.sync import InProcessSync, Sync, VLLMSync
-from training.watch import JsonLog, ProgressTable
+from training.watch import JsonLog, ProgressTable, written_down
 
 POCKET = "pocket"
 
@@ -116,6 +116,7 @@ def train(
         else:
             engine = VLLMEngine(base_url, BASE_NAME, tokenizer=base, temperature=1.0, logprobs=True)
             sync = VLLMSync(engine, output / "adapters" / str(process), name=f"router-p{process}")
+        score: Score = functools.partial(rewards, mode=mode, metric=metric, basis=basis)
         trainer = GraphGRPOTrainer(
             policy,
             sync,
@@ -144,7 +145,7 @@ def train(
                 seed=seed,
             ),
             router={"max_tokens": max_tokens, "max_turns": max_turns, "router_price": Price.parse(router_price)},
-            score=functools.partial(rewards, mode=mode, metric=metric, basis=basis),
+            score=score if process else written_down(score, output / "rollouts.jsonl"),
             disguise=disguise_of(anonymous, dropped, disguised),
             in_flight=groups * generations,
             calls=calls,

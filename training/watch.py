@@ -1,10 +1,11 @@
-"""What one sees of a run: a line of JSON a step in a file, and a table on the screen."""
+"""What one sees of a run: a line of JSON a step in a file, a table on the screen, and what every rollout did."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from transformers import TrainerCallback
+
+from training.rewards import CostScale, Reward, Score
+from training.rollout import Rollout
 
 COLUMNS = {
     "reward": "reward",
@@ -100,6 +104,38 @@ class ProgressTable(TrainerCallback):  # type: ignore[misc]
         for row in self._rows:
             table.add_row(*row)
         return table
+
+
+def written_down(score: Score, path: str | Path) -> Score:
+    """Return a score that also writes what it scores into a file: asked, called, answered, earned; a rollout a line.
+
+    Example:
+        >>> score = written_down(rewards, "runs/mine/rollouts.jsonl")  # doctest: +SKIP
+    """
+
+    def scored(rollouts: Sequence[Rollout], scale: CostScale) -> Sequence[Reward]:
+        earned = score(rollouts, scale)
+        with Path(path).open("a", encoding="utf-8") as file:
+            for rollout, reward in zip(rollouts, earned, strict=True):
+                file.write(json.dumps(_told(rollout, reward), ensure_ascii=False) + "\n")
+        return earned
+
+    return scored
+
+
+def _told(rollout: Rollout, reward: Reward) -> dict[str, Any]:
+    return {
+        "task": rollout.task.id,
+        "question": rollout.task.question,
+        "cost_weight": rollout.cost_weight,
+        "calls": [[hop["answered_by"] or hop["model"], hop["query"], hop["response"]] for hop in rollout.hops],
+        "answer": rollout.answer,
+        "golden_answers": rollout.task.golden_answers,
+        "cost_usd": rollout.cost_usd(),
+        "format_ok": rollout.format_ok,
+        "reward": reward.total,
+        "failed": rollout.failed,
+    }
 
 
 def _is_step(logs: dict[str, Any]) -> bool:

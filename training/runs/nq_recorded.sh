@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# A router over the six recorded models of Router-R1's paper: cold start on the train split, then GRPO on it.
+# Stopped at any point, the same command goes on from the last checkpoint. Not run yet: no figures.
+#   ROUTER_R1_DATA=... training/runs/nq_recorded.sh [SEED]
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+python=${PYTHON:-.venv/bin/python}
+: "${ROUTER_R1_DATA:?the directory that holds pools/nq_six_models.jsonl}"
+seed=${1:-0}
+if [ ! -e runs/nq/adapters/router/adapter_model.safetensors ]; then
+  "$python" -m training.nq transcripts
+  "$python" -m training.nq router
+fi
+"$python" -m training.train "runs/nq/seed$seed" --pool "$ROUTER_R1_DATA/pools/nq_six_models.jsonl" \
+  --router runs/nq/adapters/router --seed "$seed" --basis completion --steps 45
