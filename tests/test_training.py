@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,13 +13,15 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router, protocol
+from langgraph_router_r1.evaluation.pools import RecordedPool
 from langgraph_router_r1.pocket.world import SPECIALISTS, PocketQuestion, countries, questions
-from langgraph_router_r1.testing import ScriptedEngine
+from langgraph_router_r1.testing import ByteTokenizer, ScriptedEngine
 
 torch = pytest.importorskip("torch")
 
-from training.sft import Example, _SharedPromptTrainer, shared_start  # noqa: E402
-from training.teacher import NOUNS, TOPICS, Lesson, Memory, lessons  # noqa: E402
+from training import nq  # noqa: E402
+from training.sft import Example, _SharedPromptTrainer, read_examples, shared_start  # noqa: E402
+from training.teacher import LESSONS_A_POOL, NOUNS, TOPICS, Lesson, Memory, drive, keep_batches, lessons  # noqa: E402
 
 
 def test_computing_a_shared_prompt_once_changes_neither_loss_nor_gradient() -> None:
@@ -156,3 +160,35 @@ def test_lessons_have_other_names_and_topics_that_only_a_descriptor_tells_of(tau
         [expected] = {text for noun, text in TOPICS.values() if noun in lesson.question}
         assert said == expected
     assert len(of_topics) > 20
+
+
+def test_over_recorded_models_the_teacher_reads_a_reply_or_asks_another_model_and_never_about_a_test_task() -> None:
+    said = {
+        name: {"response": text, "completion_tokens": 4, "cost_usd": 4e-6}
+        for name, text in (("good", "The capital is Lima."), ("poor", "I can not say."))
+    }
+    rows = [
+        {"id": f"t{n}", "question": f"question {n}?", "golden_answers": ["Lima"], "outcomes": said} for n in range(40)
+    ]
+    recorded = RecordedPool.from_rows(rows)
+    taught = nq.lessons(recorded, recorded.registry(), seconds=5, most=10, seed=0)
+    assert {recorded.tasks[str(lesson.task_id)].split for lesson in taught} == {"train"}
+    moves = [lesson.turn([]).partition("<search> ")[2].partition(":")[0] for lesson in taught]
+    assert moves == ["good"] * 10 + ["poor"] * 5
+    assert "<search> good: " in taught[-1].turn(["I can not say."])
+    runs = asyncio.run(drive(taught, ByteTokenizer()))
+    assert all(run["right"] and len(run["token_ids"]) == len(run["mask"]) for run in runs)
+
+
+def test_only_whole_batches_of_one_pool_are_kept_and_nothing_that_went_wrong(tmp_path: Path) -> None:
+    runs = [
+        {"token_ids": [block, number], "mask": [0, 1], "right": (block, number) != (0, 3), "block": block}
+        for block, size in enumerate((LESSONS_A_POOL + 1, LESSONS_A_POOL - 1, LESSONS_A_POOL + 2))
+        for number in range(size)
+    ]
+    kept = keep_batches(runs, tmp_path / "new" / "kept.jsonl", seed=0)
+    assert (kept["transcripts"], kept["batches"], kept["wrong"]) == (2 * LESSONS_A_POOL, 2, 1)
+    examples = read_examples(tmp_path / "new" / "kept.jsonl")
+    for start in (0, LESSONS_A_POOL):
+        assert len({example.token_ids[0] for example in examples[start : start + LESSONS_A_POOL]}) == 1
+    assert [0, 3] not in [example.token_ids for example in examples]
