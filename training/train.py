@@ -88,7 +88,8 @@ def train(
     seed: int = 0,
 ) -> None:
     """Train a router; the same command resumes a run that was stopped."""
-    process, processes = PartialState().process_index, PartialState().num_processes
+    state = PartialState(cpu=not torch.cuda.is_available())
+    process, processes = state.process_index, state.num_processes
     passes, rest = divmod(groups * generations, micro_batch * processes)
     if rest:
         raise typer.BadParameter(
@@ -96,6 +97,7 @@ def train(
             f"{processes} processes"
         )
     base = model or str(base_model_dir())
+    output.mkdir(parents=True, exist_ok=True)
     calls = Calls()
     tokenizer = AutoTokenizer.from_pretrained(base)
     network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
@@ -107,12 +109,12 @@ def train(
             network, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
         )
     )
-    with _served(pool, base, url or [], process, log=output / "vllm.log", start=not in_process) as base_url:
+    with _served(pool, base, url or [], state, log=output / "vllm.log", start=not in_process) as base_url:
         registry, own_tasks = _pool(pool, base_url)
         chosen = [task for name in tasks.split(",") if name for task in _tasks(name)] or own_tasks
         sync: Sync
         if in_process:
-            sync = InProcessSync(TransformersEngine(policy, tokenizer=base, temperature=1.0))
+            sync = InProcessSync(TransformersEngine(network, tokenizer=base, temperature=1.0))
         else:
             engine = VLLMEngine(base_url, BASE_NAME, tokenizer=base, temperature=1.0, logprobs=True)
             sync = VLLMSync(engine, output / "adapters" / str(process), name=f"router-p{process}")
@@ -161,12 +163,12 @@ def train(
 
 
 @contextmanager
-def _served(pool: str, base: str, urls: list[str], process: int, *, log: Path, start: bool) -> Iterator[str]:
+def _served(pool: str, base: str, urls: list[str], state: PartialState, *, log: Path, start: bool) -> Iterator[str]:
     """Give the address of the server for this process; start one when there is none."""
     if urls or not (start or pool == POCKET):
-        yield urls[process % len(urls)] if urls else ""
+        yield urls[state.process_index % len(urls)] if urls else ""
         return
-    if PartialState().num_processes > 1:
+    if state.num_processes > 1:
         raise typer.BadParameter("several processes need a server that is up already: give its address with --url")
     adapters = {path.parent.name: path.parent for path in ADAPTERS.glob("*/adapter_config.json")}
     lora = ["--enable-lora", "--max-loras", "2", "--max-lora-rank", "64"]
