@@ -43,7 +43,7 @@ from training.grpo import GraphGRPOTrainer, Group, settings
 from training.rollout import Rollout, roll_out
 from training.sft import LORA_TARGETS
 from training.sync import InProcessSync
-from training.teacher import NOUNS, Lesson, lessons
+from training.teacher import NOUNS, Lesson, Memory, lessons
 
 GROUPS, GENERATIONS = 4, 8
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
@@ -68,12 +68,16 @@ async def scripted(steps: int) -> list[list[Rollout]]:
     """Return the rollouts of each step, group by group; a member of a group differs from others by its move."""
     world = list(questions(countries("train")))
     answers = {question.text: question.answer for question in world}
-    knows_all = RunnableLambda(lambda messages: AIMessage(answers.get(messages[-1].text.rpartition("\n\n")[2], "+1")))
+    knows_all: Any = RunnableLambda(
+        lambda messages: AIMessage(answers.get(messages[-1].text.rpartition("\n\n")[2], "+1"))
+    )
     pool = ModelRegistry(
         model.model_copy(update={"model": knows_all, "params": {}}) for model in pocket_registry("http://127.0.0.1/v1")
     )
-    keys = (*NOUNS, "country")
-    memory = {(land.iso, key, by): "Peru" for land in countries("train") for key in keys for by in (None, *NOUNS)}
+    keys: tuple[Any, ...] = (*NOUNS, "country")
+    memory: Memory = {
+        (land.iso, key, by): "Peru" for land in countries("train") for key in keys for by in (None, *NOUNS)
+    }
     tokenizer = ChatTokenizer.load(base_model_dir())
 
     async def one(lesson: Lesson) -> Rollout:
