@@ -66,7 +66,8 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]
 
 async def scripted(steps: int) -> list[list[Rollout]]:
     """Return the rollouts of each step, group by group; a member of a group differs from others by its move."""
-    world = list(questions(countries("train")))
+    lands = countries("train")
+    world = list(questions(lands))
     answers = {question.text: question.answer for question in world}
     knows_all: Any = RunnableLambda(
         lambda messages: AIMessage(answers.get(messages[-1].text.rpartition("\n\n")[2], "+1"))
