@@ -126,7 +126,8 @@ def test_wrong_records_are_named() -> None:
 
 
 def test_what_a_recorder_wrote_a_recorded_pool_replays(tmp_path: Path) -> None:
-    task = Task("t1", "What is the capital of Peru?", ("Lima",), "mine")  # of the test split: nothing is learned of skills
+    # Of the test split: no skill is learned from it.
+    task = Task("t1", "What is the capital of Peru?", ("Lima",), "mine")
     real = ModelRegistry([ModelDescriptor(name="small", model=ScriptedChatModel(["It is Lima."]), price=1.0)])
     turns = [search("small: Capital of Peru?"), answer("Lima")]
     with Recorder(tmp_path / "answers.jsonl", real, [task]) as recorder:

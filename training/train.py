@@ -71,6 +71,10 @@ def train(
     basis: Annotated[Basis, typer.Option(help="What counts as cost.")] = "full",
     router_price: Annotated[float, typer.Option(help="Of the router's own tokens, $ per million.")] = 0.0,
     beta: Annotated[float, typer.Option(help="Weight of the KL divergence from the router it starts from.")] = 0.0,
+    scale: Annotated[
+        str,
+        typer.Option(help="Advantages are divided by the spread of rewards in their group, the batch, or not (none)."),
+    ] = "batch",
     entropy: Annotated[float, typer.Option(help="Weight of the entropy bonus.")] = 0.0,
     ratio: Annotated[str, typer.Option(help="What corrects for the sampler; TRL's name.")] = "token_truncate",
     anonymous: Annotated[
@@ -138,6 +142,9 @@ def train(
                 lr_scheduler_type="constant_with_warmup",
                 warmup_steps=3,
                 beta=beta,
+                # By group, questions that nobody could answer count as much as those that asking got right; all that
+                # differs in them is what was spent, and so they teach not to ask, at every cost weight.
+                scale_rewards=scale,
                 entropy_coef=entropy,
                 vllm_importance_sampling_mode=ratio,
                 bf16=True,
