@@ -73,7 +73,7 @@ def train(
     beta: Annotated[float, typer.Option(help="Weight of the KL divergence from the router it starts from.")] = 0.0,
     scale: Annotated[
         str,
-        typer.Option(help="Advantages are divided by the spread of rewards in their group, the batch, or not (none)."),
+        typer.Option(help="What divides advantages: the spread of rewards in the group, in the batch, or none."),
     ] = "batch",
     entropy: Annotated[float, typer.Option(help="Weight of the entropy bonus.")] = 0.0,
     ratio: Annotated[str, typer.Option(help="What corrects for the sampler; TRL's name.")] = "token_truncate",
