@@ -1,6 +1,6 @@
 """How long a step of training takes, beside TRL's own on the same tokens.
 
-    python benchmarks/grpo_step.py            # ten minutes on two cores
+    python benchmarks/grpo_step.py            # not run yet: no figures
     python benchmarks/grpo_step.py --json > now.json
 
 Both trainers get the same rollouts, ready made: a scripted router drives the graph over the pocket pool's questions, so

@@ -31,7 +31,6 @@ import torch
 from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from datasets import Dataset
 from langchain_core.messages import HumanMessage
-from peft.helpers import disable_input_dtype_casting
 from transformers import PrinterCallback, TrainerCallback
 
 from langgraph_router_r1 import ModelRegistry, create_router
@@ -317,8 +316,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         size = batch_size or len(input_ids)
         chunks = []
         for start in range(0, len(input_ids), size):
-            # Under autocast an adapter's inputs are cast anyway: to float32 and back would change nothing but the time.
-            with self.accelerator.autocast(), disable_input_dtype_casting(model, active=self.args.bf16):
+            with self.accelerator.autocast():
                 chunks.append(
                     completion_logprobs(
                         network,

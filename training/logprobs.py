@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from peft.helpers import disable_input_dtype_casting
 from transformers import DynamicCache
 
 PLAIN_HEADS = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
@@ -36,14 +37,7 @@ def completion_logprobs(
     places = torch.arange(rows.size(1), device=rows.device)
     present = (places < lengths[:, None]).long()
     shared = _shared_start(rows, int(prompt_lengths.min()))
-
-    cache = DynamicCache(config=causal_lm.config)
-    if shared:
-        causal_lm.model(input_ids=rows[:1, :shared], past_key_values=cache, use_cache=True)
-        cache.batch_repeat_interleave(len(rows))
-    hidden = causal_lm.model(
-        input_ids=rows[:, shared:], attention_mask=present, past_key_values=cache, use_cache=True
-    ).last_hidden_state
+    hidden = hidden_states(causal_lm, rows, present, shared)
 
     # What stands at a place is predicted by the hidden state one place before.
     scored = ((places >= prompt_lengths[:, None]) & present.bool())[:, shared + 1 :]
@@ -56,6 +50,27 @@ def completion_logprobs(
     slots = mask[:, -completion_length:].bool()
     empty = chosen.new_zeros(slots.shape)
     return empty.masked_scatter(slots, chosen), empty.masked_scatter(slots, spread)
+
+
+def hidden_states(causal_lm: Any, rows: torch.Tensor, mask: torch.Tensor, shared: int) -> torch.Tensor:
+    """Return the last hidden states of what follows the shared start: batch x (length - shared) x width.
+
+    Args:
+        causal_lm: The model; with a LoRA adapter or without.
+        rows: Token ids, batch x length, padded on the right.
+        mask: 1 on what is no padding, of the same shape.
+        shared: How many leading tokens are the same in all rows: they go through the network once, gradients included.
+    """
+    cache = DynamicCache(config=causal_lm.config)
+    # Under autocast an adapter's inputs are cast anyway: to float32 and back would change nothing but the time.
+    with disable_input_dtype_casting(causal_lm, active=torch.is_autocast_enabled(rows.device.type)):
+        if shared:
+            causal_lm.model(input_ids=rows[:1, :shared], past_key_values=cache, use_cache=True)
+            cache.batch_repeat_interleave(len(rows))
+        hidden: torch.Tensor = causal_lm.model(
+            input_ids=rows[:, shared:], attention_mask=mask, past_key_values=cache, use_cache=True
+        ).last_hidden_state
+    return hidden
 
 
 def _shared_start(rows: torch.Tensor, shortest_prompt: int) -> int:

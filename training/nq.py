@@ -1,7 +1,8 @@
 """The cold start of a router over recorded models: ask one of them, look at the reply, ask another or answer shortly.
 
-    python -m training.nq transcripts     the teacher's runs, from the train split of recorded answers
-    python -m training.nq router          the adapter, from these
+    python -m training.nq transcripts.jsonl     the teacher's runs, from the train split of recorded answers
+
+`training.sft` makes the adapter of them (training/runs/nq_recorded.sh; not run yet).
 
 Whom to ask is drawn by lot: choosing is left to reinforcement learning, as on the pocket pool (teacher.py). What the
 replies of EVOUNA's five systems teach is reading: their questions are others, and so are the names in their pool.
@@ -11,9 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Iterator, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -29,8 +29,6 @@ from training.extractor import answer_in
 from training.pocket import report
 from training.teacher import COST_WEIGHTS, LESSONS_A_POOL, Lesson, drive, keep_batches
 
-cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
-
 RECORDED = "nq_six_models.jsonl"
 OTHERS = "evouna_nq_triviaqa.jsonl"
 PRICES = {"fid": 0.1, "text-davinci-003": 20.0, "gpt-3.5-turbo": 2.0, "gpt-4": 60.0, "bing-chat": 60.0}
@@ -38,8 +36,6 @@ PRICES = {"fid": 0.1, "text-davinci-003": 20.0, "gpt-3.5-turbo": 2.0, "gpt-4": 6
 
 SECOND_CALLS = 200
 """Lessons in which the first reply is of no use, and another model is asked."""
-
-Transcripts = Annotated[Path, typer.Option(help="File of the transcripts, a JSON object a line.")]
 
 
 def lessons(pool: RecordedPool, registry: ModelRegistry, *, seconds: int, most: int, seed: int) -> list[Lesson]:
@@ -79,21 +75,22 @@ def _lesson(task: Task, registry: ModelRegistry, weight: float, models: Sequence
         for model in more
     ]
     turns.append(f"<think> It says: {answer}. </think>\n<answer> {answer} </answer>")
-    return Lesson(task.question, registry, weight, partial(_turn, turns), answer, task_id=task.id)
 
+    def turn(replies: Sequence[str]) -> str:
+        return turns[len(replies)]
 
-def _turn(turns: Sequence[str], replies: Sequence[str]) -> str:
-    return turns[len(replies)]
+    return Lesson(task.question, registry, weight, turn, answer, task_id=task.id)
 
 
 def in_batches(taught: Sequence[Lesson], first: int, choose: random.Random) -> Iterator[Lesson]:
     """Yield the lessons of one pool in random order, so numbered that a batch is full of them."""
     for index, lesson in enumerate(choose.sample(taught, len(taught))):
-        yield Lesson(**{**vars(lesson), "block": first + index // LESSONS_A_POOL})
+        yield replace(lesson, block=first + index // LESSONS_A_POOL)
 
 
-@cli.command()
-def transcripts(output: Transcripts = Path("runs/nq/transcripts.jsonl"), seed: int = 0) -> None:
+def transcripts(
+    output: Annotated[Path, typer.Argument(help="File of the transcripts, a JSON object a line.")], seed: int = 0
+) -> None:
     """Let the teacher drive the graph over recorded answers."""
     directory = data_dir()
     if directory is None:
@@ -108,32 +105,5 @@ def transcripts(output: Transcripts = Path("runs/nq/transcripts.jsonl"), seed: i
     report(lessons=len(taught), **keep_batches(runs, output, seed=seed))
 
 
-@cli.command()
-def router(
-    transcripts: Transcripts = Path("runs/nq/transcripts.jsonl"),
-    output: Path = Path("runs/nq/adapters"),
-    epochs: float = 1.0,
-    learning_rate: float = 8e-4,
-    seed: int = 0,
-) -> None:
-    """Train the router's adapter."""
-    from training.sft import read_examples, train_adapter
-
-    examples = read_examples(transcripts)
-    started = time.monotonic()
-    loss = train_adapter(
-        base_model_dir(),
-        examples,
-        output / "router",
-        epochs=epochs,
-        learning_rate=learning_rate,
-        batch_size=LESSONS_A_POOL,
-        shuffle=False,
-        seed=seed,
-    )
-    seconds = round(time.monotonic() - started)
-    report(adapter="router", examples=len(examples), epochs=epochs, seconds=seconds, mean_loss=round(loss, 4))
-
-
 if __name__ == "__main__":
-    cli()
+    typer.run(transcripts)

@@ -4,7 +4,7 @@
     python -m training.pocket describe      measure every routed model through vLLM, write pool.toml
     python -m training.pocket pilot FILE    a sample of what router-r1 profile recorded, for the pilot that ships
     python -m training.pocket transcripts   let a scripted teacher drive the graph, the real specialists behind it
-    python -m training.pocket router        the router's adapter, from those transcripts
+    python -m training.sft ...              the router's adapter, from those transcripts
     python -m training.pocket evaluate      the router, through vLLM, on countries it never saw
 
 Each prints one line of JSON with what it made or measured.
@@ -44,7 +44,7 @@ from langgraph_router_r1.pocket.world import (
 )
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.registry import Measured, ModelDescriptor, ModelRegistry
-from training.teacher import LESSONS_A_POOL, Memory, drive, keep_batches, lessons
+from training.teacher import Memory, drive, keep_batches, lessons
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -69,7 +69,6 @@ EXPERTS: dict[str, tuple[tuple[str, ...], float]] = {
 """What each adapter learns, and in how many epochs."""
 
 Output = Annotated[Path, typer.Option(help="Directory of the adapters.")]
-Transcripts = Annotated[Path, typer.Option(help="File of the transcripts, a JSON object a line.")]
 
 
 def report(**figures: Any) -> None:
@@ -167,7 +166,9 @@ def pilot(replies: Path, output: Path = PROFILE_FILE, sample: int = 40, seed: in
 @cli.command()
 def transcripts(
     adapters: Output = ADAPTERS,
-    output: Transcripts = Path("runs/pocket/transcripts.jsonl"),
+    output: Annotated[Path, typer.Option(help="File of the transcripts, a JSON object a line.")] = Path(
+        "runs/pocket/transcripts.jsonl"
+    ),
     first: Annotated[bool, typer.Option(help="First lessons: only to ask, in the real pool.")] = False,
     seed: int = 0,
 ) -> None:
@@ -219,35 +220,6 @@ async def _memory(smol: Any, seed: int) -> Memory:
         key: truth if known else choose.choice(others)
         for (key, (_, truth, others)), known in zip(asked.items(), knows, strict=True)
     }
-
-
-@cli.command()
-def router(
-    transcripts: Transcripts = Path("runs/pocket/transcripts.jsonl"),
-    output: Output = ADAPTERS,
-    start: Annotated[Path | None, typer.Option(help="Adapter to go on from; by default a new one.")] = None,
-    epochs: float = 1.0,
-    learning_rate: float = 8e-4,
-    seed: int = 0,
-) -> None:
-    """Train the router's adapter."""
-    from training.sft import read_examples, train_adapter
-
-    examples = read_examples(transcripts)
-    started = time.monotonic()
-    loss = train_adapter(
-        base_model_dir(),
-        examples,
-        output / "router",
-        start=start,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        batch_size=LESSONS_A_POOL,
-        shuffle=False,
-        seed=seed,
-    )
-    seconds = round(time.monotonic() - started)
-    report(adapter="router", examples=len(examples), epochs=epochs, seconds=seconds, mean_loss=round(loss, 4))
 
 
 @cli.command()

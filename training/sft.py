@@ -7,20 +7,24 @@ ids and `env_mask`; for a routed model, a prompt and its reply. TRL trains, PEFT
 from __future__ import annotations
 
 import json
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from peft.helpers import disable_input_dtype_casting
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from langgraph_router_r1.pocket.base_model import base_model_dir
+from training.logprobs import hidden_states
 from training.rewards import Reward
 from training.rollout import Rollout
 
@@ -90,15 +94,7 @@ class _SharedPromptTrainer(SFTTrainer):  # type: ignore[misc]
         causal_lm = self.accelerator.unwrap_model(model).get_base_model()
         ids, mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
         shared = shared_start(ids, labels)
-        cache = DynamicCache(config=causal_lm.config)
-        # Under autocast an adapter's inputs are cast anyway: to float32 and back would change nothing but the time.
-        with disable_input_dtype_casting(causal_lm, active=torch.is_autocast_enabled(ids.device.type)):
-            if shared:
-                causal_lm.model(input_ids=ids[:1, :shared], past_key_values=cache, use_cache=True)
-                cache.batch_repeat_interleave(len(ids))
-            hidden = causal_lm.model(
-                input_ids=ids[:, shared:], attention_mask=mask, past_key_values=cache, use_cache=True
-            ).last_hidden_state
+        hidden = hidden_states(causal_lm, ids, mask, shared)
         targets = labels[:, shared + 1 :]
         learned = targets != -100
         logits = causal_lm.lm_head(hidden[:, :-1][learned]).float()
@@ -216,3 +212,35 @@ def _gathered(model: PeftModel) -> Iterator[None]:
 def _whole(value: torch.Tensor) -> torch.Tensor:
     """Return a tensor that FSDP2 may hold a part of only; all processes must ask. Not run here: no GPU."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def main(
+    transcripts: Annotated[Path, typer.Argument(help="File of them, batch after batch of one pool.")],
+    output: Annotated[Path, typer.Argument(help="Directory of the adapter.")],
+    start: Annotated[Path | None, typer.Option(help="Adapter to go on from; by default a new one.")] = None,
+    epochs: float = 1.0,
+    learning_rate: float = 8e-4,
+    batch_size: Annotated[int, typer.Option(help="As many as of one pool stand together.")] = 8,
+    seed: int = 0,
+) -> None:
+    """Train a router's adapter on a teacher's transcripts; print what came of it as a line of JSON."""
+    examples = read_examples(transcripts)
+    began = time.monotonic()
+    loss = train_adapter(
+        base_model_dir(),
+        examples,
+        output,
+        start=start,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        shuffle=False,
+        seed=seed,
+    )
+    seconds = round(time.monotonic() - began)
+    print(json.dumps({"adapter": output.name, "examples": len(examples), "epochs": epochs, "seconds": seconds,
+                      "mean_loss": round(loss, 4)}))  # fmt: skip
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -5,7 +5,7 @@
 
 The pool gets a seventh model, with the description that its kind of question has and the accuracy that was measured.
 The router is asked for continents, of countries and of described ones, three times: with that descriptor, with it under
-a name that says nothing, and with another specialist's descriptor in its place.
+a name that says nothing, and with another specialist's descriptor in its place. Not run yet: no figures.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ python=${PYTHON:-.venv/bin/python}
 : "${ROUTER_R1_DATA:?the directory that holds pools/nq_six_models.jsonl}"
 seed=${1:-0}
 if [ ! -e runs/nq/adapters/router/adapter_model.safetensors ]; then
-  "$python" -m training.nq transcripts
-  "$python" -m training.nq router
+  "$python" -m training.nq runs/nq/transcripts.jsonl
+  "$python" -m training.sft runs/nq/transcripts.jsonl runs/nq/adapters/router
 fi
 "$python" -m training.train "runs/nq/seed$seed" --pool "$ROUTER_R1_DATA/pools/nq_six_models.jsonl" \
   --router runs/nq/adapters/router --seed "$seed" --basis completion --steps 45

@@ -6,14 +6,14 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
 mkdir -p runs/pocket
-step() { "$python" -m training.pocket "$@" | tee -a runs/pocket/figures.jsonl; }
+step() { "$python" -m "$@" | tee -a runs/pocket/figures.jsonl; }
 
-step experts
-step describe
+step training.pocket experts
+step training.pocket describe
 # First to ask the right model, in the pool as it is.
-step transcripts --first --output runs/pocket/first.jsonl
-step router --transcripts runs/pocket/first.jsonl --output runs/pocket/first
+step training.pocket transcripts --first --output runs/pocket/first.jsonl
+step training.sft runs/pocket/first.jsonl runs/pocket/first/router
 # Then every move, in pools with other names and members.
-step transcripts --output runs/pocket/transcripts.jsonl
-step router --transcripts runs/pocket/transcripts.jsonl --start runs/pocket/first/router --learning-rate 5e-4 \
-  --output runs/pocket/adapters
+step training.pocket transcripts --output runs/pocket/transcripts.jsonl
+step training.sft runs/pocket/transcripts.jsonl runs/pocket/adapters/router --start runs/pocket/first/router \
+  --learning-rate 5e-4
