@@ -243,7 +243,10 @@ def test_unscorable_rollouts_change_nothing(tmp_path: Path) -> None:
         expected = (totals - totals.mean()) / (totals.std() + 1e-4)
         assert inputs["advantages"][group][~broken[group]].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
     without = {name: value[~broken] if value.dim() else value for name, value in inputs.items()}
-    assert same(gradients(trainer, inputs), gradients(trainer, without))
+    # In float64: with other rows in the batch, sums are made in another order, which float32 shows in the sixth digit.
+    trainer.model.double()
+    assert same(gradients(trainer, inputs), gradients(trainer, without), atol=1e-7)
+    trainer.model.float()
 
     engine.broken = frozenset(range(8, 16))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
