@@ -44,7 +44,7 @@ from langgraph_router_r1.pocket.world import (
 )
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.registry import Measured, ModelDescriptor, ModelRegistry
-from training.teacher import Memory, drive, keep_batches, lessons
+from training.teacher import Course, Memory, drive, keep_batches, lessons
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -169,13 +169,14 @@ def transcripts(
     output: Annotated[Path, typer.Option(help="File of the transcripts, a JSON object a line.")] = Path(
         "runs/pocket/transcripts.jsonl"
     ),
-    first: Annotated[bool, typer.Option(help="First lessons: only to ask, in the real pool.")] = False,
+    course: Annotated[Course, typer.Option(help="What they teach; see teacher.py.")] = "weighing",
+    rounds: Annotated[int, typer.Option(help="How often each question comes, in other pools.")] = 1,
     seed: int = 0,
 ) -> None:
     """Let the teacher drive the graph over the training countries, and keep the runs that went as they should."""
-    chosen = sample_for_router("train", seed)
+    chosen = [question for turn in range(rounds) for question in sample_for_router("train", seed + turn)]
     with pocket_server(adapters=adapters) as server:
-        runs = asyncio.run(_taught_runs(server.base_url, chosen, first, seed))
+        runs = asyncio.run(_taught_runs(server.base_url, chosen, course, seed))
     report(**keep_batches(runs, output, seed=seed))
 
 
@@ -190,11 +191,13 @@ def sample_for_router(split: Split, seed: int) -> list[PocketQuestion]:
     return chosen
 
 
-async def _taught_runs(base_url: str, chosen: Sequence[PocketQuestion], first: bool, seed: int) -> list[dict[str, Any]]:
+async def _taught_runs(
+    base_url: str, chosen: Sequence[PocketQuestion], course: Course, seed: int
+) -> list[dict[str, Any]]:
     tokenizer = ChatTokenizer.load(base_model_dir())
     registry = pocket_registry(base_url)
     memory = await _memory(build_model(registry["smol"]), seed)
-    return await drive(lessons(chosen, registry, memory, first=first, seed=seed), tokenizer, in_flight=IN_FLIGHT)
+    return await drive(lessons(chosen, registry, memory, course=course, seed=seed), tokenizer, in_flight=IN_FLIGHT)
 
 
 async def _memory(smol: Any, seed: int) -> Memory:

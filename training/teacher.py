@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,6 +43,10 @@ from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
 from langgraph_router_r1.testing import ScriptedEngine
 from langgraph_router_r1.transcript import Segment, sampled_mask, token_ids
 from training.disguise import anonymise, drop, true_names
+
+Course = Literal["asking", "reading", "weighing"]
+"""What lessons teach: to ask the best model for each step, in the pool as it is; the same in pools with other names and
+members, where it takes reading; and every move, by the cost weight."""
 
 Move = Literal["ask", "one model", "recall", "answer"]
 
@@ -219,7 +224,7 @@ def lessons(
     registry: ModelRegistry,
     memory: Memory,
     *,
-    first: bool = False,
+    course: Course = "weighing",
     seed: int = 0,
 ) -> Iterator[Lesson]:
     """Yield lessons, block by block, until every question had its turn.
@@ -228,7 +233,7 @@ def lessons(
         questions: In the order in which they come.
         registry: The pocket pool.
         memory: What is answered without asking.
-        first: Whether they are the first ones: the real pool, and asking the best model, whatever it costs.
+        course: What they teach; cost weights other than 0 come when they mean something.
         seed: Of moves, pools, wordings and cost weights.
     """
     choose = random.Random(seed)
@@ -236,16 +241,16 @@ def lessons(
     lands = list({question.country.iso: question.country for question in questions}.values())
     block = 0
     while left:
-        topics = (
-            choose.sample(list(TOPICS), choose.randint(0, 3)) if not first and choose.random() > PLAIN_POOLS else None
-        )
+        is_plain = course == "asking" or choose.random() < PLAIN_POOLS
+        topics = None if is_plain else choose.sample(list(TOPICS), choose.randint(0, 3))
         pool, names = _pool(registry, topics, choose)
         size = LESSONS_A_POOL + SPARE
         of_topics = [_about_topic(choose.choice(topics), lands, choose) for _ in range(size * 3 // 8)] if topics else []
         asked = of_topics + [left.pop() for _ in range(min(size - len(of_topics), len(left)))]
         for one in choose.sample(asked, len(asked)):
-            weight = choose.choice(COST_WEIGHTS)
-            turn, from_memory = _plan(one, 0.0 if first else weight, names, memory, choose, surely=first)
+            weighs = course == "weighing"
+            weight = choose.choice(COST_WEIGHTS) if weighs else 0.0
+            turn, from_memory = _plan(one, weight, pool, names, memory, choose, surely=not weighs)
             yield Lesson(one.text, pool, weight, turn, None if from_memory else one.answer, block)
         block += 1
 
@@ -305,7 +310,14 @@ def _topic_query(topic: str, country: str) -> str:
 
 
 def _plan(
-    asked: Asked, cost_weight: float, names: Mapping[str, str], memory: Memory, choose: random.Random, *, surely: bool
+    asked: Asked,
+    cost_weight: float,
+    pool: ModelRegistry,
+    names: Mapping[str, str],
+    memory: Memory,
+    choose: random.Random,
+    *,
+    surely: bool,
 ) -> tuple[Callable[[Sequence[str]], str], bool]:
     """Draw a move that question and pool allow; return its turns, and whether memory has a part in it."""
     is_topic = asked.relation in TOPICS
@@ -330,20 +342,28 @@ def _plan(
         recalled = memory[asked.country.iso, key, fact if asked.is_reversed else None]
         return partial(_turn, [], _final("I answer from memory.", recalled)), True
 
-    best = f"Asked for: {asked.noun}. Best for that: {knows}."
+    def best(name: str | None) -> str:
+        return f"{_in_short(pool[name].description)}: {name}." if name else ""
+
+    fits = f"Asked for: {asked.noun}. {best(knows)}"
     wording = TOPIC_WORDINGS[0].format(noun=asked.noun, of="{}") if is_topic else choose.choice(FORWARD[fact])
     if move == "one model":
-        steps = [_search(f"One model for all of it: {all_in_one}.", all_in_one, asked.text)]
+        steps = [_search(f"One model for all of it. {best(all_in_one)}", all_in_one, asked.text)]
     elif not asked.through:
-        steps = [_search(best, knows, asked.text)]
+        steps = [_search(fits, knows, asked.text)]
     elif move == "recall":
         country = memory[asked.country.iso, "country", asked.through]
-        steps = [_search(f"I know the country: {country}. {best}", knows, wording.format(country))]
+        steps = [_search(f"I know the country: {country}. {fits}", knows, wording.format(country))]
     else:
         described = choose.choice(REVERSED[asked.through]).format(asked.country.fact(asked.through))
-        first = f"First the country, by its {NOUNS[asked.through]}. Best for that: {finds}."
-        steps = [_search(first, finds, described), _search(f"The country is {{}}. {best}", knows, wording)]
+        first = f"First the country, by its {NOUNS[asked.through]}. {best(finds)}"
+        steps = [_search(first, finds, described), _search(f"The country is {{}}. {fits}", knows, wording)]
     return partial(_turn, steps, _final("The answer is {}.", "{}")), move == "recall"
+
+
+def _in_short(description: str) -> str:
+    """Return the first words of a description: read aloud, they lead a small router to the name before them."""
+    return re.split(r"[,.:(]", description, maxsplit=1)[0].strip()
 
 
 def _turn(steps: Sequence[str], last: str, replies: Sequence[str]) -> str:
