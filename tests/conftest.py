@@ -6,9 +6,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
+
+# Speed is measured in benchmarks/; no test fails because the machine was busy.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 def search(*lines: str) -> str:

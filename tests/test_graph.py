@@ -145,7 +145,7 @@ def test_a_setting_out_of_range_is_refused_with_its_value(wrong: dict[str, Any],
     turns=st.lists(st.sampled_from([search("m: q?"), "gibberish", search("nobody: q?"), ""]), max_size=12),
     most=st.integers(0, 3),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_run_takes_more_than_max_turns_routes_and_every_run_ends_with_a_stated_reason(
     turns: list[str], most: int
 ) -> None:
@@ -230,7 +230,7 @@ def test_what_comes_back_is_cut_inside_its_tags(size: int) -> None:
 
 
 @given(st.lists(st.sampled_from([search("m: q?"), "gibberish <answer>", search("nobody: q?")]), max_size=5))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_ids_mask_and_logprobs_align_and_each_prompt_starts_with_the_whole_previous_one(turns: list[str]) -> None:
     engine = ScriptedEngine([*turns, answer("x")])
     router = create_router(engine, pool(m="réponse"))
@@ -253,7 +253,7 @@ HOSTILE = st.lists(
 
 
 @given(question=HOSTILE, reply=HOSTILE)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_no_question_and_no_reply_changes_the_action_the_answer_or_the_mask(question: str, reply: str) -> None:
     model = ScriptedChatModel([reply])
     registry = ModelRegistry([ModelDescriptor(name="m", model=model, price=1.0, description=f"d {reply}")])
@@ -295,7 +295,7 @@ def test_hop_costs_and_router_cost_add_up_to_the_reported_cost() -> None:
     router_price=st.sampled_from(["free", 0.5, 3.0]),
     prices=st.tuples(st.floats(0.01, 20), st.floats(0.01, 20)),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_spending_never_exceeds_the_budget(
     budget: float, replies: list[int], router_price: Any, prices: tuple[float, float]
 ) -> None:

@@ -261,7 +261,7 @@ def test_what_was_kept_aside_for_the_router_pays_for_calls_once_it_is_gone() -> 
     prices=st.lists(st.floats(0.01, 20), min_size=3, max_size=3),
     router_price=st.sampled_from(["free", 0.5]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_run_that_degrades_keeps_to_its_budget_too(
     budget: float, lives: int, replies: list[Any], prices: list[float], router_price: Any
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 from langgraph.cache.memory import InMemoryCache
+from test_protocol import HOSTILE
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
 from langgraph_router_r1.engines import EngineUnavailableError
@@ -159,15 +161,24 @@ def test_no_more_calls_to_a_model_are_in_flight_than_allowed() -> None:
 
 
 def test_each_model_has_turns_of_its_own() -> None:
-    one, other = Busy(), Busy()
-    models = [
-        ModelDescriptor(name=name, model=RunnableLambda(busy.reply), price=1.0)
-        for name, busy in (("one", one), ("other", other))
-    ]
+    both = Busy()
+    models = [ModelDescriptor(name=name, model=RunnableLambda(both.reply), price=1.0) for name in ("one", "other")]
     registry = share_calls(ModelRegistry(models), InMemoryCache(), per_model=1)
-    turns = [search("one: Capital of Peru?", "other: Capital of Peru?"), answer("Lima")]
-    assert len(rolled(turns, registry).hops) == 2
-    assert (one.most, other.most) == (1, 1)
+    asked = [f"{name}: Capital of {land}?" for name in ("one", "other") for land in ("Peru", "Chile")]
+    assert len(rolled([search(*asked), answer("Lima")], registry).hops) == 4
+    assert (both.most, both.calls) == (2, 4)
+
+
+def test_known_replies_count_against_no_rate_limit() -> None:
+    busy = Busy()
+    registry = share_calls(busy.registry(requests_per_second=2.0), InMemoryCache())
+    began = time.monotonic()
+    batch(registry, same=True, size=1)
+    first = time.monotonic() - began
+    rollouts = batch(registry, same=True, size=12)
+    assert (busy.calls, len(rollouts)) == (1, 12)
+    # Had each to wait for its turn, it would take six seconds.
+    assert time.monotonic() - began - first < 3
 
 
 def test_waiting_for_a_turn_is_not_part_of_a_models_timeout() -> None:
@@ -302,9 +313,9 @@ def test_at_no_cost_weight_only_the_answer_counts(one: float, other: float, mode
     assert reward(made(cost=other, weight=0.0, correct=False), scale(), mode=mode).total == 0.0
 
 
-@given(st.text(max_size=200))
-def test_nothing_a_routed_model_writes_changes_the_format_reward(reply: str) -> None:
-    rollout = rolled([search("small: Capital of Peru?"), answer("Lima")], pool(small=f"Lima. {reply}"))
+@given(HOSTILE, st.sampled_from(["Lima. ", ""]))
+def test_nothing_a_routed_model_writes_changes_the_format_reward(reply: str, before: str) -> None:
+    rollout = rolled([search("small: Capital of Peru?"), answer("Lima")], pool(small=before + reply))
     assert rollout.format_ok
     assert reward(rollout, scale()).format == 0.0
 

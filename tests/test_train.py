@@ -15,6 +15,7 @@ pytest.importorskip("trl", reason="the [train] extra is not installed")
 
 import torch
 from accelerate import PartialState
+from safetensors.torch import load_file
 from test_grpo import log_of, tiny_model, tiny_trainer, tokenizer_at
 
 from training.watch import JsonLog
@@ -107,7 +108,8 @@ def test_the_script_of_the_papers_setting_trains_a_tiny_model(tmp_path: Path) ->
     )
     assert json.loads(said.splitlines()[-1])["steps"] == 2
     assert [line["step"] for line in log_of(tmp_path / "run")] == [1, 2]
-    assert (tmp_path / "run/adapter/router/adapter_model.safetensors").is_file()
+    weights = load_file(tmp_path / "run/adapter/router/adapter_model.safetensors")
+    assert any(weight.any() for name, weight in weights.items() if "lora_B" in name), "a new adapter says nothing"
     told = [json.loads(line) for line in (tmp_path / "run/rollouts.jsonl").read_text().splitlines()]
     assert len(told) == 2 * 4
     assert {rollout["cost_weight"] for rollout in told} <= {0, 0.3, 0.6, 0.9}

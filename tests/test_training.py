@@ -20,7 +20,8 @@ from langgraph_router_r1.testing import ByteTokenizer, ScriptedEngine
 torch = pytest.importorskip("torch")
 
 from training import nq  # noqa: E402
-from training.sft import Example, _SharedPromptTrainer, read_examples, shared_start  # noqa: E402
+from training.logprobs import shared_start  # noqa: E402
+from training.sft import Example, _SharedPromptTrainer, read_examples  # noqa: E402
 from training.teacher import LESSONS_A_POOL, NOUNS, TOPICS, Lesson, Memory, drive, keep_batches, lessons  # noqa: E402
 
 
@@ -39,7 +40,7 @@ def test_computing_a_shared_prompt_once_changes_neither_loss_nor_gradient() -> N
     labels[:, :22] = -100
     mask = torch.ones_like(ids)
     labels[1, 26:], mask[1, 26:] = -100, 0
-    assert shared_start(ids, labels) == 20
+    assert shared_start(ids, 22) == 20
 
     def gradient(loss: Any) -> dict[str, Any]:
         network.zero_grad()
@@ -57,16 +58,16 @@ def test_computing_a_shared_prompt_once_changes_neither_loss_nor_gradient() -> N
 
 
 @pytest.mark.parametrize(
-    ("ids", "labels", "shared"),
+    ("ids", "learned_from", "shared"),
     [
-        ([[1, 2, 3, 4]], [[-100, -100, 3, 4]], 1),
-        ([[1, 2, 3, 4], [1, 9, 3, 4]], [[-100, -100, -100, 4]] * 2, 1),
-        ([[1, 2], [3, 2]], [[-100, 2], [-100, 2]], 0),
-        ([[1, 2]], [[1, 2]], 0),
+        ([[1, 2, 3, 4]], 2, 1),
+        ([[1, 2, 3, 4], [1, 9, 3, 4]], 3, 1),
+        ([[1, 2], [3, 2]], 1, 0),
+        ([[1, 2]], 0, 0),
     ],
 )
-def test_the_shared_start_ends_before_anything_is_learned(ids: Any, labels: Any, shared: int) -> None:
-    assert shared_start(torch.tensor(ids), torch.tensor(labels)) == shared
+def test_the_shared_start_ends_before_anything_is_learned(ids: Any, learned_from: int, shared: int) -> None:
+    assert shared_start(torch.tensor(ids), learned_from) == shared
 
 
 def test_an_example_whose_mask_does_not_fit_is_refused() -> None:
@@ -139,10 +140,27 @@ def test_lessons_show_every_move_and_lean_from_asking_to_memory_as_money_counts_
 
 def test_first_lessons_always_ask_and_know_the_real_pool_only(everything: Any) -> None:
     chosen, registry, memory = everything
-    for lesson in lessons(chosen[:40], registry, memory, first=True):
+    for lesson in lessons(chosen[:40], registry, memory, course="asking"):
         assert lesson.pool is registry
+        assert lesson.cost_weight == 0
         assert lesson.answer is not None
         assert lesson.turn([]).startswith(("<think> Asked for", "<think> First the country"))
+
+
+def test_lessons_in_reading_ask_in_other_pools_and_say_what_stands_before_the_name(everything: Any) -> None:
+    chosen, registry, memory = everything
+    asking = [
+        lesson
+        for lesson in lessons(chosen[:80], registry, memory, course="reading")
+        if lesson.pool is not registry and "<search>" in lesson.turn([])
+    ]
+    assert len(asking) > 30
+    for lesson in asking:
+        thought, _, search = lesson.turn([]).partition("</think>")
+        name = search.partition("<search> ")[2].partition(":")[0]
+        quoted = thought.rpartition(f": {name}.")[0].rpartition(". ")[2]
+        assert quoted
+        assert lesson.pool[name].description.startswith(quoted)
 
 
 def test_lessons_have_other_names_and_topics_that_only_a_descriptor_tells_of(taught: Any) -> None:
@@ -173,6 +191,10 @@ def test_over_recorded_models_the_teacher_reads_a_reply_or_asks_another_model_an
     recorded = RecordedPool.from_rows(rows)
     taught = nq.lessons(recorded, recorded.registry(), seconds=5, most=10, seed=0)
     assert {recorded.tasks[str(lesson.task_id)].split for lesson in taught} == {"train"}
+    # Both cost the same here, so the better one is leaned to at every cost weight, the less the more cost counts.
+    shares = [of_models["good"] for of_models in nq.leaning(recorded, recorded.registry())]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > 0.99
     moves = [lesson.turn([]).partition("<search> ")[2].partition(":")[0] for lesson in taught]
     assert moves == ["good"] * 10 + ["poor"] * 5
     assert "<search> good: " in taught[-1].turn(["I can not say."])

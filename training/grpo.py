@@ -100,14 +100,17 @@ def make_groups(
 def settings(output_dir: str | Path, **options: Any) -> GRPOConfig:
     """Return TRL's settings with what rollouts of a graph need; `options` are those of `GRPOConfig`.
 
-    The default way to correct for the sampler is TRL's `token_truncate` at 2: its own default, `sequence_mask`, zeroes
-    whole trajectories when they are long.
+    Two defaults are not TRL's. The way to correct for the sampler is `token_truncate` at 2: `sequence_mask` zeroes
+    whole trajectories when they are long. And advantages are divided by the spread of rewards in the batch: by that of
+    their group, questions that nobody could answer count as much as those that asking got right; all that differs in
+    them is what was spent, and so they teach not to ask, at every cost weight.
     """
     ours: dict[str, Any] = {
         "shuffle_dataset": False,
         "disable_dropout": True,
         "vllm_importance_sampling_mode": "token_truncate",
         "vllm_importance_sampling_clip_max": 2.0,
+        "scale_rewards": "batch",
         "max_completion_length": None,
         "use_cpu": not torch.cuda.is_available(),
         "bf16": False,
@@ -246,6 +249,8 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         """Bring the weights to the engine; TRL calls this before rollouts with newer weights."""
         with self._timed("sync"):
             self.sync.sync_weights()
+        # Where weights are spread over processes, a check takes all of them: they go on checking until each has proof.
+        self.sync.proven = all(gather_object([self.sync.proven]))
 
     def _roll_out(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
         """Return one row a prompt, in order; the prompts are ids of groups."""
@@ -306,8 +311,13 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         compute_entropy: bool = False,
         **options: Any,
     ) -> Any:
-        # Under DDP and FSDP a forward must go through the wrapper, and other heads are TRL's business.
-        if self.accelerator.num_processes > 1 or self.model.config.model_type not in PLAIN_HEADS:
+        # Under DDP and FSDP a forward must go through the wrapper, other heads are TRL's business, and layers that
+        # compute their activations again keep no cache.
+        if (
+            self.accelerator.num_processes > 1
+            or self.args.gradient_checkpointing
+            or self.model.config.model_type not in PLAIN_HEADS
+        ):
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **options
             )
@@ -334,6 +344,9 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         elsewhere = self._seconds["rollout"] + self._seconds["sync"]
         began = time.perf_counter()
         loss = super().training_step(*args, **options)
+        if self._barren:
+            # Gradients of zero would still move the weights: Adam goes on the way it was going.
+            self.model.zero_grad(set_to_none=True)
         elsewhere = self._seconds["rollout"] + self._seconds["sync"] - elsewhere
         self._seconds["update"] += time.perf_counter() - began - elsewhere
         return loss
@@ -431,10 +444,17 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         }
         if isinstance(self.sync, InProcessSync):
             state["engine"] = bytes(self.sync.engine.random_state.tolist()).hex()
+        if self.calls is not None:
+            state["calls"] = {"asked": self.calls.asked, "made": self.calls.made}
+        if self.accelerator.is_main_process:
+            # A checkpoint is whole when this one has written: by then all the others have.
+            self.accelerator.wait_for_everyone()
         target = checkpoint / self._state_file()
         partial = target.with_suffix(".partial")
         partial.write_text(json.dumps(state), encoding="utf-8")
         partial.replace(target)
+        if not self.accelerator.is_main_process:
+            self.accelerator.wait_for_everyone()
 
     def _load_state(self, checkpoint: Path) -> None:
         file = checkpoint / self._state_file()
@@ -449,6 +469,8 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self.scales = {mode: CostScale.from_state_dict(kept) for mode, kept in state["scales"].items()}
         if isinstance(self.sync, InProcessSync) and "engine" in state:
             self.sync.engine.random_state = torch.tensor(list(bytes.fromhex(state["engine"])), dtype=torch.uint8)
+        if self.calls is not None and "calls" in state:
+            self.calls.asked, self.calls.made = state["calls"]["asked"], state["calls"]["made"]
 
     def _state_file(self) -> str:
         rank = self.accelerator.process_index

@@ -36,7 +36,7 @@ def completion_logprobs(
     )
     places = torch.arange(rows.size(1), device=rows.device)
     present = (places < lengths[:, None]).long()
-    shared = _shared_start(rows, int(prompt_lengths.min()))
+    shared = shared_start(rows, int(prompt_lengths.min()))
     hidden = hidden_states(causal_lm, rows, present, shared)
 
     # What stands at a place is predicted by the hidden state one place before.
@@ -73,7 +73,12 @@ def hidden_states(causal_lm: Any, rows: torch.Tensor, mask: torch.Tensor, shared
     return hidden
 
 
-def _shared_start(rows: torch.Tensor, shortest_prompt: int) -> int:
-    """Return how many leading tokens all rows share, short of the place that predicts a completion's first token."""
+def shared_start(rows: torch.Tensor, learned_from: int) -> int:
+    """Return how many leading tokens all rows share, short of the place that predicts the first learned token.
+
+    Args:
+        rows: Token ids, batch x length, padded on the right.
+        learned_from: Where the first learned token of any row stands.
+    """
     same = int((rows == rows[0]).all(0).int().cumprod(0).sum())
-    return max(min(same, shortest_prompt - 1), 0)
+    return max(min(same, learned_from - 1), 0)

@@ -4,13 +4,15 @@
 
 `training.sft` makes the adapter of them (training/runs/nq_recorded.sh; not run yet).
 
-Whom to ask is drawn by lot: choosing is left to reinforcement learning, as on the pocket pool (teacher.py). What the
-replies of EVOUNA's five systems teach is reading: their questions are others, and so are the names in their pool.
+Whom to ask is drawn by lot, and the lot leans with the cost weight, as on the pocket pool (teacher.py): whom to ask for
+which question is left to reinforcement learning. What the replies of EVOUNA's five systems teach is reading: their
+questions are others, and so are the names in their pool.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -37,6 +39,9 @@ PRICES = {"fid": 0.1, "text-davinci-003": 20.0, "gpt-3.5-turbo": 2.0, "gpt-4": 6
 SECOND_CALLS = 200
 """Lessons in which the first reply is of no use, and another model is asked."""
 
+LEAN = 16.0
+"""How far the lot leans to the model of the best trade-off: the exponent of e for a whole point of it."""
+
 
 def lessons(pool: RecordedPool, registry: ModelRegistry, *, seconds: int, most: int, seed: int) -> list[Lesson]:
     """Return lessons on the tasks of the train split.
@@ -49,6 +54,7 @@ def lessons(pool: RecordedPool, registry: ModelRegistry, *, seconds: int, most: 
         seed: Of their order, the cost weights and the second models.
     """
     choose = random.Random(seed)
+    shares = leaning(pool, registry)
     once: list[Lesson] = []
     twice: list[Lesson] = []
     for task in pool.of_split("train").tasks.values():
@@ -56,15 +62,39 @@ def lessons(pool: RecordedPool, registry: ModelRegistry, *, seconds: int, most: 
         knowing = [model for model, reply in replies.items() if contains(reply, task.golden_answers)]
         for model, reply in replies.items():
             target = answer_in(reply, task)
-            weight = choose.choice(COST_WEIGHTS)
             if target:
+                [weight] = choose.choices(COST_WEIGHTS, [of_models[model] for of_models in shares])
                 once.append(_lesson(task, registry, weight, [model], target))
             if model not in knowing and knowing:
                 other = choose.choice(knowing)
                 found = answer_in(replies[other], task)
                 if found:
+                    # Two calls are for those to whom quality matters more than cost.
+                    weight = choose.choice([weight for weight in COST_WEIGHTS if weight < 0.5])
                     twice.append(_lesson(task, registry, weight, [model, other], found))
     return choose.sample(once, min(most, len(once))) + choose.sample(twice, min(seconds, len(twice)))
+
+
+def leaning(pool: RecordedPool, registry: ModelRegistry) -> list[dict[str, float]]:
+    """Return for each cost weight how often each model is to be asked: a softmax of skill against cost.
+
+    Cost is price times length of replies, both of the train split, as a share of the dearest model's.
+    """
+    train = pool.of_split("train").outcomes.values()
+    costs, skills = {}, {}
+    for model in registry:
+        lengths = [len(outcomes[model.name].response or "") for outcomes in train if model.name in outcomes]
+        costs[model.name] = model.price.completion * sum(lengths) / len(lengths)
+        skills[model.name] = sum(model.skills.values()) / len(model.skills)
+    dearest = max(costs.values())
+    found = []
+    for weight in COST_WEIGHTS:
+        odds = {
+            name: math.exp(LEAN * ((1 - weight) * skills[name] + weight * (1 - costs[name] / dearest)))
+            for name in costs
+        }
+        found.append({name: value / sum(odds.values()) for name, value in odds.items()})
+    return found
 
 
 def _lesson(task: Task, registry: ModelRegistry, weight: float, models: Sequence[str], answer: str) -> Lesson:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
+from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.cache.base import BaseCache
 from typing_extensions import override
@@ -193,8 +194,9 @@ def share_calls(
 ) -> ModelRegistry:
     """Return the registry as many trajectories share it: see `remember`, with so many calls to a model at a time.
 
-    A known reply, or one that is being waited for, takes nobody's turn. Waiting for one's turn is not part of a model's
-    timeout. Calls that block are remembered and counted, and neither wait nor time out here: `roll_out` makes none.
+    A known reply, or one that is being waited for, takes nobody's turn and counts against no rate limit. Waiting for
+    one's turn is not part of a model's timeout. Calls that block are remembered and counted, and neither wait for
+    others nor time out here: `roll_out` makes none.
 
     Args:
         registry: The pool.
@@ -214,16 +216,20 @@ def share_calls(
 
 
 class _Shared(Runnable[Any, Any]):
-    """One model whose calls are counted, and wait while too many are in flight."""
+    """One model whose calls are counted, and wait while too many are in flight or it is not their time yet."""
 
     def __init__(self, descriptor: ModelDescriptor, count: Callable[[], None], at_once: int | None = None) -> None:
         self._descriptor, self._count, self._at_once = descriptor, count, at_once
+        rate = descriptor.requests_per_second
+        self._limiter = InMemoryRateLimiter(requests_per_second=rate, max_bucket_size=1) if rate else None
         self._model: Runnable[Any, Any] | None = None
         # A semaphore belongs to the event loop it was first waited for in.
         self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
 
     @override
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        if self._limiter:
+            self._limiter.acquire()
         self._count()
         return self._built().invoke(input, config, **kwargs)
 
@@ -236,6 +242,8 @@ class _Shared(Runnable[Any, Any]):
             return await self._timed(input, config, **kwargs)
 
     async def _timed(self, messages: Any, config: RunnableConfig | None, **kwargs: Any) -> Any:
+        if self._limiter:
+            await self._limiter.aacquire()
         self._count()
         try:
             async with asyncio.timeout(self._descriptor.timeout_s):
@@ -264,5 +272,6 @@ def _stand_in(model: ModelDescriptor, runnable: Runnable[Any, Any]) -> ModelDesc
             "params": {**model.params, **named, **bound},
             "max_retries": model.retries,
             "timeout_s": NO_TIMEOUT_S,
+            "requests_per_second": None,
         }
     )

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from langgraph_router_r1.pocket.base_model import base_model_dir
-from training.logprobs import hidden_states
+from training.logprobs import hidden_states, shared_start
 from training.rewards import Reward
 from training.rollout import Rollout
 
@@ -46,9 +46,18 @@ class Example:
             raise ValueError(msg)
 
 
-def read_examples(path: Path) -> list[Example]:
-    """Read a file of transcripts, `{"token_ids": [...], "mask": [...]}` a line, as `teacher.keep_batches` writes."""
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+def read_examples(path: Path, *, at_least: float | None = None, per_task: int | None = None) -> list[Example]:
+    """Read a file of `{"token_ids": [...], "mask": [...]}` a line: a teacher's transcripts, or what `RolloutLog` wrote.
+
+    Args:
+        path: Of the file.
+        at_least: The least reward of an example (rejection-sampling fine-tuning); None for all there is.
+        per_task: At most so many of each task at each cost weight, the best of them; None for all.
+    """
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if at_least is not None:
+        earned = [((row["task"], row["cost_weight"]), row["reward"]) for row in rows]
+        rows = [rows[index] for index in _best(earned, at_least, per_task)]
     return [Example(row["token_ids"], row["mask"]) for row in rows]
 
 
@@ -68,18 +77,26 @@ def best_examples(
     """
     if len(rollouts) != len(scored):
         raise ValueError(f"there are {len(rollouts)} rollouts and {len(scored)} rewards: they must be as many")
-    kept: dict[tuple[str, float], list[tuple[float, int]]] = defaultdict(list)
-    for index, (rollout, earned) in enumerate(zip(rollouts, scored, strict=True)):
-        if earned.total is not None and earned.total >= at_least and any(rollout.env_mask):
-            kept[rollout.task.id, rollout.cost_weight].append((-earned.total, index))
-    chosen = sorted(index for of_task in kept.values() for _, index in sorted(of_task)[:per_task])
+    earned = [
+        ((rollout.task.id, rollout.cost_weight), reward.total if any(rollout.env_mask) else None)
+        for rollout, reward in zip(rollouts, scored, strict=True)
+    ]
     return [
         Example(
             [*rollouts[index].prompt_ids, *rollouts[index].completion_ids],
             [0] * len(rollouts[index].prompt_ids) + rollouts[index].env_mask,
         )
-        for index in chosen
+        for index in _best(earned, at_least, per_task)
     ]
+
+
+def _best(earned: Sequence[tuple[Any, float | None]], at_least: float, per_task: int | None) -> list[int]:
+    """Return the places of those that earned enough, in order; of each task the best."""
+    kept: dict[Any, list[tuple[float, int]]] = defaultdict(list)
+    for index, (task, reward) in enumerate(earned):
+        if reward is not None and reward >= at_least:
+            kept[task].append((-reward, index))
+    return sorted(index for of_task in kept.values() for _, index in sorted(of_task)[:per_task])
 
 
 class _SharedPromptTrainer(SFTTrainer):  # type: ignore[misc]
@@ -93,24 +110,12 @@ class _SharedPromptTrainer(SFTTrainer):  # type: ignore[misc]
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
         causal_lm = self.accelerator.unwrap_model(model).get_base_model()
         ids, mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
-        shared = shared_start(ids, labels)
+        shared = shared_start(ids, int((labels != -100).any(0).int().argmax()))
         hidden = hidden_states(causal_lm, ids, mask, shared)
         targets = labels[:, shared + 1 :]
         learned = targets != -100
         logits = causal_lm.lm_head(hidden[:, :-1][learned]).float()
         return torch.nn.functional.cross_entropy(logits, targets[learned])
-
-
-def shared_start(ids: torch.Tensor, labels: torch.Tensor) -> int:
-    """Return how many leading tokens all rows share, short of the position that predicts the first learned token.
-
-    Args:
-        ids: Token ids, batch x length, padded on the right.
-        labels: The same with -100 where nothing is learned.
-    """
-    first_learned = int((labels != -100).any(0).int().argmax())
-    same = (ids == ids[0]).all(0).int().cumprod(0).sum()
-    return max(min(int(same), first_learned - 1), 0)
 
 
 def train_adapter(
@@ -126,7 +131,7 @@ def train_adapter(
     shuffle: bool = True,
     seed: int = 0,
 ) -> float:
-    """Train a LoRA adapter on all linear layers, write it to `output_dir` in bfloat16, return the last loss.
+    """Train a LoRA adapter on all linear layers, write it to `output_dir` in bfloat16, return the mean loss.
 
     `start` is an adapter to go on from, of whatever rank. `shuffle=False` takes the examples in their order: for
     batches that were put together to share a prompt.
@@ -218,13 +223,17 @@ def main(
     transcripts: Annotated[Path, typer.Argument(help="File of them, batch after batch of one pool.")],
     output: Annotated[Path, typer.Argument(help="Directory of the adapter.")],
     start: Annotated[Path | None, typer.Option(help="Adapter to go on from; by default a new one.")] = None,
+    at_least: Annotated[float | None, typer.Option(help="Of a rollouts.jsonl: the least reward of an example.")] = None,
+    per_task: Annotated[int | None, typer.Option(help="The best so many of each task and cost weight.")] = None,
     epochs: float = 1.0,
     learning_rate: float = 8e-4,
     batch_size: Annotated[int, typer.Option(help="As many as of one pool stand together.")] = 8,
     seed: int = 0,
 ) -> None:
-    """Train a router's adapter on a teacher's transcripts; print what came of it as a line of JSON."""
-    examples = read_examples(transcripts)
+    """Train a router's adapter on a teacher's transcripts, or on rollouts that earned enough; print a line of JSON."""
+    examples = read_examples(transcripts, at_least=at_least, per_task=per_task)
+    if not examples:
+        raise typer.BadParameter(f"{str(transcripts)!r} has no example with a reward of {at_least} or more")
     began = time.monotonic()
     loss = train_adapter(
         base_model_dir(),

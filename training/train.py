@@ -17,14 +17,14 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import torch
 import typer
 from accelerate import PartialState  # type: ignore[import-untyped]
 from langgraph.cache.sqlite import SqliteCache
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from langgraph_router_r1.engines import TransformersEngine, VLLMEngine
 from langgraph_router_r1.evaluation.pools import RecordedPool
@@ -40,9 +40,12 @@ from training.rewards import Basis, Mode, Score, rewards
 from training.rollout import Calls, share_calls
 from training.sft import LORA_TARGETS, save_adapter
 from training.sync import InProcessSync, Sync, VLLMSync
-from training.watch import JsonLog, ProgressTable, written_down
+from training.watch import JsonLog, ProgressTable, RolloutLog
 
 POCKET = "pocket"
+
+RECORDED = ".jsonl"
+"""How the name of a file with recorded answers or tasks ends."""
 
 
 def train(
@@ -56,7 +59,9 @@ def train(
     model: Annotated[str, typer.Option(help="Base model: directory or hub id; by default the pocket one.")] = "",
     router: Annotated[Path | None, typer.Option(help="Adapter to start from; by default a new one.")] = None,
     rank: Annotated[int, typer.Option(help="Of a new adapter.")] = 8,
-    url: Annotated[list[str] | None, typer.Option(help="A vLLM that serves the base model; more than once.")] = None,
+    url: Annotated[
+        list[str] | None, typer.Option(help="A vLLM that serves the base model; at most one a process.")
+    ] = None,
     in_process: Annotated[bool, typer.Option(help="Sample with transformers, without vLLM.")] = False,
     steps: int = 60,
     groups: Annotated[int, typer.Option(help="Questions a step.")] = 8,
@@ -78,14 +83,17 @@ def train(
     entropy: Annotated[float, typer.Option(help="Weight of the entropy bonus.")] = 0.0,
     ratio: Annotated[str, typer.Option(help="What corrects for the sampler; TRL's name.")] = "token_truncate",
     anonymous: Annotated[
-        str, typer.Option("--anonymise", help="Names in a disguised pool: neutral, shuffled, or empty for their own.")
-    ] = "",
+        Names | None, typer.Option("--anonymise", help="Names in a disguised pool; by default their own.")
+    ] = None,
     dropped: Annotated[
         float, typer.Option("--drop", help="Probability that a model is missing in a disguised pool.")
     ] = 0.0,
     disguised: Annotated[float, typer.Option(help="Share of questions whose pool is disguised.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of a turn.")] = MAX_ROUTER_TOKENS,
     max_turns: Annotated[int, typer.Option(help="Most turns that ask models.")] = 4,
+    timeout: Annotated[
+        float, typer.Option(help="Most seconds of a rollout; one that takes longer isn't scored.")
+    ] = 120.0,
     calls_per_model: Annotated[int, typer.Option(help="Routed calls in flight to one model.")] = 16,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 5,
     tensorboard: bool = False,
@@ -100,9 +108,12 @@ def train(
             f"{groups} questions of {generations} rollouts are no whole number of passes of {micro_batch} rollouts in "
             f"{processes} processes"
         )
+    if len(url or []) > processes:
+        raise typer.BadParameter(f"there are {len(url or [])} servers (--url) for {processes} processes: each uses one")
     base = model or str(base_model_dir())
     output.mkdir(parents=True, exist_ok=True)
     calls = Calls()
+    set_seed(seed)  # a new adapter begins with random numbers
     tokenizer = AutoTokenizer.from_pretrained(base)
     network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     # PEFT takes the adapter in float32: updates of this size would round to nothing in bfloat16.
@@ -118,15 +129,21 @@ def train(
         chosen = [task for name in tasks.split(",") if name for task in _tasks(name)] or own_tasks
         sync: Sync
         if in_process:
-            sync = InProcessSync(TransformersEngine(network, tokenizer=base, temperature=1.0))
+            # Processes that sample the same prompts are to sample different things.
+            stream = seed * processes + process
+            sync = InProcessSync(TransformersEngine(network, tokenizer=base, temperature=1.0, seed=stream))
         else:
             engine = VLLMEngine(base_url, BASE_NAME, tokenizer=base, temperature=1.0, logprobs=True)
             sync = VLLMSync(engine, output / "adapters" / str(process), name=f"router-p{process}")
+        log = RolloutLog(output / "rollouts.jsonl", tokenizer)
         score: Score = functools.partial(rewards, mode=mode, metric=metric, basis=basis)
         trainer = GraphGRPOTrainer(
             policy,
             sync,
-            share_calls(
+            registry
+            # A recorded reply belongs to a task, not to what was asked in words; and it costs nothing to give it again.
+            if pool.endswith(RECORDED)
+            else share_calls(
                 registry,
                 SqliteCache(path=str(output / f"replies-{process}.sqlite")),
                 per_model=calls_per_model,
@@ -142,8 +159,6 @@ def train(
                 lr_scheduler_type="constant_with_warmup",
                 warmup_steps=3,
                 beta=beta,
-                # By group, questions that nobody could answer count as much as those that asking got right; all that
-                # differs in them is what was spent, and so they teach not to ask, at every cost weight.
                 scale_rewards=scale,
                 entropy_coef=entropy,
                 vllm_importance_sampling_mode=ratio,
@@ -154,12 +169,13 @@ def train(
                 seed=seed,
             ),
             router={"max_tokens": max_tokens, "max_turns": max_turns, "router_price": Price.parse(router_price)},
-            score=score if process else written_down(score, output / "rollouts.jsonl"),
+            score=score if process else log.watching(score),
             disguise=disguise_of(anonymous, dropped, disguised),
             in_flight=groups * generations,
-            calls=calls,
+            timeout_s=timeout,
+            calls=None if pool.endswith(RECORDED) else calls,
             processing_class=tokenizer,
-            callbacks=[JsonLog(output / "log.jsonl"), ProgressTable()],
+            callbacks=[JsonLog(output / "log.jsonl"), log, ProgressTable()],
         )
         trainer.train(resume_from_checkpoint=last_checkpoint(output))
     # All of them: where weights are spread over processes, it takes all to put them together.
@@ -193,7 +209,7 @@ def _pool(pool: str, base_url: str) -> tuple[ModelRegistry, list[Task]]:
     """Return a pool, and the tasks that come with it."""
     if pool == POCKET:
         return pocket_registry(base_url), load_tasks(POCKET, split="train")
-    if pool.endswith(".jsonl"):
+    if pool.endswith(RECORDED):
         recorded = RecordedPool.from_file(pool)
         return recorded.registry(), draw(recorded.complete(), split="train")
     return ModelRegistry.from_file(pool), []
@@ -201,10 +217,10 @@ def _pool(pool: str, base_url: str) -> tuple[ModelRegistry, list[Task]]:
 
 def _tasks(name: str) -> list[Task]:
     """Return the tasks to train on: never those of validation or test."""
-    return draw(read_tasks(name), split="train") if name.endswith(".jsonl") else load_tasks(name, split="train")
+    return draw(read_tasks(name), split="train") if name.endswith(RECORDED) else load_tasks(name, split="train")
 
 
-def disguise_of(anonymous: str, dropped: float, share: float) -> Disguise | None:
+def disguise_of(anonymous: Names | None, dropped: float, share: float) -> Disguise | None:
     """Return what the options make of a pool; None when they leave it as it is."""
     if not share or not (anonymous or dropped):
         return None
@@ -213,7 +229,7 @@ def disguise_of(anonymous: str, dropped: float, share: float) -> Disguise | None
         if choose.random() >= share:
             return registry
         smaller = drop(registry, choose, share=dropped)
-        return anonymise(smaller, choose, names=cast("Names", anonymous)) if anonymous else smaller
+        return anonymise(smaller, choose, names=anonymous) if anonymous else smaller
 
     return disguise
 

@@ -39,8 +39,8 @@ ROWS = 12
 """How many steps the table shows: the latest."""
 
 
-class JsonLog(TrainerCallback):  # type: ignore[misc]
-    """Writes one JSON object a step; evaluations have keys that start with `eval_`."""
+class _Steps(TrainerCallback):  # type: ignore[misc]
+    """A file of JSON objects, a line each, that say which step they belong to."""
 
     def __init__(self, path: str | Path) -> None:
         """Keep the path; a run that is resumed goes on in the same file."""
@@ -49,11 +49,17 @@ class JsonLog(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take back the steps after the checkpoint: they will be done again."""
+        if not state.is_world_process_zero:
+            return
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(kept if state.global_step else []), encoding="utf-8")
         partial.replace(self.path)
+
+
+class JsonLog(_Steps):
+    """Writes one JSON object a step; evaluations have keys that start with `eval_`."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Write a line."""
@@ -73,6 +79,7 @@ class ProgressTable(TrainerCallback):  # type: ignore[misc]
         self._rows: deque[list[str]] = deque(maxlen=ROWS)
         self._live: Live | None = None
         self._steps = 0
+        self._calls = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Begin to draw."""
@@ -86,11 +93,14 @@ class ProgressTable(TrainerCallback):  # type: ignore[misc]
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
         cells = [_short(logs.get(key)) for key in COLUMNS.values()]
+        shares = {key.removeprefix("calls/"): value for key, value in logs.items() if key.startswith("calls/")}
+        self._calls = "calls: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
         self._rows.append([str(state.global_step), *cells])
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
             return
         told = "  ".join(f"{name} {cell}" for name, cell in zip(COLUMNS, cells, strict=True) if cell)
+        told += f"  {self._calls}"
         self._console.print(f"step {state.global_step}/{state.max_steps}  {told}", soft_wrap=True, highlight=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -100,30 +110,47 @@ class ProgressTable(TrainerCallback):  # type: ignore[misc]
             self._live = None
 
     def _table(self) -> Table:
-        table = Table("step", *COLUMNS, title=f"GRPO, {self._steps} steps")
+        table = Table("step", *COLUMNS, title=f"GRPO, {self._steps} steps", caption=self._calls)
         for row in self._rows:
             table.add_row(*row)
         return table
 
 
-def written_down(score: Score, path: str | Path) -> Score:
-    """Return a score that also writes what it scores into a file: asked, called, answered, earned; a rollout a line.
+class RolloutLog(_Steps):
+    """Writes what every rollout asked, wrote and earned, a line each; `training.sft` learns from such a file.
 
     Example:
-        >>> score = written_down(rewards, "runs/mine/rollouts.jsonl")  # doctest: +SKIP
+        >>> log = RolloutLog("runs/mine/rollouts.jsonl", tokenizer)                                   # doctest: +SKIP
+        >>> trainer = GraphGRPOTrainer(..., score=log.watching(rewards), callbacks=[log])             # doctest: +SKIP
     """
 
-    def scored(rollouts: Sequence[Rollout], scale: CostScale) -> Sequence[Reward]:
-        earned = score(rollouts, scale)
-        with Path(path).open("a", encoding="utf-8") as file:
-            for rollout, reward in zip(rollouts, earned, strict=True):
-                file.write(json.dumps(_told(rollout, reward), ensure_ascii=False) + "\n")
-        return earned
+    def __init__(self, path: str | Path, tokenizer: Any) -> None:
+        """Keep the path; a run that is resumed goes on in the same file."""
+        super().__init__(path)
+        self._tokenizer = tokenizer
+        self._step = 0
 
-    return scored
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Remember which step it is."""
+        self._step = state.global_step + 1
+
+    def watching(self, score: Score) -> Score:
+        """Return the score, with what it scores written down."""
+
+        def scored(rollouts: Sequence[Rollout], scale: CostScale) -> Sequence[Reward]:
+            earned = score(rollouts, scale)
+            with self.path.open("a", encoding="utf-8") as file:
+                for rollout, reward in zip(rollouts, earned, strict=True):
+                    file.write(json.dumps(self._told(rollout, reward)) + "\n")
+            return earned
+
+        return scored
+
+    def _told(self, rollout: Rollout, reward: Reward) -> dict[str, Any]:
+        return {"step": self._step, **_facts(rollout, reward), "wrote": self._tokenizer.decode(rollout.completion_ids)}
 
 
-def _told(rollout: Rollout, reward: Reward) -> dict[str, Any]:
+def _facts(rollout: Rollout, reward: Reward) -> dict[str, Any]:
     return {
         "task": rollout.task.id,
         "question": rollout.task.question,
@@ -135,6 +162,8 @@ def _told(rollout: Rollout, reward: Reward) -> dict[str, Any]:
         "format_ok": rollout.format_ok,
         "reward": reward.total,
         "failed": rollout.failed,
+        "token_ids": [*rollout.prompt_ids, *rollout.completion_ids],
+        "mask": [0] * len(rollout.prompt_ids) + rollout.env_mask,
     }
 
 

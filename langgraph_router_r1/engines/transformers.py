@@ -175,8 +175,11 @@ class TransformersEngine(TokenEngine):
                 max_new_tokens=max(request.max_tokens for request in batch),
                 do_sample=self.temperature > 0,
                 temperature=self.temperature or None,
+                # The policy alone, whatever the model's generation_config.json would have besides.
                 top_p=None,
                 top_k=0 if self.temperature > 0 else None,
+                min_p=None,
+                repetition_penalty=1.0,
                 pad_token_id=pad,
                 eos_token_id=eos,
                 stopping_criteria=StoppingCriteriaList([rows]),

@@ -163,6 +163,12 @@ class VLLMEngine(TokenEngine):
             "prompt": token_ids(transcript),
             "max_tokens": max_tokens,
             "temperature": self.temperature,
+            # The policy alone: vLLM takes what is not said here from the model's generation_config.json, and the
+            # log-probabilities that it reports would not show it.
+            "top_p": 1.0,
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
             "stop": list(stop),
             "include_stop_str_in_output": True,
             "return_token_ids": True,

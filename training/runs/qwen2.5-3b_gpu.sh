@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The setting of Router-R1 (arXiv 2506.09033): Qwen2.5-3B-Instruct, NQ and HotpotQA, 64 rollouts a step, 225 steps.
+# The setting of Router-R1 (arXiv 2506.09033): Qwen2.5-3B-Instruct, NQ and HotpotQA, 64 questions a step, 225 steps.
 #
 # NOT RUN HERE: it takes GPUs, a hub, and keys for the routed models (the pool's file says which). What runs here is the
 # same command line with a model of two layers, on the CPU (tests/test_train.py).
@@ -10,7 +10,8 @@
 #   CUDA_VISIBLE_DEVICES=1,2,3,4 LAUNCH="--config_file training/configs/fsdp2.yaml --num_processes 4" \
 #     training/runs/qwen2.5-3b_gpu.sh --url http://127.0.0.1:8000/v1
 #
-# Deviations from the paper: GRPO for PPO (eight rollouts a question), LoRA for all weights, one policy for all cost weights.
+# Deviations from the paper: GRPO with eight rollouts of each of a step's 64 questions for PPO with one, LoRA for all
+# weights, one policy for all cost weights.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
@@ -18,4 +19,4 @@ python=${PYTHON:-.venv/bin/python}
 exec "$python" -m accelerate.commands.launch ${LAUNCH:---num_processes 1} -m training.train "${OUTPUT:-runs/qwen2.5-3b}" \
   --model "${MODEL:-Qwen/Qwen2.5-3B-Instruct}" --pool "${POOL:-benchmarks/pools/paper.toml}" --tasks "${TASKS:-nq,hotpotqa}" \
   --rank 32 --learning-rate 1e-5 --beta 0.001 --entropy 0.001 --basis completion \
-  --groups 8 --generations 8 --micro-batch 4 --steps "${STEPS:-225}" --save-every 25 --max-tokens 1024 "$@"
+  --groups 64 --generations 8 --micro-batch 4 --steps "${STEPS:-225}" --save-every 25 --max-tokens 1024 "$@"
