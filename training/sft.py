@@ -191,7 +191,13 @@ def save_adapter(model: PeftModel, output_dir: Path, *, dtype: torch.dtype = tor
     with _gathered(model):
         state = {name: _whole(value).to(dtype) for name, value in model.state_dict().items() if "lora_" in name}
     # Reinforcement learning keeps a second adapter, the reference, in the same model.
-    model.save_pretrained(output_dir, state_dict=state, selected_adapters=["default"], safe_serialization=True)
+    model.save_pretrained(
+        output_dir,
+        state_dict=state,
+        selected_adapters=["default"],
+        safe_serialization=True,
+        save_embedding_layers=False,  # to find out whether there are new ones, PEFT would ask the hub
+    )
     (output_dir / "README.md").unlink(missing_ok=True)
     config_file = output_dir / "adapter_config.json"
     config = json.loads(config_file.read_text(encoding="utf-8"))
