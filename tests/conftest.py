@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -47,6 +48,13 @@ def ask(turns: Any, registry: ModelRegistry, question: str = "Which?", **setting
     return router.invoke(
         {"messages": [("user", question)]}, output_keys=["messages", "answer", "routing", "transcript", "hops"]
     )
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """Drop what a test leaves open here and now, and not in whatever test the garbage collector comes by next."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -689,6 +690,9 @@ def test_what_a_run_wrote_down_can_be_learned_from_and_names_its_steps(tmp_path:
 @pytest.mark.vllm
 # The base model is loaded from safetensors, whose own reader leaves the file to the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+# LangChain's clients keep connections that nobody closes.
+@pytest.mark.filterwarnings("ignore:unclosed (transport|<socket):ResourceWarning")
+@pytest.mark.usefixtures("collected")
 def test_what_vllm_samples_is_the_trainers_policy_token_for_token(tmp_path: Path) -> None:
     """Rollouts with replies of real models in them, before and after a sync; and a wrong adapter is found out."""
     pytest.importorskip("vllm", reason="the [pocket] extra is not installed")
@@ -708,6 +712,7 @@ def test_what_vllm_samples_is_the_trainers_policy_token_for_token(tmp_path: Path
     with (
         pocket_server(dtype="float32", extra_args=["--logprobs-mode", "processed_logprobs", *unwanted]) as server,
         VLLMEngine(server.base_url, "smol", tokenizer=tokenizer, temperature=1.0, logprobs=True) as engine,
+        contextlib.ExitStack() as stack,
     ):
         sync = VLLMSync(engine, tmp_path / "adapters", dtype=torch.float32)
         registry = pocket_registry(server.base_url)
@@ -723,9 +728,10 @@ def test_what_vllm_samples_is_the_trainers_policy_token_for_token(tmp_path: Path
             peft_config=None,
         )
 
+        runner = stack.enter_context(trainer._one_loop())
+
         def rolled_out_as_the_trainer_says() -> None:
-            with trainer._one_loop() as runner:
-                rollouts = runner.run(trainer._sample([trainer.groups[key] for key in trainer.order]))
+            rollouts = runner.run(trainer._sample([trainer.groups[key] for key in trainer.order]))
             assert [rollout.failed for rollout in rollouts] == [None] * 4
             assert any(rollout.hops for rollout in rollouts)
             for rollout in rollouts:

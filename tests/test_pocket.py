@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import random
 import re
@@ -12,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +65,6 @@ def test_descriptors_carry_prices_and_measured_figures() -> None:
 
 
 # On a real vLLM
-
-
-@pytest.fixture
-def collected() -> Iterator[None]:
-    """Drop what a test leaves open here and now, and not in whatever test the garbage collector comes by next."""
-    yield
-    gc.collect()
 
 
 @pytest.mark.vllm
