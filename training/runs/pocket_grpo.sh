@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The pocket router by reinforcement learning, from its cold start (pocket_sft.sh), each seed through a vLLM of its own.
-# Stopped at any point, the same command goes on from the last checkpoint. No figures yet (docs/training.md).
+# Stopped at any point, the same command goes on from the last checkpoint. Figures: docs/training.md.
 #   training/runs/pocket_grpo.sh [SEED...]        # 0 1 2 by default
 set -euo pipefail
 cd "$(dirname "$0")/../.."
