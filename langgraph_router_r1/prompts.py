@@ -23,16 +23,24 @@ When you know the answer, end with <answer> the answer alone, as short as possib
 Models:
 $models
 
-Cost weight: $cost_weight (0: only a right answer counts; 1: only a low cost counts).
+Question: $question
 
-Question: $question"""
+Cost weight: $cost_weight of 1. $cost_words"""
+
+COST_WORDS = {
+    0.15: "Only a right answer counts.",
+    0.45: "A right answer counts more than a low cost.",
+    0.75: "A low cost counts more than a right answer.",
+    1.0: "Hardly anything but a low cost counts.",
+}
+"""What a cost weight means in words, each up to its number: a small router does not see much in a digit."""
 
 
 class RouterPrompt:
     """The user message that states the task to the router: a template with `$` placeholders.
 
     `$question` must be in it; `$models` (the descriptions, a line a model), `$names` (the names alone),
-    `$cost_weight` and `$max_turns` may be. `$$` is a dollar sign.
+    `$cost_weight`, `$cost_words` (what it means) and `$max_turns` may be. `$$` is a dollar sign.
 
     Example:
         >>> RouterPrompt("Pool: $names. $question").template
@@ -49,7 +57,7 @@ class RouterPrompt:
             msg = "the router prompt has a '$' that starts no placeholder; write '$$' for a dollar sign"
             raise ValueError(msg)
         found = set(Template(template).get_identifiers())
-        known = {"question", "models", "names", "cost_weight", "max_turns"}
+        known = {"question", "models", "names", "cost_weight", "cost_words", "max_turns"}
         if "question" not in found or not found <= known:
             placeholders = ", ".join(f"${name}" for name in sorted(found))
             msg = (
@@ -93,6 +101,7 @@ class RouterPrompt:
             models=neutralise(registry.describe(), control_tokens),
             names=", ".join(registry.names),
             cost_weight=f"{cost_weight:g}",
+            cost_words=next(words for most, words in COST_WORDS.items() if cost_weight <= most),
             max_turns=max_turns,
         )
         return [*chat, {"role": "user", "content": content}]
