@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A router over the six recorded models of Router-R1's paper: cold start on the train split, then GRPO on it.
+# A router over the six recorded models of Router-R1's paper: cold start on the train split, from the extractor that reads
+# replies already, then GRPO on it.
 # Stopped at any point, the same command goes on from the last checkpoint. Not run yet: no figures.
 #   ROUTER_R1_DATA=... training/runs/nq_recorded.sh [SEED]
 set -euo pipefail
@@ -9,7 +10,8 @@ python=${PYTHON:-.venv/bin/python}
 seed=${1:-0}
 if [ ! -e runs/nq/adapters/router/adapter_model.safetensors ]; then
   "$python" -m training.nq runs/nq/transcripts.jsonl
-  "$python" -m training.sft runs/nq/transcripts.jsonl runs/nq/adapters/router
+  "$python" -m training.sft runs/nq/transcripts.jsonl runs/nq/adapters/router \
+    --start langgraph_router_r1/evaluation/adapters/extractor
 fi
 "$python" -m training.train "runs/nq/seed$seed" --pool "$ROUTER_R1_DATA/pools/nq_six_models.jsonl" \
   --router runs/nq/adapters/router --seed "$seed" --basis completion --steps 45
