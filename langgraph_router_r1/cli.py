@@ -198,10 +198,8 @@ def profile(
     there. Delete that file to measure anew.
     """
     with _failing_clearly():
-        try:
+        with _needing_eval("profile"):
             from langgraph_router_r1.evaluation import profile as profiling
-        except ModuleNotFoundError:
-            _fail("profile needs the [eval] extra: pip install 'langgraph-router-r1[eval]'")
         if registry is None and output is None:
             _fail("the pocket pool's own file is part of the package: say with --output where to write")
         if registry is not None and not tasks:
@@ -243,7 +241,10 @@ def serve_router(
         str | None, typer.Option(help="Directory or hub id of the base model; by default the pocket pool's.")
     ] = None,
     adapter: Annotated[
-        list[str] | None, typer.Option(help="A LoRA adapter as NAME=DIRECTORY; may be given several times.")
+        list[str] | None,
+        typer.Option(
+            help="A LoRA adapter as NAME=DIRECTORY; without --model, beside or in place of the pocket pool's."
+        ),
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port on the loopback interface; by default a free one.")] = None,
 ) -> None:
@@ -255,10 +256,8 @@ def serve_router(
         if not equals or not Path(path).is_dir():
             _fail(f"--adapter is {entry!r}; it must be NAME=DIRECTORY with a directory that exists")
         adapters[name] = path
-    if adapters and model is None:
-        _fail("--adapter needs --model, the base model that the adapters are for")
     with _failing_clearly():
-        server = VLLMServer(model, adapters=adapters, port=port) if model else pocket_server(port=port)
+        server = VLLMServer(model, adapters=adapters, port=port) if model else pocket_server(named=adapters, port=port)
         with _running(server, console):
             console.print(f"{server.base_url}  serves: {', '.join([server.served_name, *server.adapters])}")
             console.print("Ctrl-C stops it.")
@@ -282,9 +281,10 @@ def bench(
     compare: Annotated[list[str] | None, typer.Option(help="Two rows to compare, pair by pair: give it twice.")] = None,
 ) -> None:
     """Run routers and baselines on the same questions: one table with intervals, costs and call shares."""
-    from langgraph_router_r1.evaluation import report
-    from langgraph_router_r1.evaluation.bench import Bench
-    from langgraph_router_r1.evaluation.page import publish as write_results
+    with _needing_eval("bench"):
+        from langgraph_router_r1.evaluation import report
+        from langgraph_router_r1.evaluation.bench import Bench
+        from langgraph_router_r1.evaluation.page import publish as write_results
 
     if compare and len(compare) != 2:
         _fail("--compare needs two rows: give it twice")
@@ -321,7 +321,8 @@ def results(
     page: Annotated[Path, typer.Option(help="The page to write.")] = Path("docs/results.md"),
 ) -> None:
     """Write the page of results anew from what was published."""
-    from langgraph_router_r1.evaluation.page import results_page
+    with _needing_eval("results"):
+        from langgraph_router_r1.evaluation.page import results_page
 
     with _failing_clearly():
         page.write_text(results_page(benchmarks, published), encoding="utf-8")
@@ -457,6 +458,14 @@ def _failing_clearly() -> Iterator[None]:
         yield
     except (EngineError, RegistryError, ServerError, ImportError, ValueError) as error:
         _fail(str(error))
+
+
+@contextmanager
+def _needing_eval(command: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        _fail(f"{command} needs the [eval] extra: pip install 'langgraph-router-r1[eval]' ({error})")
 
 
 def _fail(message: str) -> NoReturn:

@@ -110,7 +110,7 @@ def tiny_trainer(directory: Path, *, steps: int = 4, engine: Any = None, **optio
         "registry": pool(),
         "groups": make_groups(TASKS, 2 * steps, seed=3),
         "args": settings(directory, **{**args, **options.pop("args", {})}),
-        "router": {**SHORT, "max_turns": 0},
+        "router_settings": {**SHORT, "max_turns": 0},
         "score": planted,
         "peft_config": LoraConfig(r=8, lora_alpha=16, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"),
         "processing_class": PreTrainedTokenizerFast(
@@ -155,7 +155,7 @@ def log_of(directory: Path) -> list[dict[str, Any]]:
 
 def test_what_the_trainer_receives_is_what_was_sampled_with_its_mask_and_its_logprobs(tmp_path: Path) -> None:
     """Three sampled turns a rollout, with words of the environment between them."""
-    trainer = tiny_trainer(tmp_path, router={**SHORT, "max_turns": 2})
+    trainer = tiny_trainer(tmp_path, router_settings={**SHORT, "max_turns": 2})
     inputs = received(trainer)
     for row, rollout in enumerate(trainer.rollouts):
         length = len(rollout.completion_ids)
@@ -172,7 +172,7 @@ def test_what_the_trainer_receives_is_what_was_sampled_with_its_mask_and_its_log
 
 
 def test_the_target_of_an_inserted_token_changes_no_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = tiny_trainer(tmp_path, router={**SHORT, "max_turns": 2})
+    trainer = tiny_trainer(tmp_path, router_settings={**SHORT, "max_turns": 2})
     stir(trainer)
     inputs = received(trainer)
     row = int(inputs["advantages"].abs().argmax())
@@ -329,7 +329,7 @@ def test_a_step_tells_what_came_of_it_by_models_true_names(tmp_path: Path) -> No
         engine=sync,
         score=rewards,
         disguise=anonymise,
-        router={"prompt": RouterPrompt("$models $question")},
+        router_settings={"prompt": RouterPrompt("$models $question")},
         callbacks=[JsonLog(tmp_path / "log.jsonl")],
     )
     trainer.train()
@@ -723,7 +723,7 @@ def test_what_vllm_samples_is_the_trainers_policy_token_for_token(tmp_path: Path
             model=model,
             registry=registry,
             groups=make_groups(tasks, 4, seed=0),
-            router={"max_tokens": MAX_ROUTER_TOKENS},
+            router_settings={"max_tokens": MAX_ROUTER_TOKENS},
             processing_class=AutoTokenizer.from_pretrained(base),
             peft_config=None,
         )

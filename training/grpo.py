@@ -136,7 +136,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         groups: Sequence[Group],
         *,
         args: GRPOConfig,
-        router: Mapping[str, Any] | None = None,
+        router_settings: Mapping[str, Any] | None = None,
         score: Score = rewards,
         disguise: Disguise | None = None,
         eval_groups: Sequence[Group] = (),
@@ -153,7 +153,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             registry: The pool; models as objects, so that all groups share their connections.
             groups: What to learn from, once each, in this order.
             args: See `settings`.
-            router: Settings of `create_router`.
+            router_settings: Settings of `create_router`.
             score: Rewards a batch.
             disguise: Makes the pool of each group from the registry; see disguise.py.
             eval_groups: What to evaluate on, with a cost scale of its own.
@@ -168,7 +168,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         _check_settings(args, sync)
         self.sync = sync
         self.registry = registry
-        self.router_settings = dict(router or {})
+        self.router_settings = dict(router_settings or {})
         self.score = score
         self.disguise = disguise
         self.in_flight, self.timeout_s = in_flight, timeout_s

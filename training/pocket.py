@@ -32,7 +32,15 @@ from langgraph_router_r1.evaluation.metrics import contains, exact_match
 from langgraph_router_r1.evaluation.pools import RecordedPool
 from langgraph_router_r1.evaluation.profile import profile, sample_by_kind, set_fields
 from langgraph_router_r1.evaluation.tasks import Task
-from langgraph_router_r1.pocket import ADAPTERS, POOL_FILE, PROFILE_FILE, pocket_registry, pocket_router, pocket_server
+from langgraph_router_r1.pocket import (
+    ADAPTERS,
+    POOL_FILE,
+    PROFILE_FILE,
+    ROUTER_NAME,
+    pocket_registry,
+    pocket_router,
+    pocket_server,
+)
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.pocket.world import (
     FORWARD,
@@ -227,7 +235,7 @@ async def _memory(smol: Any, seed: int) -> Memory:
 
 @cli.command()
 def evaluate(
-    adapters: Output = ADAPTERS,
+    router: Annotated[Path, typer.Option(help="Adapter of the router.")] = ADAPTERS / ROUTER_NAME,
     split: str = "test",
     sample: int = 200,
     seed: int = 0,
@@ -236,7 +244,7 @@ def evaluate(
     """Ask the router questions about countries it never saw."""
     every = list(questions(countries(split)))  # type: ignore[arg-type]
     chosen = random.Random(seed).sample(every, min(sample, len(every)))
-    with pocket_server(adapters=adapters) as server:
+    with pocket_server(named={ROUTER_NAME: router}) as server:
         results = asyncio.run(_routed_runs(server.base_url, chosen))
     if runs:
         runs.parent.mkdir(parents=True, exist_ok=True)

@@ -228,6 +228,7 @@ def _whole(value: torch.Tensor) -> torch.Tensor:
 def main(
     transcripts: Annotated[Path, typer.Argument(help="File of them, batch after batch of one pool.")],
     output: Annotated[Path, typer.Argument(help="Directory of the adapter.")],
+    model: Annotated[str, typer.Option(help="Base model: directory or hub id; by default the pocket one.")] = "",
     start: Annotated[Path | None, typer.Option(help="Adapter to go on from; by default a new one.")] = None,
     at_least: Annotated[float | None, typer.Option(help="Of a rollouts.jsonl: the least reward of an example.")] = None,
     per_task: Annotated[int | None, typer.Option(help="The best so many of each task and cost weight.")] = None,
@@ -242,7 +243,7 @@ def main(
         raise typer.BadParameter(f"{str(transcripts)!r} has no example with a reward of {at_least} or more")
     began = time.monotonic()
     loss = train_adapter(
-        base_model_dir(),
+        model or base_model_dir(),
         examples,
         output,
         start=start,

@@ -1,7 +1,7 @@
 """GRPO from the command line: any router, pool and tasks. The same command goes on where it was stopped.
 
-    python -m training.train runs/mine --pool pocket --router ADAPTER            # the pocket pool
-    python -m training.train runs/mine --pool pool.toml --tasks nq,hotpotqa --model Qwen/Qwen2.5-3B-Instruct
+    python -m training.train runs/mine --pool pocket --start ADAPTER             # the pocket pool
+    python -m training.train runs/mine --pool pool.toml --tasks nq --tasks hotpotqa --model Qwen/Qwen2.5-3B-Instruct
     accelerate launch --num_processes 4 -m training.train runs/mine --url http://a:8000/v1 --url http://b:8000/v1 ...
 
 Without `--url`, the server (with the pocket pool, when it is that) is started here and ends with the run. With several
@@ -54,10 +54,11 @@ def train(
         str, typer.Option(help="'pocket', a registry file, or a .jsonl file of recorded answers.")
     ] = POCKET,
     tasks: Annotated[
-        str, typer.Option(help="Task sets or .jsonl files, with commas; by default those of the pool.")
-    ] = "",
+        list[str] | None,
+        typer.Option(help="A task set or a .jsonl file; may be given several times; by default those of the pool."),
+    ] = None,
     model: Annotated[str, typer.Option(help="Base model: directory or hub id; by default the pocket one.")] = "",
-    router: Annotated[Path | None, typer.Option(help="Adapter to start from; by default a new one.")] = None,
+    start: Annotated[Path | None, typer.Option(help="Adapter to go on from; by default a new one.")] = None,
     rank: Annotated[int, typer.Option(help="Of a new adapter.")] = 8,
     url: Annotated[
         list[str] | None, typer.Option(help="A vLLM that serves the base model; at most one a process.")
@@ -118,15 +119,15 @@ def train(
     network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     # PEFT takes the adapter in float32: updates of this size would round to nothing in bfloat16.
     policy = (
-        PeftModel.from_pretrained(network, str(router), is_trainable=True)
-        if router
+        PeftModel.from_pretrained(network, str(start), is_trainable=True)
+        if start
         else get_peft_model(
             network, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
         )
     )
     with _served(pool, base, url or [], state, log=output / "vllm.log", start=not in_process) as base_url:
         registry, own_tasks = _pool(pool, base_url)
-        chosen = [task for name in tasks.split(",") if name for task in _tasks(name)] or own_tasks
+        chosen = [task for name in tasks or () for task in _tasks(name)] or own_tasks
         sync: Sync
         if in_process:
             # Processes that sample the same prompts are to sample different things.
@@ -168,7 +169,11 @@ def train(
                 report_to=["tensorboard"] if tensorboard else [],
                 seed=seed,
             ),
-            router={"max_tokens": max_tokens, "max_turns": max_turns, "router_price": Price.parse(router_price)},
+            router_settings={
+                "max_tokens": max_tokens,
+                "max_turns": max_turns,
+                "router_price": Price.parse(router_price),
+            },
             score=score if process else log.watching(score),
             disguise=disguise_of(anonymous, dropped, disguised),
             in_flight=groups * generations,

@@ -26,7 +26,7 @@ from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.evaluation.metrics import bootstrap, exact_match
 from langgraph_router_r1.evaluation.profile import profile
 from langgraph_router_r1.evaluation.tasks import Task
-from langgraph_router_r1.pocket import ADAPTERS, MAX_ROUTER_TOKENS, pocket_registry, pocket_server
+from langgraph_router_r1.pocket import ADAPTERS, MAX_ROUTER_TOKENS, ROUTER_NAME, pocket_registry, pocket_server
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.pocket.world import DESCRIBED, Country, Split, countries
 from langgraph_router_r1.prompts import CALL_PROMPT
@@ -88,7 +88,7 @@ def expert(output: Adapters = Path("runs/unseen"), epochs: float = 6, seed: int 
 
 @cli.command()
 def evaluate(
-    router: Annotated[Path, typer.Option(help="Adapter of the router.")] = ADAPTERS / "router",
+    router: Annotated[Path, typer.Option(help="Adapter of the router.")] = ADAPTERS / ROUTER_NAME,
     adapters: Adapters = Path("runs/unseen"),
     sample: int = 150,
     cost_weight: float = 0.0,
@@ -96,10 +96,10 @@ def evaluate(
 ) -> None:
     """Ask for continents of countries that the router was not trained on; print who was asked."""
     asked = random.Random(seed).sample(tasks("test"), sample)
-    with tempfile.TemporaryDirectory() as directory:
-        Path(directory, "tested").symlink_to(router.absolute())
-        with pocket_server(adapters=(ADAPTERS, adapters, Path(directory))) as server:
-            asyncio.run(_evaluate(server.base_url, asked, cost_weight))
+    if not (adapters / NAME).is_dir():
+        raise typer.BadParameter(f"{str(adapters / NAME)!r} is no adapter: make it with `training.unseen expert`")
+    with pocket_server(adapters=(ADAPTERS, adapters), named={ROUTER_NAME: router}) as server:
+        asyncio.run(_evaluate(server.base_url, asked, cost_weight))
 
 
 async def _evaluate(base_url: str, asked: Sequence[Task], cost_weight: float) -> None:
@@ -121,7 +121,7 @@ async def _evaluate(base_url: str, asked: Sequence[Task], cost_weight: float) ->
     swapped = own.model_copy(update={"description": stranger.description, "skills": stranger.skills})
     print(json.dumps({"model": NAME, "descriptor": own.describe(), "questions": len(one_hop)}), flush=True)
 
-    engine = VLLMEngine(base_url, model="tested")
+    engine = VLLMEngine(base_url, model=ROUTER_NAME)
     for condition, newcomer in (
         ("its own descriptor", own),
         ("its own descriptor, a name that says nothing", own.model_copy(update={"name": "model-7"})),

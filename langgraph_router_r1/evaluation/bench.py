@@ -90,7 +90,10 @@ class RowSpec(_Strict):
     extract: bool | None = None
     """Whether the extractor makes a short answer of the reply; by default for baselines, when there is one."""
     model: str | None = None
-    """Of a prompted router: which chat model, by LangChain's name or by its name on the pocket server."""
+    """Of a prompted router: which chat model, by LangChain's name or by its name on the pocket server. Of a trained
+    one: its name on its server."""
+    url: str | None = None
+    """Of a trained router: the vLLM that serves it; by default the pocket server, started for the benchmark."""
     max_turns: int = 4
 
 
@@ -391,7 +394,7 @@ class Bench:
         local = (
             self.spec.pool.pocket
             or (judge is not None and judge.registry is None)
-            or any(self._extracts(row) or row.kind in _ROUTERS for row in rows)
+            or any(self._extracts(row) or _is_local(row) for row in rows)
         )
         async with contextlib.AsyncExitStack() as stack:
             server = await _started_server(stack, map(self._find, self.spec.adapters)) if local else None
@@ -464,6 +467,13 @@ _ROUTERS = ("router", "prompted")
 """What writes turns of its own."""
 
 
+def _is_local(row: Row) -> bool:
+    """Return whether a row's router LLM is on the pocket server."""
+    if row.kind == "prompted":
+        return ":" not in (row.spec.model or "")
+    return row.kind == "router" and row.spec.url is None
+
+
 class _Routers:
     """The routers of a benchmark's rows, each made when its first run comes; rows of one family share theirs."""
 
@@ -482,7 +492,7 @@ class _Routers:
         self.judge: Judge | None = None
 
     async def of(self, row: Row) -> Runnable[Any, Any]:
-        key = (row.kind, row.spec.model, row.spec.max_turns, self._bench._extracts(row))
+        key = (row.kind, row.spec.model, row.spec.url, row.spec.max_turns, self._bench._extracts(row))
         if key not in self._made:
             self._made[key] = asyncio.create_task(self._make(row))
         return await self._made[key]
@@ -525,22 +535,25 @@ class _Routers:
         from langgraph_router_r1.pocket import ROUTER_NAME
 
         if row.kind == "router":
-            return await self._vllm(row.spec.model or ROUTER_NAME)
+            return await self._vllm(row.spec.model or ROUTER_NAME, row.spec.url)
         from langchain.chat_models import init_chat_model
 
-        assert self._server is not None
         assert row.spec.model is not None
-        if ":" in row.spec.model:
+        if not _is_local(row):
             return ChatModelEngine(init_chat_model(row.spec.model))
+        assert self._server is not None
         return ChatModelEngine(
             init_chat_model(f"openai:{row.spec.model}", base_url=self._server.base_url, api_key="none", temperature=0)
         )
 
-    async def _vllm(self, model: str) -> Any:
+    async def _vllm(self, model: str, url: str | None = None) -> Any:
         from langgraph_router_r1.engines import VLLMEngine
 
-        assert self._server is not None
-        engine = VLLMEngine(self._server.base_url, model=model, tokenizer=self._server.model)
+        if url is None:
+            assert self._server is not None
+            engine = VLLMEngine(self._server.base_url, model=model, tokenizer=self._server.model)
+        else:
+            engine = VLLMEngine(url, model=model)
         self._stack.push_async_callback(engine.aclose)
         return engine
 

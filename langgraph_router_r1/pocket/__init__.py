@@ -12,7 +12,7 @@ One vLLM serves it all: SmolLM2-135M-Instruct, a LoRA adapter for each routed mo
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,11 +53,15 @@ def pocket_registry(base_url: str) -> ModelRegistry:
     return ModelRegistry.from_dict(data, source=POOL_FILE.name, profile=profile)
 
 
-def pocket_server(*, adapters: Path | Iterable[Path] = ADAPTERS, **options: Any) -> VLLMServer:
+def pocket_server(
+    *, adapters: Path | Iterable[Path] = ADAPTERS, named: Mapping[str, str | Path] | None = None, **options: Any
+) -> VLLMServer:
     """Return the server of the pool, not yet started; converts the base model first if need be (30 s, once).
 
     Args:
         adapters: Directory, or several, with an adapter in each subdirectory, served under the subdirectory's name.
+        named: More adapters, by the names they are served under; `{"router": "runs/mine/adapter/router"}` serves a
+            router of your own in the place of the shipped one.
         options: More options of `VLLMServer`.
 
     Raises:
@@ -68,8 +72,8 @@ def pocket_server(*, adapters: Path | Iterable[Path] = ADAPTERS, **options: Any)
 
     directories = [adapters] if isinstance(adapters, Path) else adapters
     found = (path.parent for directory in directories for path in sorted(directory.glob("*/adapter_config.json")))
-    served = {path.name: path for path in found}
-    return VLLMServer(base_model_dir(), served_name=BASE_NAME, adapters=served, **options)
+    served: dict[str, str | Path] = {path.name: path for path in found}
+    return VLLMServer(base_model_dir(), served_name=BASE_NAME, adapters={**served, **(named or {})}, **options)
 
 
 def pocket_router(

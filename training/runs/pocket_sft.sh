@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # The pocket pool from nothing: five experts, their descriptors, the router's cold start in three courses, and its figures.
+# Experts and descriptors are written where those that ship are (`git diff` says what changed), the router into runs/.
 # Two CPU cores: two hours (not timed in one go yet). Expected figures: docs/pocket.md. Figures of this run:
 # runs/pocket/figures.jsonl. Reinforcement learning goes on from runs/pocket/adapters/router (pocket_grpo.sh).
 set -euo pipefail
@@ -18,3 +19,4 @@ step training.sft runs/pocket/reading.jsonl runs/pocket/reading/router --start r
 step training.pocket transcripts --course weighing --output runs/pocket/weighing.jsonl
 step training.sft runs/pocket/weighing.jsonl runs/pocket/adapters/router --start runs/pocket/reading/router \
   --learning-rate 5e-4
+step training.pocket evaluate --router runs/pocket/adapters/router

@@ -15,8 +15,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
+tasks=()
+for name in ${TASKS:-nq hotpotqa}; do tasks+=(--tasks "$name"); done
 # shellcheck disable=SC2086  # LAUNCH holds several words
 exec "$python" -m accelerate.commands.launch ${LAUNCH:---num_processes 1} -m training.train "${OUTPUT:-runs/qwen2.5-3b}" \
-  --model "${MODEL:-Qwen/Qwen2.5-3B-Instruct}" --pool "${POOL:-benchmarks/pools/paper.toml}" --tasks "${TASKS:-nq,hotpotqa}" \
+  --model "${MODEL:-Qwen/Qwen2.5-3B-Instruct}" --pool "${POOL:-benchmarks/pools/paper.toml}" "${tasks[@]}" \
   --rank 32 --learning-rate 1e-5 --beta 0.001 --entropy 0.001 --basis completion \
   --groups 64 --generations 8 --micro-batch 4 --steps "${STEPS:-225}" --save-every 25 --max-tokens 1024 "$@"
