@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import json
+import math
 import os
 import random
 import re
@@ -12,7 +14,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,7 +42,7 @@ from training.disguise import FEWEST, anonymise, drop, true_names  # noqa: E402
 from training.grpo import STATE_FILE, GraphGRPOTrainer, last_checkpoint, make_groups, settings  # noqa: E402
 from training.logprobs import completion_logprobs  # noqa: E402
 from training.rewards import CostScale, Reward, rewards  # noqa: E402
-from training.rollout import Rollout  # noqa: E402
+from training.rollout import Rollout, require_logprobs, roll_out  # noqa: E402
 from training.sft import LORA_TARGETS, best_examples, read_examples  # noqa: E402
 from training.sync import InProcessSync, Sync, SyncError, Tolerance, VLLMSync  # noqa: E402
 from training.watch import JsonLog, ProgressTable, RolloutLog  # noqa: E402
@@ -122,8 +126,10 @@ def tiny_trainer(directory: Path, *, steps: int = 4, engine: Any = None, **optio
 
 def received(trainer: GraphGRPOTrainer) -> dict[str, Any]:
     """What TRL makes of one batch of rollouts: the input of its loss."""
-    with trainer._one_loop():
-        return trainer._generate_and_score_completions([{"prompt": key} for key in trainer.order[:2] for _ in range(4)])
+    with trainer.one_loop():
+        inputs = trainer._generate_and_score_completions([{"prompt": g} for g in trainer.order[:2] for _ in range(4)])
+    trainer._looped = False  # nothing here keeps a connection
+    return inputs
 
 
 def gradients(trainer: GraphGRPOTrainer, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -144,6 +150,11 @@ def stir(trainer: GraphGRPOTrainer) -> None:
         for name, parameter in trainer.model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.2)
+
+
+def rollout_log(directory: Path) -> RolloutLog:
+    tokenizer = tokenizer_at(directory / "tokenizer") / "tokenizer.json"
+    return RolloutLog(directory / "rollouts.jsonl", PreTrainedTokenizerFast(tokenizer_file=str(tokenizer)))
 
 
 def log_of(directory: Path) -> list[dict[str, Any]]:
@@ -212,9 +223,26 @@ def test_rollouts_of_a_question_go_through_the_network_together(
 
     monkeypatch.setattr("training.grpo.completion_logprobs", watched)
     trainer = tiny_trainer(tmp_path, steps=2, args={"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2})
+    learned: list[Any] = []
+    prepare = trainer._prepare_inputs
+    monkeypatch.setattr(trainer, "_prepare_inputs", lambda batch: learned.append(prepare(batch)) or learned[-1])
     trainer.train()
     assert len(prompts) >= 2 * 2 * 2
     assert all(len(of_a_pass) == 1 for of_a_pass in prompts)
+    # Each rollout of the last step once, and none twice.
+    completions = [
+        tuple(row[own.bool()].tolist())
+        for inputs in learned[-2:]
+        for row, own in zip(inputs["completion_ids"], inputs["completion_mask"], strict=True)
+    ]
+    assert Counter(completions) == Counter(tuple(rollout.completion_ids) for rollout in trainer.rollouts)
+
+
+def test_a_batch_that_is_learned_from_twice_is_sampled_once(tmp_path: Path) -> None:
+    twice = {"per_device_train_batch_size": 4, "steps_per_generation": 2, "num_iterations": 2}
+    trainer = tiny_trainer(tmp_path, steps=1, args={**twice, "gradient_accumulation_steps": 4})
+    trainer.train()
+    assert len(trainer.scales["train"].state_dict()["roots"]) == 8
 
 
 def test_unscorable_rollouts_change_nothing(tmp_path: Path) -> None:
@@ -349,25 +377,70 @@ def test_groups_have_ids_of_their_own_and_the_same_order_for_the_same_seed() -> 
     assert len({group.id for group in groups}) == 12
     assert groups == make_groups(TASKS, 12, seed=1) != make_groups(TASKS, 12, seed=2)
     assert {group.task.id for group in groups[:5]} == {group.task.id for group in groups[5:10]} == {t.id for t in TASKS}
-    assert {group.cost_weight for group in make_groups(TASKS, 100)} == {0.0, 0.3, 0.6, 0.9}
+    weights = [group.cost_weight for group in make_groups(TASKS, 100)]
+    # Each once before any comes again.
+    assert all(set(weights[start : start + 4]) == {0.0, 0.3, 0.6, 0.9} for start in range(0, 100, 4))
     with pytest.raises(ValueError, match=r"cost weights are \[1\.5\]"):
         make_groups(TASKS, 3, cost_weights=[1.5])
 
 
-def test_evaluation_has_a_cost_scale_of_its_own(tmp_path: Path) -> None:
+def test_evaluation_has_a_cost_scale_of_its_own_and_is_nothing_to_learn_from(tmp_path: Path) -> None:
+    log = rollout_log(tmp_path)
     trainer = tiny_trainer(
         tmp_path,
         steps=1,
         eval_groups=make_groups(TASKS, 4, name="eval"),
         args={"per_device_eval_batch_size": 4, "num_generations_eval": 1},
-        callbacks=[JsonLog(tmp_path / "log.jsonl")],
+        score=log.watching(planted),
+        callbacks=[JsonLog(tmp_path / "log.jsonl"), log],
     )
-    trainer.train()
-    figures = trainer.evaluate()
+    with trainer.one_loop():
+        trainer.train()
+        figures = trainer.evaluate()
     assert 0 <= figures["eval_reward"] <= 1
     assert len(trainer.scales["train"].state_dict()["roots"]) == 8
     assert len(trainer.scales["eval"].state_dict()["roots"]) == 4
     assert log_of(tmp_path)[-1]["eval_em"] == 0
+    assert len(read_examples(log.path)) == 8, "rollouts of the evaluation are in the file"
+    # Another loop would find the connections of this one, closed.
+    with pytest.raises(RuntimeError, match="event loop is closed"):
+        trainer.evaluate()
+
+
+def test_rollouts_without_logprobs_are_refused(tmp_path: Path) -> None:
+    """They would pass for tokens that the sampler was certain of."""
+    trainer = tiny_trainer(tmp_path)
+    [made] = asyncio.run(roll_out(trainer._router, pool(), [(TASKS[0], 0.3)]))
+    require_logprobs(made)
+    silent: list[float] = [math.nan if own else 0.0 for own in made.env_mask]
+    with pytest.raises(ValueError, match="its engine must record them"):
+        require_logprobs(replace(made, logprobs=silent))
+
+
+def test_advantages_are_divided_by_the_spread_of_the_batch_and_the_sampler_is_corrected_for(tmp_path: Path) -> None:
+    """What `settings` says of itself."""
+    trainer = tiny_trainer(tmp_path)
+    sample = trainer._sample
+
+    async def shifted(groups: Any) -> list[Rollout]:
+        """As if the sampler had been less sure of the first rollout's tokens than the trainer is, or surer of the second's."""
+        one, other, *rest = await sample(groups)
+        return [
+            replace(one, logprobs=[logprob + math.log(1.25) for logprob in one.logprobs]),
+            replace(other, logprobs=[logprob - math.log(8.0) for logprob in other.logprobs]),
+            *rest,
+        ]
+
+    trainer._sample = shifted  # type: ignore[method-assign]
+    inputs = received(trainer)
+    earned = torch.tensor([wanted_share(rollout) for rollout in trainer.rollouts])
+    centred = (earned.view(2, 4) - earned.view(2, 4).mean(1, keepdim=True)).flatten()
+    assert torch.allclose(inputs["advantages"], centred / (earned.std() + 1e-4), atol=1e-4)
+    mask = inputs["completion_mask"].bool() & inputs["tool_mask"].bool()
+    ratio = inputs["importance_sampling_ratio"]
+    assert torch.allclose(ratio[0][mask[0]], torch.tensor(0.8), atol=1e-3)
+    assert torch.allclose(ratio[1][mask[1]], torch.tensor(2.0), atol=1e-3), "truncated at 2"
+    assert torch.allclose(ratio[2:][mask[2:]], torch.tensor(1.0), atol=1e-3)
 
 
 def test_progress_is_a_line_a_step_where_there_is_no_terminal(tmp_path: Path) -> None:
@@ -658,10 +731,8 @@ def test_rollouts_that_earned_enough_become_examples_the_best_of_each_task() -> 
 
 
 def test_what_a_run_wrote_down_can_be_learned_from_and_names_its_steps(tmp_path: Path) -> None:
-    path = tmp_path / "rollouts.jsonl"
-    log: Any = RolloutLog(
-        path, PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_at(tmp_path / "tokenizer") / "tokenizer.json"))
-    )
+    log = rollout_log(tmp_path)
+    path = log.path
     earned = iter([0.1, 0.9, 0.4, 0.6, 0.2, 0.8, 0.3, 0.7] * 3)
 
     def score(rollouts: Any, scale: CostScale) -> list[Reward]:
@@ -675,6 +746,7 @@ def test_what_a_run_wrote_down_can_be_learned_from_and_names_its_steps(tmp_path:
     assert [example.token_ids for example in read_examples(path)] == [row["token_ids"] for row in told]
     best = read_examples(path, at_least=0.7, per_task=1)
     assert [example.token_ids for example in best] == [told[place]["token_ids"] for place in (1, 5, 9, 13)]
+    assert len(read_examples(path, per_task=1)) == 4, "the best of each task, whatever they earned"
     latest = trainer.rollouts[1]
     assert best[2].token_ids == [*latest.prompt_ids, *latest.completion_ids]
     assert best[2].mask == [0] * len(latest.prompt_ids) + latest.env_mask
@@ -728,7 +800,7 @@ def test_what_vllm_samples_is_the_trainers_policy_token_for_token(tmp_path: Path
             peft_config=None,
         )
 
-        runner = stack.enter_context(trainer._one_loop())
+        runner = stack.enter_context(trainer.one_loop())
 
         def rolled_out_as_the_trainer_says() -> None:
             rollouts = runner.run(trainer._sample([trainer.groups[key] for key in trainer.order]))

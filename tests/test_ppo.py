@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,6 +110,43 @@ def test_advantages_are_those_computed_by_hand() -> None:
     assert gae(rewards, values, gamma=0.5, lam=0).tolist() == pytest.approx([-0.75, -0.875, 1.75])
     # γλ = 0.25: -0.75 + 0.25·(-0.4375);  -0.875 + 0.25·1.75
     assert gae(rewards, values, gamma=0.5, lam=0.5).tolist() == pytest.approx([-0.859375, -0.4375, 1.75])
+
+
+def test_straying_from_the_reference_costs_and_the_reward_comes_last() -> None:
+    policy = tiny_policy()
+    learner = PPO(policy, Settings(kl=1.0, gamma=1.0, lam=1.0))
+    episode = Episode.of(made([10, 11, 12], [1, 0, 1], policy), 2.0, torch.device("cpu"))
+    episode.old_logprobs += 0.5  # surer of its tokens than the reference, by half a nat each
+    figures = learner._estimate([episode])
+    # A new critic expects nothing: what is to come is the reward, less half a point for each token.
+    assert episode.returns.tolist() == pytest.approx([1.0, 1.5], abs=1e-5)
+    assert figures["kl"] == pytest.approx(0.5, abs=1e-5)
+
+
+def test_the_loss_is_clipped_as_the_paper_clips_and_rewards_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = tiny_policy()
+
+    def gradient(advantage: float, entropy: float) -> list[Any]:
+        learner = PPO(policy, Settings(entropy=entropy, clip=0.2, max_grad_norm=1e9))
+        monkeypatch.setattr(learner.optimiser, "step", lambda: None)
+        monkeypatch.setattr(learner.optimiser, "zero_grad", lambda: None)
+        policy.zero_grad()
+        episode = Episode.of(made([10, 11], [1, 1], policy), 0.0, torch.device("cpu"))
+        episode.old_logprobs += 0.5  # so the ratio is exp(-0.5) = 0.61, below 1 - 0.2
+        episode.advantages += advantage
+        learner._update([episode], defaultdict(float))
+        return [weight.grad.clone() for weight in learner.actor]
+
+    def is_zero(gradients: list[Any]) -> bool:
+        return not any(gradient.any() for gradient in gradients)
+
+    assert is_zero(gradient(-1.0, 0.0)), "what became less likely already is not pushed on"
+    assert not is_zero(gradient(1.0, 0.0))
+    learner = PPO(policy)
+    episode = Episode.of(made([10, 11], [1, 1], policy), 0.0, torch.device("cpu"))
+    rising = torch.autograd.grad(learner._look([episode])[1].mean(), learner.actor)
+    for found, up in zip(gradient(0.0, 1.0), rising, strict=True):
+        assert torch.allclose(found, -up, atol=1e-7)
 
 
 def test_changing_the_target_of_an_inserted_token_changes_no_gradient() -> None:

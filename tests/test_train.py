@@ -16,7 +16,7 @@ pytest.importorskip("trl", reason="the [train] extra is not installed")
 import torch
 from accelerate import PartialState
 from safetensors.torch import load_file
-from test_grpo import log_of, tiny_model, tiny_trainer, tokenizer_at
+from test_grpo import log_of, tiny_model, tiny_trainer, tokenizer_at, wanted_share
 
 from training.watch import JsonLog
 
@@ -56,16 +56,26 @@ def train_as_one_of_several(directory: str) -> None:
     async def keeping(groups: Any) -> Any:
         rollouts = await sample(groups)
         own.extend(rollout.completion_ids for rollout in rollouts)
+        wanted.extend(map(wanted_share, rollouts))
         assert len(rollouts) == 4
         return rollouts
 
     trainer._sample = keeping  # type: ignore[method-assign]
+    wanted: list[float] = []
+    earned: list[float] = []
+    reward = trainer.reward_funcs[0]
+
+    def noting(*, total: list[float], **options: Any) -> Any:
+        earned.extend(total)
+        return reward(total=total, **options)
+
+    trainer.reward_funcs[0] = noting
     before = [parameter.detach().clone() for parameter in trainer.model.parameters() if parameter.requires_grad]
     trainer.train()
     weights = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     moved = max(float((one - other).abs().max()) for one, other in zip(weights, before, strict=True))
     torch.save([weight.detach() for weight in weights], Path(directory, f"weights-{process}.pt"))
-    told = {"own": own, "gathered": len(trainer.rollouts), "moved": moved}
+    told = {"own": own, "gathered": len(trainer.rollouts), "moved": moved, "wanted": wanted, "earned": earned}
     Path(directory, f"told-{process}.json").write_text(json.dumps(told))
 
 
@@ -79,6 +89,8 @@ def test_two_processes_make_rollouts_of_their_own_and_end_with_the_same_weights(
     weights = [torch.load(tmp_path / f"weights-{process}.pt") for process in (0, 1)]
     assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
     assert told[0]["own"] != told[1]["own"]
+    for one in told:
+        assert one["earned"] == one["wanted"], "rewards are those of another process"
     assert [one["gathered"] for one in told] == [8, 8]
     assert told[0]["moved"] > 0
     assert [line["step"] for line in log_of(tmp_path)] == [1, 2]

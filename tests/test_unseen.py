@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from conftest import answer, pool, search
 
 from langgraph_router_r1 import create_router
 from langgraph_router_r1.pocket.world import DESCRIBED, countries
 from langgraph_router_r1.testing import ScriptedEngine
-from tests.conftest import answer, pool, search
 
 pytest.importorskip("torch")
 

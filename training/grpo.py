@@ -39,8 +39,8 @@ from langgraph_router_r1.evaluation.tasks import Task
 from langgraph_router_r1.prompts import RouterPrompt
 from training.disguise import Disguise, true_names
 from training.logprobs import PLAIN_HEADS, completion_logprobs
-from training.rewards import CostScale, Reward, Score, rewards
-from training.rollout import Calls, Rollout, roll_out
+from training.rewards import COST_WEIGHTS, CostScale, Reward, Score, rewards
+from training.rollout import Calls, Rollout, require_logprobs, roll_out
 from training.sync import InProcessSync, Sync
 
 with warnings.catch_warnings():
@@ -49,9 +49,6 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(torch|vllm)\.")
     from trl import GRPOConfig, GRPOTrainer
     from trl.trainer.utils import split_tensor_dict
-
-COST_WEIGHTS = (0.0, 0.3, 0.6, 0.9)
-"""What prompts say of money: one policy is to serve every trade-off between them."""
 
 STATE_FILE = "router_r1.json"
 """What is ours in a checkpoint. Written last: a checkpoint that lacks it was cut off."""
@@ -181,6 +178,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self.rollouts: list[Rollout] = []
         """Those of the latest batch, of all processes; for rejection sampling, and to look at."""
         self._runner: asyncio.Runner | None = None
+        self._looped = False
         self._figures: dict[str, float] = {}
         self._seconds = {"rollout": 0.0, "sync": 0.0, "update": 0.0}
         self._barren = 0
@@ -220,18 +218,51 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
         Raises:
             ValueError: The checkpoint was made with other groups, or another order of them.
+            RuntimeError: It is the second time that something is sampled; see `one_loop`.
         """
         if resume_from_checkpoint is not None:
             self._load_state(Path(resume_from_checkpoint))
-        with self._one_loop():
+        with self.one_loop():
             resume = None if resume_from_checkpoint is None else str(resume_from_checkpoint)
             return super().train(resume_from_checkpoint=resume, **options)
 
     def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
-        """Evaluate on the groups for that, as TRL does: sampled, like training."""
-        with self._one_loop():
+        """Evaluate on the groups for that, as TRL does: sampled, like training. Beside `train`, see `one_loop`."""
+        with self.one_loop():
             figures: dict[str, float] = super().evaluate(*args, **options)
             return figures
+
+    @contextmanager
+    def one_loop(self) -> Iterator[asyncio.Runner]:
+        """Hold one event loop open, around all that samples: connections to models live as long as theirs.
+
+        `train` and `evaluate` each do it for themselves; who calls both does it around both.
+
+        Raises:
+            RuntimeError: The loop of this trainer was closed already. Calls to models would fail in another one.
+
+        Example:
+            >>> with trainer.one_loop():                                                          # doctest: +SKIP
+            ...     trainer.evaluate()
+            ...     trainer.train()
+        """
+        if self._runner is not None:
+            yield self._runner
+            return
+        if self._looped:
+            raise RuntimeError(
+                "this trainer's event loop is closed, and with it the connections to the models of its pool: "
+                "call train() and evaluate() inside of one `with trainer.one_loop():`"
+            )
+        self._looped = True
+        with asyncio.Runner() as self._runner:
+            try:
+                yield self._runner
+            finally:
+                close = getattr(self.sync.engine, "aclose", None)
+                if close is not None:
+                    self._runner.run(close())
+                self._runner = None
 
     def logprobs(self, prompt: Sequence[int], completion: Sequence[int]) -> list[float]:
         """Return what the model being trained says of each token of a completion."""
@@ -256,7 +287,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         """Return one row a prompt, in order; the prompts are ids of groups."""
         mode = "train" if self.model.training else "eval"
         groups = [self.groups[prompt] for prompt in prompts]
-        with self._timed("rollout"), self._sampling(), self._one_loop() as runner:
+        with self._timed("rollout"), self._sampling(), self.one_loop() as runner:
             own = runner.run(self._sample(groups))
         # Rewards compare costs with a window, and rollouts with their group: both may span processes.
         self.rollouts = gather_object(own)
@@ -275,7 +306,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             "env_mask": [row[2] for row in rows],
             "logprobs": [row[3] for row in rows],
             "total": [
-                earned.total if _is_scorable(rollout) else None
+                earned.total if rollout.is_scorable else None
                 for rollout, earned in zip(own, scored[start : start + len(own)], strict=True)
             ],
         }
@@ -295,7 +326,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         updates = micro_batches * self.num_iterations // self.args.gradient_accumulation_steps
         if not self.model.training or updates > 1:
             return super()._prepare_inputs(generation_batch)
-        if self._step % micro_batches == 0 or self._buffered_inputs is None:
+        if self._step % (micro_batches * self.num_iterations) == 0 or self._buffered_inputs is None:
             self._buffered_inputs = split_tensor_dict(
                 self._generate_and_score_completions(generation_batch), micro_batches
             )
@@ -388,7 +419,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return await roll_out(router, pool, tasks, in_flight=in_flight, timeout_s=self.timeout_s)
 
     def _stop_when_barren(self, mode: str) -> None:
-        barren = not any(_is_scorable(rollout) for rollout in self.rollouts)
+        barren = not any(rollout.is_scorable for rollout in self.rollouts)
         if mode == "train":
             self._barren = self._barren + 1 if barren else 0
         if self._barren >= MAX_BARREN_STEPS:
@@ -404,21 +435,6 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             yield
         finally:
             self.model.train(training)
-
-    @contextmanager
-    def _one_loop(self) -> Iterator[asyncio.Runner]:
-        """Hold one event loop open: connections to models belong to the loop they were opened in."""
-        if self._runner is not None:
-            yield self._runner
-            return
-        with asyncio.Runner() as self._runner:
-            try:
-                yield self._runner
-            finally:
-                close = getattr(self.sync.engine, "aclose", None)
-                if close is not None:
-                    self._runner.run(close())
-                self._runner = None
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -511,14 +527,14 @@ def measure(
         names: Of the pool.
         generations: How many rollouts a group has.
     """
-    both = [(rollout, earned) for rollout, earned in zip(rollouts, scored, strict=True) if _is_scorable(rollout)]
+    both = [(rollout, earned) for rollout, earned in zip(rollouts, scored, strict=True) if rollout.is_scorable]
     groups = [
         {
             earned.total
             for rollout, earned in zip(
                 rollouts[start : start + generations], scored[start : start + generations], strict=True
             )
-            if _is_scorable(rollout)
+            if rollout.is_scorable
         }
         for start in range(0, len(rollouts), generations)
     ]
@@ -550,15 +566,11 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
-def _is_scorable(rollout: Rollout) -> bool:
-    """Whether it is to learn from: nobody else broke it, and something was sampled (the context was not full)."""
-    return rollout.failed is None and any(rollout.env_mask)
-
-
 def _row(rollout: Rollout, eos: int) -> tuple[list[int], list[int], list[int], list[float]]:
     """Return prompt, completion, mask and log-probabilities; for what can't be scored, a token that is not learned."""
-    if not _is_scorable(rollout):
+    if not rollout.is_scorable:
         return [eos], [eos], [0], [0.0]
+    require_logprobs(rollout)
     return rollout.prompt_ids, rollout.completion_ids, rollout.env_mask, rollout.logprobs
 
 

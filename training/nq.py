@@ -29,7 +29,8 @@ from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.registry import ModelRegistry
 from training.extractor import answer_in
 from training.pocket import report
-from training.teacher import COST_WEIGHTS, LESSONS_A_POOL, Lesson, drive, keep_batches
+from training.rewards import COST_WEIGHTS
+from training.teacher import LESSONS_A_POOL, Lesson, drive, keep_batches
 
 RECORDED = "nq_six_models.jsonl"
 OTHERS = "evouna_nq_triviaqa.jsonl"

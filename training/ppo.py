@@ -34,7 +34,7 @@ from torch.nn.utils.rnn import pad_sequence
 from langgraph_router_r1.evaluation.tasks import Task
 from langgraph_router_r1.registry import ModelRegistry
 from training.rewards import Reward
-from training.rollout import Rollout, roll_out
+from training.rollout import Rollout, require_logprobs, roll_out
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,12 @@ class Episode:
 
     @classmethod
     def of(cls, rollout: Rollout, earned: float, device: torch.device) -> Episode:
-        """Take what there is to learn from a rollout; advantages and returns are not known yet."""
+        """Take what there is to learn from a rollout; advantages and returns are not known yet.
+
+        Raises:
+            ValueError: Its log-probabilities are missing.
+        """
+        require_logprobs(rollout)
         sampled = torch.tensor([0] * len(rollout.prompt_ids) + rollout.env_mask, dtype=torch.bool, device=device)
         logprobs = torch.tensor([*[0.0] * len(rollout.prompt_ids), *rollout.logprobs], device=device)[sampled]
         ids = torch.tensor(rollout.prompt_ids + rollout.completion_ids, device=device)
@@ -138,7 +143,7 @@ class PPO:
         episodes = [
             Episode.of(rollout, reward, device)
             for rollout, reward in zip(rollouts, earned, strict=True)
-            if reward is not None and any(rollout.env_mask)
+            if reward is not None and rollout.is_scorable
         ]
         figures: dict[str, float] = {"episodes": len(episodes), "unscorable": len(rollouts) - len(episodes)}
         if not episodes:

@@ -24,6 +24,9 @@ paid only when the answer is right: (1 - α) + α cost, else 0."""
 Basis = Literal["full", "completion"]
 """What a rollout costs: everything at list price, or the routed models' completion tokens alone."""
 
+COST_WEIGHTS = (0.0, 0.3, 0.6, 0.9)
+"""What prompts say in training, by default; each as often as another."""
+
 WINDOW = 1000
 """How many of the latest costs tell what is cheap and what is dear."""
 
@@ -117,7 +120,7 @@ def reward(
         raise ValueError(f"mode is {mode!r}; it must be 'paper' or 'gated'")
     if metric not in METRICS:
         raise ValueError(f"metric is {metric!r}; it must be one of {', '.join(METRICS)}")
-    if rollout.failed is not None:
+    if not rollout.is_scorable:
         return Reward(None, 0.0, 0.0, 0.0)
     if not rollout.format_ok:
         return Reward(FORMAT_FAILURE, FORMAT_FAILURE, 0.0, 0.0)
@@ -132,5 +135,5 @@ def rewards(
     rollouts: Sequence[Rollout], scale: CostScale, *, mode: Mode = "paper", metric: str = "em", basis: Basis = "full"
 ) -> list[Reward]:
     """Return what each rollout of a batch earns; the costs of those that can be scored enter the window first."""
-    scale.add(rollout.cost_usd(basis) for rollout in rollouts if rollout.failed is None)
+    scale.add(rollout.cost_usd(basis) for rollout in rollouts if rollout.is_scorable)
     return [reward(rollout, scale, mode=mode, metric=metric, basis=basis) for rollout in rollouts]

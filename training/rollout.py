@@ -12,6 +12,7 @@ is in the transcript token for token, so nothing is rendered or encoded again he
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,7 +32,7 @@ from langgraph_router_r1.evaluation.tasks import Task
 from langgraph_router_r1.ledger import PER_MILLION
 from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
 from langgraph_router_r1.state import StopReason
-from langgraph_router_r1.transcript import Segment
+from langgraph_router_r1.transcript import Segment, sampled_mask, token_ids
 
 OUTPUT = ["answer", "routing", "transcript"]
 
@@ -54,7 +55,7 @@ class Rollout:
     """Everything after the prompt: the router's turns, and what the environment put between them."""
     env_mask: list[int]
     logprobs: list[float]
-    """Of the sampled tokens as they were sampled; 0 elsewhere."""
+    """Of the sampled tokens as they were sampled, not a number where the engine recorded none; 0 elsewhere."""
     answer: str
     hops: list[Hop]
     router_cost_usd: float
@@ -65,6 +66,11 @@ class Rollout:
     stop_reason: StopReason | None
     failed: str | None = None
     """Why it can't be scored, when somebody else's fault broke it: it is neither good nor bad then."""
+
+    @property
+    def is_scorable(self) -> bool:
+        """Whether it is to learn from: nobody else broke it, and something was sampled (the context was not full)."""
+        return self.failed is None and any(self.env_mask)
 
     def cost_usd(self, basis: Literal["full", "completion"] = "full") -> float:
         """Return what it cost at list price, in dollars: everything, or the completions alone (as the paper counts)."""
@@ -85,7 +91,7 @@ async def roll_out(
     """Run the router over tasks, each at its cost weight; return one rollout a task, in order.
 
     Args:
-        router: A compiled router whose engine records log-probabilities.
+        router: A compiled router; to learn from its rollouts, its engine has to record log-probabilities.
         registry: Its pool.
         tasks: Tasks with cost weights.
         in_flight: Most trajectories at a time.
@@ -135,9 +141,10 @@ def flatten(task: Task, cost_weight: float, result: dict[str, Any], registry: Mo
     """
     transcript: list[Segment] = result["transcript"]
     prompt, *rest = transcript
-    ids = [token for segment in rest for token in segment["token_ids"]]
-    mask = [int(segment["kind"] == "model") for segment in rest for _ in segment["token_ids"]]
-    logprobs = [logprob for segment in rest for logprob in segment.get("logprobs", [0.0] * len(segment["token_ids"]))]
+    logprobs: list[float] = []
+    for segment in rest:
+        unknown = math.nan if segment["kind"] == "model" else 0.0
+        logprobs += segment.get("logprobs", [unknown] * len(segment["token_ids"]))
     hops: list[Hop] = result["routing"]["hops"]
     segments = [(segment["kind"], segment["text"]) for segment in transcript]
     broken = [hop["reason"] for hop in hops if hop["status"] == "error"]
@@ -145,8 +152,8 @@ def flatten(task: Task, cost_weight: float, result: dict[str, Any], registry: Mo
         task=task,
         cost_weight=cost_weight,
         prompt_ids=list(prompt["token_ids"]),
-        completion_ids=ids,
-        env_mask=mask,
+        completion_ids=token_ids(rest),
+        env_mask=sampled_mask(rest),
         logprobs=logprobs,
         answer=result["answer"],
         hops=hops,
@@ -161,6 +168,19 @@ def flatten(task: Task, cost_weight: float, result: dict[str, Any], registry: Mo
         stop_reason=result["routing"]["stop_reason"],
         failed=str(broken[0]) if broken else None,
     )
+
+
+def require_logprobs(rollout: Rollout) -> None:
+    """Refuse a rollout whose sampler did not say how probable its tokens were: it would count as certain of each.
+
+    Raises:
+        ValueError: Log-probabilities are missing.
+    """
+    if any(map(math.isnan, rollout.logprobs)):
+        raise ValueError(
+            f"the rollout of task {rollout.task.id!r} has no log-probabilities: its engine must record them "
+            "(VLLMEngine: logprobs=True)"
+        )
 
 
 def unscorable(task: Task, cost_weight: float, reason: str) -> Rollout:

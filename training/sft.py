@@ -7,6 +7,7 @@ ids and `env_mask`; for a routed model, a prompt and its reply. TRL trains, PEFT
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -53,11 +54,16 @@ def read_examples(path: Path, *, at_least: float | None = None, per_task: int | 
         path: Of the file.
         at_least: The least reward of an example (rejection-sampling fine-tuning); None for all there is.
         per_task: At most so many of each task at each cost weight, the best of them; None for all.
+
+    Raises:
+        ValueError: Examples are to be chosen by their rewards, and have none.
     """
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    if at_least is not None:
+    if at_least is not None or per_task is not None:
+        if any("reward" not in row for row in rows):
+            raise ValueError(f"{str(path)!r} has lines without a 'reward': it must be what RolloutLog wrote")
         earned = [((row["task"], row["cost_weight"]), row["reward"]) for row in rows]
-        rows = [rows[index] for index in _best(earned, at_least, per_task)]
+        rows = [rows[index] for index in _best(earned, -math.inf if at_least is None else at_least, per_task)]
     return [Example(row["token_ids"], row["mask"]) for row in rows]
 
 
@@ -78,7 +84,7 @@ def best_examples(
     if len(rollouts) != len(scored):
         raise ValueError(f"there are {len(rollouts)} rollouts and {len(scored)} rewards: they must be as many")
     earned = [
-        ((rollout.task.id, rollout.cost_weight), reward.total if any(rollout.env_mask) else None)
+        ((rollout.task.id, rollout.cost_weight), reward.total if rollout.is_scorable else None)
         for rollout, reward in zip(rollouts, scored, strict=True)
     ]
     return [

@@ -43,6 +43,7 @@ from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
 from langgraph_router_r1.testing import ScriptedEngine
 from langgraph_router_r1.transcript import Segment, sampled_mask, token_ids
 from training.disguise import anonymise, drop, true_names
+from training.rewards import COST_WEIGHTS
 
 Course = Literal["asking", "reading", "weighing"]
 """What lessons teach: to ask the best model for each step, in the pool as it is; the same in pools with other names and
@@ -57,9 +58,6 @@ MOVES: dict[Move, tuple[float, float]] = {
     "answer": (0.02, 0.65),
 }
 """How often each is drawn at cost weight 0 and at 1, of those that a question and a pool allow."""
-
-COST_WEIGHTS = (0.0, 0.3, 0.6, 0.9)
-"""What the prompts of lessons say of money."""
 
 PLAIN_POOLS = 0.4
 """Share of lessons whose pool is the real one, names and all."""

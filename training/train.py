@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,8 +36,8 @@ from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.serving.vllm import VLLMServer
 from training.disguise import Disguise, Names, anonymise, drop
-from training.grpo import COST_WEIGHTS, GraphGRPOTrainer, last_checkpoint, make_groups, settings
-from training.rewards import Basis, Mode, Score, rewards
+from training.grpo import GraphGRPOTrainer, last_checkpoint, make_groups, settings
+from training.rewards import COST_WEIGHTS, Basis, Mode, Score, rewards
 from training.rollout import Calls, share_calls
 from training.sft import LORA_TARGETS, save_adapter
 from training.sync import InProcessSync, Sync, VLLMSync
@@ -117,12 +118,16 @@ def train(
     set_seed(seed)  # a new adapter begins with random numbers
     tokenizer = AutoTokenizer.from_pretrained(base)
     network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-    # PEFT takes the adapter in float32: updates of this size would round to nothing in bfloat16.
+    # PEFT takes the adapter in float32: updates of this size would round to nothing in bfloat16. ZeRO-3 can't have two
+    # types in one model (github.com/huggingface/trl/issues/6089); not run here.
+    in_float32 = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") != "3"
     policy = (
-        PeftModel.from_pretrained(network, str(start), is_trainable=True)
+        PeftModel.from_pretrained(network, str(start), is_trainable=True, autocast_adapter_dtype=in_float32)
         if start
         else get_peft_model(
-            network, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
+            network,
+            LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"),
+            autocast_adapter_dtype=in_float32,
         )
     )
     with _served(pool, base, url or [], state, log=output / "vllm.log", start=not in_process) as base_url:

@@ -136,9 +136,12 @@ async def _evaluate(base_url: str, asked: Sequence[Task], cost_weight: float) ->
 
 def figures(rollouts: Sequence[Rollout], newcomer: ModelDescriptor) -> dict[str, Any]:
     """Return how often the newcomer was asked, at all and by kind of question, and what came of it."""
+    unscorable = sum(rollout.failed is not None for rollout in rollouts)
+    rollouts = [rollout for rollout in rollouts if rollout.failed is None]
     was_asked = [float(any(hop["answered_by"] == newcomer.name for hop in rollout.hops)) for rollout in rollouts]
     found: dict[str, Any] = {
         "questions": len(rollouts),
+        "unscorable": unscorable,
         "asked": str(bootstrap(was_asked)),
         "exact_match": str(bootstrap([float(exact_match(r.answer, r.task.golden_answers)) for r in rollouts])),
     }

@@ -28,6 +28,7 @@ COLUMNS = {
     "formed": "well_formed",
     "H(calls)": "call_entropy",
     "ratio": "sampling/importance_sampling_ratio/mean",
+    "gap": "sampling/sampling_logp_difference/mean",
     "no signal": "groups_without_signal",
     "KL": "kl",
     "s roll": "seconds/rollout",
@@ -117,7 +118,9 @@ class ProgressTable(TrainerCallback):  # type: ignore[misc]
 
 
 class RolloutLog(_Steps):
-    """Writes what every rollout asked, wrote and earned, a line each; `training.sft` learns from such a file.
+    """Writes what every rollout of training asked, wrote and earned, a line each; `training.sft` learns from them.
+
+    Those of an evaluation are not written: nobody should learn from them by accident.
 
     Example:
         >>> log = RolloutLog("runs/mine/rollouts.jsonl", tokenizer)                                   # doctest: +SKIP
@@ -128,17 +131,24 @@ class RolloutLog(_Steps):
         """Keep the path; a run that is resumed goes on in the same file."""
         super().__init__(path)
         self._tokenizer = tokenizer
-        self._step = 0
+        self._step: int | None = None
+        """None between steps, and in all processes but the first."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Remember which step it is."""
-        self._step = state.global_step + 1
+        self._step = state.global_step + 1 if state.is_world_process_zero else None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Forget it: what is rolled out now is not of a step."""
+        self._step = None
 
     def watching(self, score: Score) -> Score:
         """Return the score, with what it scores written down."""
 
         def scored(rollouts: Sequence[Rollout], scale: CostScale) -> Sequence[Reward]:
             earned = score(rollouts, scale)
+            if self._step is None:
+                return earned
             with self.path.open("a", encoding="utf-8") as file:
                 for rollout, reward in zip(rollouts, earned, strict=True):
                     file.write(json.dumps(self._told(rollout, reward)) + "\n")

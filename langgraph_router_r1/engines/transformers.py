@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class TransformersEngine(TokenEngine):
         self.batch_size = batch_size
         self.wait_s = wait_s
         self.context_tokens = int(self.network.config.max_position_embeddings)
-        self.random_state = torch.Generator().manual_seed(seed).get_state()
+        self.random_state = torch.Generator(self.network.device).manual_seed(seed).get_state()
         """The place in the stream of random numbers: kept in a checkpoint, sampling goes on as it would have."""
         self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
         self._worker: threading.Thread | None = None
@@ -165,10 +166,14 @@ class TransformersEngine(TokenEngine):
         ids = torch.tensor([[pad] * (longest - len(r.prompt)) + r.prompt for r in batch], device=device)
         mask = torch.tensor([[0] * (longest - len(r.prompt)) + [1] * len(r.prompt) for r in batch], device=device)
         rows = _Rows(batch, self.tokenizer, longest)
-        state = torch.get_rng_state()
+        # The stream is that of the device; CUDA's was not run here.
+        on_cuda = device.type == "cuda"
+        get_state = partial(torch.cuda.get_rng_state, device) if on_cuda else torch.get_rng_state
+        set_state = partial(torch.cuda.set_rng_state, device=device) if on_cuda else torch.set_rng_state
+        state = get_state()
         try:
             # generate() draws from the global generator; our place in its stream is kept between batches.
-            torch.set_rng_state(self.random_state)
+            set_state(self.random_state)
             output = self.network.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -186,9 +191,9 @@ class TransformersEngine(TokenEngine):
                 return_dict_in_generate=True,
                 output_logits=True,
             )
-            self.random_state = torch.get_rng_state()
+            self.random_state = get_state()
         finally:
-            torch.set_rng_state(state)
+            set_state(state)
         results = []
         for row, request in enumerate(batch):
             sampled: list[int] = output.sequences[row, longest:].tolist()
