@@ -1,6 +1,6 @@
 # Everything runs from a fresh machine: Python 3.11+ and make are enough.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint type format bench constraints train-pocket clean
+.PHONY: help demo test test-fast lint type format overhead constraints train-pocket clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -41,7 +41,7 @@ format: $(VENV)/.installed  ## Mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed  ## Measure the graph's overhead and the import time
+overhead: $(VENV)/.installed  ## Measure the graph's overhead and the import time
 	$(BIN)/python benchmarks/overhead.py
 
 constraints: $(VENV)/.installed  ## Pin anew what is tested together
@@ -49,7 +49,7 @@ constraints: $(VENV)/.installed  ## Pin anew what is tested together
 	  --no-emit-index-url --no-emit-find-links pyproject.toml --output-file build/constraints.txt
 	(head -1 constraints.txt; sed 's/+cpu//' build/constraints.txt) > build/pinned.txt && mv build/pinned.txt constraints.txt
 
-train-pocket: $(VENV)/.installed  ## Make the pocket pool's adapters from nothing (over an hour)
+train-pocket: $(VENV)/.installed  ## Make the pocket pool's adapters from nothing (two hours)
 	training/runs/pocket_sft.sh
 
 clean:  ## Remove the environment and what was built

@@ -423,7 +423,7 @@ def test_advantages_are_divided_by_the_spread_of_the_batch_and_the_sampler_is_co
     sample = trainer._sample
 
     async def shifted(groups: Any) -> list[Rollout]:
-        """As if the sampler had been less sure of the first rollout's tokens than the trainer is, or surer of the second's."""
+        """As if the sampler had been surer of the first rollout's tokens, and less sure of the second's."""
         one, other, *rest = await sample(groups)
         return [
             replace(one, logprobs=[logprob + math.log(1.25) for logprob in one.logprobs]),

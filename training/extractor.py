@@ -1,7 +1,7 @@
 """The extractor: from question and reply to the short answer, learned from the train split of recorded answers.
 
     python -m training.extractor data       count the examples, print some
-    python -m training.extractor train      the adapter (half an hour on two cores)
+    python -m training.extractor train      the adapter (an hour on two busy cores)
 
 Examples come from what real models said (`nq_six_models`, EVOUNA) and from passages that hold an answer (`corpus/`).
 The target is a golden answer as it stands in the reply; where a wrong reply marks its answer by tags, the target is
