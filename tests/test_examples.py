@@ -254,6 +254,18 @@ async def test_a_parent_with_another_state_gets_what_its_node_takes_and_keeps_th
     assert card == {**given, "answer": "Lima", "spent_usd": pytest.approx(1.1e-6)}
 
 
+# 04: what a long-lived app needs
+
+
+def test_a_run_is_resumed_and_its_call_is_not_made_twice() -> None:
+    assert run("04_resume_and_context.py").splitlines() == [
+        "crash: http://127.0.0.1:8000/v1 is down",
+        "resumed: Lima - calls that were made: 1",
+        "cheap: Lima",
+        "as a chat model: Lima - why it stopped: answered",
+    ]
+
+
 # Studio
 
 
