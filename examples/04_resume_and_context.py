@@ -1,6 +1,8 @@
-"""What a long-lived app needs besides: a run that goes on after a crash, settings of one run, and the router as a chat model.
+"""What a long-lived app needs: a run that goes on after a crash, settings of one run, the router as a chat model.
 
-    python examples/04_resume_and_context.py       # scripted: no network, no weights
+    python examples/04_resume_and_context.py    # scripted: no network, no weights
+
+The router plays the crash itself: its server goes away once, after a model was asked.
 """
 
 from collections.abc import Sequence
