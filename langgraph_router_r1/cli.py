@@ -200,6 +200,7 @@ def profile(
     with _failing_clearly():
         with _needing_eval("profile"):
             from langgraph_router_r1.evaluation import profile as profiling
+            from langgraph_router_r1.evaluation.tasks import distinct
         if registry is None and output is None:
             _fail("the pocket pool's own file is part of the package: say with --output where to write")
         if registry is not None and not tasks:
@@ -209,7 +210,7 @@ def profile(
         profiling.require_toml(source)
         profiling.require_toml(target)
         pool = ModelRegistry.from_file(source)
-        asked = profiling.sample_by_kind(_tasks(tasks or ["pocket"]), split=split, sample=sample, seed=seed)
+        asked = profiling.sample_by_kind(distinct(_tasks(tasks or ["pocket"])), split=split, sample=sample, seed=seed)
         replies = target.with_suffix(".profile.jsonl")
         with (
             nullcontext() if registry else _running(pocket_server(), errors) as server,

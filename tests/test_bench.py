@@ -105,6 +105,46 @@ def test_runs_of_another_benchmark_are_not_mixed_in(tmp_path: Path) -> None:
         changed.finished()
 
 
+def test_a_row_that_became_another_one_is_not_taken_for_done(tmp_path: Path) -> None:
+    def rows(weight: float) -> str:
+        return f'[[rows]]\nrouter = "best"\ncost_weights = [{weight}]\n'
+
+    run(Bench.from_file(recorded(tmp_path, rows=rows(0.9)), tmp_path / "runs"))
+    with pytest.raises(BenchError, match=r"holds runs of another row 'best'"):
+        Bench.from_file(recorded(tmp_path, rows=rows(0.0)), tmp_path / "runs").finished()
+
+
+def test_other_records_are_another_benchmark_and_a_cut_off_fingerprint_is_named(tmp_path: Path) -> None:
+    file = recorded(tmp_path)
+    run(Bench.from_file(file, tmp_path / "runs"))
+    records = tmp_path / "records.jsonl"
+    records.write_text(records.read_text().replace("It is right3.", "It is wrong."))
+    with pytest.raises(BenchError, match="its files differ"):
+        Bench.from_file(file, tmp_path / "runs").finished()
+    (tmp_path / "runs" / "benchmark.json").write_text('{"spec": ')
+    with pytest.raises(BenchError, match=r"benchmark\.json can't be read"):
+        Bench.from_file(file, tmp_path / "runs").finished()
+
+
+def test_what_was_known_from_before_took_no_time_that_says_anything(tmp_path: Path, live: Pool) -> None:
+    results = run(Bench.from_file(live_benchmark(tmp_path, live), tmp_path / "runs"))
+    assert results["good"].median_s is not None
+    assert results["dearest"].median_s is None
+
+
+def test_two_sets_may_use_the_same_ids(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        rows = ({"id": f"t{n}", "question": f"{name} {n}?", "golden_answers": ["x"]} for n in range(20))
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "pool.toml").write_text('[models.m]\nmodel = "openai:m"\nprice = 1\n')
+    file = tmp_path / "b.toml"
+    file.write_text(
+        'title = "Two"\ntasks = ["one.jsonl", "two.jsonl"]\nsplit = "all"\n'
+        '[pool]\nregistry = "pool.toml"\n[[rows]]\nrouter = "m"\n'
+    )
+    assert {task.id for task in Bench.from_file(file, tmp_path / "runs").tasks} >= {"one/t1", "two/t1"}
+
+
 def test_runs_of_ones_own_adapters_are_not_mixed_with_those_of_newer_ones(tmp_path: Path) -> None:
     file = recorded(tmp_path, head='adapters = ["mine"]\n')
     with pytest.raises(BenchError, match="needs 'mine'"):
@@ -152,6 +192,9 @@ def test_runs_can_be_scored_anew_from_their_file(tmp_path: Path) -> None:
         (('router = "random"', 'router = "cheapest"'), r"two rows have the same name"),
         (('router = "random"', 'router = "rndom"'), r"a row has router = 'rndom'; it may be models, router, prompted"),
         (('router = "random"', 'router = "prompted"'), r"router = 'prompted' needs a 'model'"),
+        (('router = "random"', 'router = "prompted"\nmodel = "openai:x"'), r"say with 'router_price' what it costs"),
+        (('router = "random"', 'router = "router"'), r"row 'router' answers in words of its own"),
+        (('router = "random"', 'router = "random"\ncost_weights = []'), r"cost_weights: tuple should have at least 1"),
         (('reference = "best"', 'reference = "bst"'), r"reference is 'bst'; it must be a row: good, poor"),
     ],
 )
@@ -283,6 +326,7 @@ def test_a_router_may_be_on_a_server_of_its_own_and_then_no_other_is_started(
     monkeypatch.setattr("langgraph_router_r1.evaluation.bench._started_server", None)
     row = f'[[rows]]\nrouter = "router"\nname = "mine"\nmodel = "router"\nurl = "{pocket.base_url}"\n'
     file = recorded(tmp_path, head="sample = 3\n", rows=row + '[[rows]]\nrouter = "best"\n')
+    file.write_text(file.read_text().replace(', "score"', ""))
     results = run(Bench.from_file(file, tmp_path / "runs"))
     assert len(results["mine"].metrics["em"]) == 3
     runs = [json.loads(line) for line in (tmp_path / "runs" / RUNS_FILE).read_text().splitlines()]

@@ -129,7 +129,7 @@ def test_what_a_recorder_wrote_a_recorded_pool_replays(tmp_path: Path) -> None:
     # Of the test split: no skill is learned from it.
     task = Task("t1", "What is the capital of Peru?", ("Lima",), "mine")
     real = ModelRegistry([ModelDescriptor(name="small", model=ScriptedChatModel(["It is Lima."]), price=1.0)])
-    turns = [search("small: Capital of Peru?"), answer("Lima")]
+    turns = [search(f"small: {task.question}"), answer("Lima")]
     with Recorder(tmp_path / "answers.jsonl", real, [task]) as recorder:
         live = create_router(ScriptedEngine(turns), recorder.registry).invoke(
             {"messages": [("user", task.question)]}, RUN
@@ -142,6 +142,32 @@ def test_what_a_recorder_wrote_a_recorded_pool_replays(tmp_path: Path) -> None:
         result["routing"]["hops"][0]["latency_s"] = 0.0
     assert live["routing"] == replayed["routing"]
     assert json.loads((tmp_path / "answers.jsonl").read_text())["golden_answers"] == ["Lima"]
+
+
+def test_what_a_model_says_to_a_part_of_a_task_is_not_what_it_says_to_the_task(tmp_path: Path) -> None:
+    task = Task("t1", "What currency is used in the country whose capital is Lima?", ("Sol",), "mine")
+    model = ScriptedChatModel(["Peru", "Sol"])
+    real = ModelRegistry([ModelDescriptor(name="small", model=model, price=1.0)])
+    turns = [search("small: Whose capital is Lima?"), search("small: What currency is used in Peru?"), answer("Sol")]
+    with Recorder(tmp_path / "answers.jsonl", real, [task]) as recorder:
+        result = create_router(ScriptedEngine(turns), recorder.registry).invoke(
+            {"messages": [("user", task.question)]}, RUN
+        )
+    assert [hop["response"] for hop in result["routing"]["hops"]] == ["Peru", "Sol"]
+    assert not (tmp_path / "answers.jsonl").read_text()
+
+
+def test_an_id_belongs_to_one_question() -> None:
+    row = {"id": "1", "question": "A?", "golden_answers": ["x"], "outcomes": {"a": {"response": "x"}}}
+    with pytest.raises(TaskError, match=r"task '1' is another question already, 'A\?'"):
+        RecordedPool.from_rows([row, {**row, "question": "B?"}])
+
+
+@pytest.mark.parametrize("wrong", [{"completion_tokens": "12"}, {"cost_usd": -1.0}, {"score": float("nan")}])
+def test_a_record_that_is_no_number_is_refused(wrong: dict[str, Any]) -> None:
+    row = {"id": "1", "question": "A?", "golden_answers": ["x"], "outcomes": {"a": {"response": "x", **wrong}}}
+    with pytest.raises(TaskError, match=f"{next(iter(wrong))!r} of 'a' is|the score of 'a' is"):
+        RecordedPool.from_rows([row])
 
 
 # Remembering

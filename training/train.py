@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from langgraph_router_r1.engines import TransformersEngine, VLLMEngine
 from langgraph_router_r1.evaluation.pools import RecordedPool
-from langgraph_router_r1.evaluation.tasks import Task, draw, load_tasks, read_tasks
+from langgraph_router_r1.evaluation.tasks import Task, distinct, draw, load_tasks, read_tasks
 from langgraph_router_r1.ledger import Price
 from langgraph_router_r1.pocket import ADAPTERS, BASE_NAME, MAX_ROUTER_TOKENS, pocket_registry
 from langgraph_router_r1.pocket.base_model import base_model_dir
@@ -132,7 +132,7 @@ def train(
     )
     with _served(pool, base, url or [], state, log=output / "vllm.log", start=not in_process) as base_url:
         registry, own_tasks = _pool(pool, base_url)
-        chosen = [task for name in tasks or () for task in _tasks(name)] or own_tasks
+        chosen = distinct(task for name in tasks or () for task in _tasks(name)) or own_tasks
         sync: Sync
         if in_process:
             # Processes that sample the same prompts are to sample different things.

@@ -49,6 +49,9 @@ reply looks right (in the style of FrugalGPT, arXiv 2305.05176). `knn`, `logisti
 that does best on questions like this one, by sentence embeddings (the last in the style of RouterDC, arXiv 2409.19886).
 """
 
+LEARNING = frozenset({"best", "oracle", "cascade", "knn", "logistic", "mlp", "contrastive"})
+"""Those that need records of what the models said before."""
+
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(21))
 """Confidences at which a cascade may stop; which, the train split decides."""
 

@@ -20,21 +20,30 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from langchain_core.runnables import Runnable
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from langgraph_router_r1 import protocol
 from langgraph_router_r1.candidates import Candidates
-from langgraph_router_r1.evaluation.baselines import Kind, create_baseline, estimate_tokens
+from langgraph_router_r1.evaluation.baselines import LEARNING, Kind, create_baseline, estimate_tokens
 from langgraph_router_r1.evaluation.cache import remember
 from langgraph_router_r1.evaluation.extractor import ADAPTERS, EXTRACTOR_NAME, Extractor, adapter_version
 from langgraph_router_r1.evaluation.judge import Judge
 from langgraph_router_r1.evaluation.metrics import METRICS
 from langgraph_router_r1.evaluation.pools import TASK_ID, RecordedPool, mend_last_line, quality
 from langgraph_router_r1.evaluation.report import Results, score_runs
-from langgraph_router_r1.evaluation.tasks import Split, Task, data_dir, draw, json_lines, load_tasks, read_tasks
+from langgraph_router_r1.evaluation.tasks import (
+    Split,
+    Task,
+    data_dir,
+    distinct,
+    draw,
+    json_lines,
+    load_tasks,
+    read_tasks,
+)
 from langgraph_router_r1.graph import create_router
 from langgraph_router_r1.ledger import PER_MILLION, Price
 from langgraph_router_r1.pilot import MiniLM
@@ -48,6 +57,7 @@ if TYPE_CHECKING:
 
 RUNS_FILE = "runs.jsonl"
 SPEC_FILE = "benchmark.json"
+CALLS_FILE = "calls.sqlite"
 IN_FLIGHT = 32
 
 MAX_TURN_TOKENS = 256
@@ -86,7 +96,7 @@ class RowSpec(_Strict):
     """`"models"` (a row for each model), a kind of baseline, the name of a model, `"router"` (the trained one) or
     `"prompted"` (a chat model that routes untrained)."""
     name: str | None = None
-    cost_weights: tuple[float, ...] = (0.0,)
+    cost_weights: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(0.0,), min_length=1)
     extract: bool | None = None
     """Whether the extractor makes a short answer of the reply; by default for baselines, when there is one."""
     model: str | None = None
@@ -94,6 +104,8 @@ class RowSpec(_Strict):
     one: its name on its server."""
     url: str | None = None
     """Of a trained router: the vLLM that serves it; by default the pocket server, started for the benchmark."""
+    router_price: float | None = Field(default=None, ge=0)
+    """Of this row's own tokens, in place of the benchmark's; a chat model of a provider must have it."""
     max_turns: int = 4
 
 
@@ -164,6 +176,12 @@ class Row:
     spec: RowSpec
     kind: str
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its runs depend on, and what they are called does not tell."""
+        kept = self.spec.model_dump(mode="json", include={"model", "url", "max_turns", "extract", "router_price"})
+        return {"kind": self.kind, "cost_weight": self.cost_weight, **kept}
+
 
 class Bench:
     """A benchmark, ready to run.
@@ -215,6 +233,14 @@ class Bench:
                 raise BenchError(f"a row has router = {row.kind!r}; it may be {', '.join(known)}")
             if row.kind == "prompted" and row.spec.model is None:
                 raise BenchError("a row with router = 'prompted' needs a 'model'")
+            if row.kind == "prompted" and not _is_local(row) and row.spec.router_price is None:
+                raise BenchError(
+                    f"row {row.name!r} routes by {row.spec.model!r}: say with 'router_price' what it costs"
+                )
+            if row.kind in _ROUTERS and "score" in self.spec.metrics:
+                raise BenchError(f"row {row.name!r} answers in words of its own, which no record has a 'score' for")
+            if row.kind in LEARNING and self.records is None:
+                raise BenchError(f"row {row.name!r} learns from what models said before: the pool has no profile")
         names = [row.name for row in self.rows]
         if self.spec.reference is not None and self.spec.reference not in names:
             raise BenchError(f"reference is {self.spec.reference!r}; it must be a row: {', '.join(names)}")
@@ -269,9 +295,18 @@ class Bench:
             tasks = draw(self.records.complete(), split=split)
         else:
             raise BenchError("'tasks' is missing: a benchmark of real models must say what to ask them")
-        chosen = draw(tasks, sample=self.spec.sample, seed=self.spec.seed)
+        chosen = draw(distinct(tasks), sample=self.spec.sample, seed=self.spec.seed)
         if not chosen:
             raise BenchError(f"there is no task in the split {self.spec.split!r}")
+        if self.spec.pool.records:
+            assert self.records is not None
+            for task in chosen:
+                if task.id not in self.records.tasks:
+                    raise BenchError(f"task {task.id!r} is not in {self.records.source}: nobody's answer is recorded")
+        if self.spec.metrics != ("score",):
+            for task in chosen:
+                if not task.golden_answers:
+                    raise BenchError(f"task {task.id!r} ({task.question!r}) has no golden answers to be scored by")
         return chosen
 
     def _rows(self) -> Iterator[Row]:
@@ -288,32 +323,67 @@ class Bench:
         """Return the runs so far, by row and task id.
 
         Raises:
-            BenchError: The directory holds runs of another benchmark.
+            BenchError: The directory holds runs of another benchmark, or of a row that is another one now.
         """
         file = self.output / RUNS_FILE
-        if not file.exists():
+        if not file.exists() and not (self.output / CALLS_FILE).exists():
             return {}
-        mend_last_line(file)
-        known = self.output / SPEC_FILE
-        if not known.exists() or json.loads(known.read_text(encoding="utf-8")) != self._fingerprint():
+        if (changed := self._changed()) is not None:
             raise BenchError(
-                f"{str(self.output)!r} holds runs of another version of {self.name!r}: "
+                f"{str(self.output)!r} holds runs of another version of {self.name!r} ({changed}): "
                 "remove it, or give another --output"
             )
-        return {(run["row"], run["task_id"]): run for _, run in json_lines(file)}
+        mend_last_line(file)
+        runs = {(run["row"], run["task_id"]): run for _, run in json_lines(file)} if file.exists() else {}
+        rows = {row.name: row.settings for row in self.rows}
+        for (name, _), run in runs.items():
+            if name in rows and run["settings"] != rows[name]:
+                raise BenchError(
+                    f"{str(file)!r} holds runs of another row {name!r} ({run['settings']} instead of {rows[name]}): "
+                    "give this one a 'name' of its own, or remove the lines of that one"
+                )
+        return runs
+
+    def _changed(self) -> str | None:
+        """Return what is not as it was when the first run was made, None when all is."""
+        file = self.output / SPEC_FILE
+        try:
+            then, now = json.loads(file.read_text(encoding="utf-8")), self._fingerprint()
+        except (OSError, ValueError) as error:
+            return f"{SPEC_FILE} can't be read: {error}"
+        for part in ("spec", "tasks", "files"):
+            if then.get(part) != now[part]:
+                return f"its {part} differ"
+        # A row that was added may bring an adapter.
+        known = then.get("adapters", {})
+        newer = [name for name, digest in now["adapters"].items() if known.get(name, digest) != digest]
+        return f"the adapter {newer[0]!r} differs" if newer else None
 
     def _fingerprint(self) -> dict[str, Any]:
         """Return what runs depend on but for the rows: those may be added to."""
         spec = self.spec.model_dump(mode="json", exclude={"rows", "title", "about", "metrics", "reference"})
         questions = hashlib.sha256("\n".join(f"{task.id} {task.question}" for task in self.tasks).encode()).hexdigest()
-        return {"spec": spec, "tasks": questions, "adapters": self._adapters()}
+        return {"spec": spec, "tasks": questions, "files": self._files(), "adapters": self._adapters()}
+
+    def _files(self) -> dict[str, str]:
+        """Return digests of the files that say who may be asked, and what they said."""
+        from langgraph_router_r1.pocket import POOL_FILE
+
+        pool = self.spec.pool
+        found = [self._find(name) for name in (*pool.records, pool.registry, pool.profile) if name is not None]
+        if pool.pocket:
+            found.append(POOL_FILE)
+        if not pool.records and pool.profile is None:
+            profile = self._pool_registry("http://127.0.0.1/v1").profile
+            found += [Path(profile)] if profile is not None else []
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
     def _adapters(self) -> dict[str, str]:
-        """Return the digests of the shipped adapters that runs may depend on."""
+        """Return the digests of the adapters that runs may depend on."""
         from langgraph_router_r1 import pocket
 
-        directories = [ADAPTERS] * (self.spec.pool.pocket or self.spec.extract)
-        directories += [pocket.ADAPTERS] * self.spec.pool.pocket
+        directories = [ADAPTERS] * any(map(self._extracts, self.rows))
+        directories += [pocket.ADAPTERS] * (self.spec.pool.pocket or any(map(_is_local, self.rows)))
         directories += map(self._find, self.spec.adapters)
         found = (path.parent for place in directories for path in sorted(place.glob("*/adapter_model.safetensors")))
         return {path.name: adapter_version(path) for path in found}
@@ -331,7 +401,9 @@ class Bench:
         missing = [(row, task) for row in self.rows for task in self.tasks if (row.name, task.id) not in done]
         if missing:
             self.output.mkdir(parents=True, exist_ok=True)
-            (self.output / SPEC_FILE).write_text(json.dumps(self._fingerprint(), indent=2), encoding="utf-8")
+            partial = self.output / f"{SPEC_FILE}.partial"
+            partial.write_text(json.dumps(self._fingerprint(), indent=2), encoding="utf-8")
+            partial.replace(self.output / SPEC_FILE)
             with (self.output / RUNS_FILE).open("a", encoding="utf-8") as file:
 
                 def keep(run: dict[str, Any]) -> None:
@@ -354,7 +426,13 @@ class Bench:
             title=self.spec.title,
             reference=self.spec.reference,
             live=not self.spec.pool.records,
-            facts={"date": latest, "seed": str(self.spec.seed), "machine": machine(), **self._judged(runs)},
+            facts={
+                "split": self.spec.split,
+                "date": latest,
+                "seed": str(self.spec.seed),
+                "machine": machine(),
+                **self._judged(runs),
+            },
         )
 
     def _judged(self, runs: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -389,7 +467,7 @@ class Bench:
         """Give the routers of these rows; the server that they need is up for the length of the block."""
         from langgraph.cache.sqlite import SqliteCache
 
-        cache: BaseCache[Any] = SqliteCache(path=str(self.output / "calls.sqlite"))
+        cache: BaseCache[Any] = SqliteCache(path=str(self.output / CALLS_FILE))
         judge = self.spec.judge
         local = (
             self.spec.pool.pocket
@@ -432,6 +510,7 @@ class Bench:
         reply = result["messages"][-1].response_metadata.get("reply", result["answer"])
         run: dict[str, Any] = {
             "row": row.name,
+            "settings": row.settings,
             "task_id": task.id,
             "dataset": task.dataset,
             "kind": task.kind,
@@ -457,7 +536,8 @@ class Bench:
     def _recorded_score(self, task: Task, hops: Sequence[Any], reply: str) -> float | None:
         """Return how the record judges the reply that was passed on; None where it can't tell."""
         assert self.records is not None
-        for hop in hops:
+        # The last one that said so: who escalates passes on where it ends.
+        for hop in reversed(hops):
             if hop["status"] == "ok" and hop["response"] == reply:
                 return quality(task, self.records.outcome(task.id, hop["model"]))
         return None
@@ -492,14 +572,16 @@ class _Routers:
         self.judge: Judge | None = None
 
     async def of(self, row: Row) -> Runnable[Any, Any]:
-        key = (row.kind, row.spec.model, row.spec.url, row.spec.max_turns, self._bench._extracts(row))
+        same = row.spec
+        key = (row.kind, same.model, same.url, same.max_turns, same.router_price, self._bench._extracts(row))
         if key not in self._made:
             self._made[key] = asyncio.create_task(self._make(row))
         return await self._made[key]
 
     async def _make(self, row: Row) -> Runnable[Any, Any]:
         spec = self._bench.spec
-        price = Price.parse(spec.router_price or "free")
+        own = spec.router_price if row.spec.router_price is None else row.spec.router_price
+        price = Price.parse(own or "free")
         if row.kind in _ROUTERS:
             engine = await self._engine(row)
             return create_router(
@@ -540,7 +622,7 @@ class _Routers:
 
         assert row.spec.model is not None
         if not _is_local(row):
-            return ChatModelEngine(init_chat_model(row.spec.model))
+            return ChatModelEngine(init_chat_model(row.spec.model, temperature=0))
         assert self._server is not None
         return ChatModelEngine(
             init_chat_model(f"openai:{row.spec.model}", base_url=self._server.base_url, api_key="none", temperature=0)

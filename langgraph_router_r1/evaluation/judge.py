@@ -26,7 +26,7 @@ class Verdict:
     score: float | None
     """1 for right, 0 for wrong; None when it said neither, or failed."""
     cost_usd: float
-    """Dollars, at list price."""
+    """Dollars that were spent: nothing for a reply that was known."""
 
 
 class Judge:
@@ -55,4 +55,4 @@ class Judge:
         query = PROMPT.format(question=task.question, golden=" or ".join(task.golden_answers), reply=reply)
         hop = await self._candidates.aask({"turn": 0, "index": 0, "model": self.model, "query": query, "refusal": None})
         word = normalise(hop["response"]).partition(" ")[0]
-        return Verdict({"yes": 1.0, "no": 0.0}.get(word), hop["list_cost_usd"])
+        return Verdict({"yes": 1.0, "no": 0.0}.get(word), hop["cost_usd"])

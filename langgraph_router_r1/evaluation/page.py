@@ -13,8 +13,10 @@ PAGE_HEAD = """\
 
 Made by `router-r1 results` from the files in `docs/results/`, which `router-r1 bench FILE --publish docs/results`
 writes; nothing here is written by hand. Intervals are 95 % bootstrap intervals over questions (9,999 resamples, seed
-0); *p* is a two-sided permutation test over pairs. Costs are list prices in millionths of a dollar. Seconds are those
-of a run among up to 32 at a time, and stand only where real models were asked.
+0), Wilson's where all are right or all wrong; *p* is a two-sided permutation test over pairs, not corrected for the
+number of rows. Costs are list prices in millionths of a dollar. Seconds are those of a run among up to 32 at a time,
+and stand only where real models were asked and no reply of a row was known from a row above. An area is that of the
+best settings on the very questions: a family with more of them has more to choose from.
 """
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import math
 import os
 import threading
 import time
@@ -31,7 +32,7 @@ from typing import Any, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, convert_to_messages
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
@@ -43,6 +44,7 @@ from langgraph_router_r1.engines.chat_model import CHARACTERS_PER_TOKEN
 from langgraph_router_r1.evaluation.metrics import contains, without_tags
 from langgraph_router_r1.evaluation.tasks import Split, Task, TaskError, as_task, json_lines
 from langgraph_router_r1.ledger import PER_MILLION, Price, PriceLike
+from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.protocol import strip_thought
 from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
 
@@ -115,7 +117,9 @@ class RecordedPool:
 
     def _add(self, row: Mapping[str, Any], where: str, dataset: str, line: int) -> None:
         task = as_task(row, where, dataset, line)
-        self.tasks.setdefault(task.id, task)
+        known = self.tasks.setdefault(task.id, task)
+        if known.question != task.question:
+            raise TaskError(f"{where}: task {task.id!r} is another question already, {known.question!r}")
         found = self.outcomes.setdefault(task.id, {})
         for model, outcome in _outcomes(row, where).items():
             found[model] = outcome
@@ -234,14 +238,17 @@ def _outcomes(row: Mapping[str, Any], where: str) -> dict[str, Outcome]:
     for model, value in given.items():
         entry = value if isinstance(value, Mapping) else {"score": value}
         score = entry.get("score", entry.get("correct"))
-        try:
-            outcomes[str(model)] = Outcome(
-                response=None if entry.get("response") is None else str(entry["response"]),
-                score=None if score is None else float(score),
-                **{name: entry.get(name) for name in _AS_RECORDED},
-            )
-        except (TypeError, ValueError):
-            raise TaskError(f"{where}: the score of {model!r} is {score!r}; it must be a number") from None
+        if score is not None and not (isinstance(score, int | float) and math.isfinite(score)):
+            raise TaskError(f"{where}: the score of {model!r} is {score!r}; it must be a number")
+        known = {name: entry.get(name) for name in _AS_RECORDED}
+        for name, number in known.items():
+            if number is not None and not (isinstance(number, int | float) and number >= 0):
+                raise TaskError(f"{where}: {name!r} of {model!r} is {number!r}; it must be a number, 0 or more")
+        outcomes[str(model)] = Outcome(
+            response=None if entry.get("response") is None else str(entry["response"]),
+            score=None if score is None else float(score),
+            **known,
+        )
     return outcomes
 
 
@@ -309,10 +316,11 @@ class RecordedChatModel(BaseChatModel):
 
 
 class Recorder:
-    """Wraps a registry: its models answer as ever, and every reply is written down before anybody reads it.
+    """Wraps a registry: its models answer as ever, and what they say to a task is written down before anybody reads it.
 
     The file is what `RecordedPool` reads. A reply that it holds already is not asked for again, so a run that was
-    killed goes on where it stopped. One process writes a file at a time.
+    killed goes on where it stopped. A sub-question that a router made up is asked, and not written: it would pass for
+    what the model says to the task. One process writes a file at a time.
 
     Example:
         >>> with Recorder("answers.jsonl", registry, tasks) as recorder:                     # doctest: +SKIP
@@ -432,6 +440,8 @@ class _Recording(Runnable[Any, AIMessage]):
     @override
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
         task_id = self._task(config)
+        if not self._is_whole(task_id, input):
+            return _message(self._built().invoke(input, config, **kwargs))
         if (known := self._known(task_id)) is not None:
             return known
         model = self._built()
@@ -442,10 +452,13 @@ class _Recording(Runnable[Any, AIMessage]):
     @override
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
         task_id = self._task(config)
-        if (known := self._known(task_id)) is not None:
+        whole = self._is_whole(task_id, input)
+        if whole and (known := self._known(task_id)) is not None:
             return known
         # Building a client imports its package and reads certificates: not on the event loop.
         model = await asyncio.to_thread(self._built) if self._model is None else self._model
+        if not whole:
+            return _message(await model.ainvoke(input, config, **kwargs))
         with self._recorder.timing() as timing:
             reply = await model.ainvoke(input, config, **kwargs)
         return self._write(task_id, reply, timing)
@@ -463,6 +476,12 @@ class _Recording(Runnable[Any, AIMessage]):
             raise NotRecordedError(msg)
         return str(task_id)
 
+    def _is_whole(self, task_id: str, asked: Any) -> bool:
+        """Return whether the model is asked the task's question, and not a part of it in other words."""
+        question = self._recorder.tasks[task_id].question
+        text = convert_to_messages(asked)[-1].text if isinstance(asked, list) else str(asked)
+        return text.strip() in {question.strip(), CALL_PROMPT.format(query=question).strip()}
+
     def _known(self, task_id: str) -> AIMessage | None:
         outcome = self._recorder.pool.outcomes.get(task_id, {}).get(self._descriptor.name)
         if outcome is None and self._recorder.error:
@@ -470,7 +489,7 @@ class _Recording(Runnable[Any, AIMessage]):
         return None if outcome is None else as_message(outcome)
 
     def _write(self, task_id: str, reply: Any, timing: _Timing) -> AIMessage:
-        message = AIMessage(reply) if isinstance(reply, str) else reply
+        message = _message(reply)
         usage = message.usage_metadata or {}
         self._recorder.write(
             task_id,
@@ -485,6 +504,10 @@ class _Recording(Runnable[Any, AIMessage]):
             },
         )
         return message
+
+
+def _message(reply: Any) -> AIMessage:
+    return AIMessage(reply) if isinstance(reply, str) else reply
 
 
 def as_message(outcome: Outcome) -> AIMessage:

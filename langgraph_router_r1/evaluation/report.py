@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from langgraph_router_r1.evaluation.metrics import METRICS, Estimate, bootstrap, paired_p_value, without_tags
+from langgraph_router_r1.evaluation.metrics import METRICS, Estimate, bootstrap, paired_p_value, wilson, without_tags
 from langgraph_router_r1.evaluation.tasks import TaskError, json_lines
 from langgraph_router_r1.trace import printable
 
@@ -43,7 +43,8 @@ class Scores:
     calls: dict[str, int]
     """How often each model answered."""
     turns: list[int]
-    latency_s: list[float]
+    latency_s: list[float | None]
+    """Seconds of each run; None where a reply was known from before, and so was not waited for."""
     failures: dict[str, int]
     """Runs without an answer of their own by stop reason, failed calls by status, malformed runs."""
 
@@ -53,8 +54,17 @@ class Scores:
         return [math.fsum(parts) for parts in zip(*(self.cost_usd[part] for part in COST_PARTS), strict=True)]
 
     def estimate(self, metric: str) -> Estimate:
-        """Return the mean of a metric with its 95 % bootstrap interval."""
-        return bootstrap(self.metrics[metric])
+        """Return the mean of a metric with its 95 % bootstrap interval; Wilson's where all are right or all wrong."""
+        scores = self.metrics[metric]
+        if set(scores) in ({0.0}, {1.0}):
+            return wilson(sum(scores), len(scores))
+        return bootstrap(scores)
+
+    @property
+    def median_s(self) -> float | None:
+        """Seconds of the median run; None when any was answered from what was known."""
+        waited = [seconds for seconds in self.latency_s if seconds is not None]
+        return float(np.median(waited)) if len(waited) == len(self.latency_s) else None
 
     @property
     def entropy_bits(self) -> float:
@@ -174,11 +184,15 @@ def score_runs(
                     ).most_common()
                 ),
                 turns=[run["turns"] for run in of_row],
-                latency_s=[run["latency_s"] for run in of_row],
+                latency_s=[None if any(map(_was_known, run["hops"])) else run["latency_s"] for run in of_row],
                 failures=_failures(of_row),
             )
         )
     return Results(metrics=tuple(metrics), tasks=tasks, rows=tuple(scored), **about)
+
+
+def _was_known(hop: Mapping[str, Any]) -> bool:
+    return bool(hop["cost_usd"] == 0 < hop["list_cost_usd"])
 
 
 def _failures(runs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -263,13 +277,14 @@ def cells(results: Results, row: Scores) -> list[str]:
         parts,
         f"{asked / len(row.turns):.2f}",
         f"{np.mean(row.turns):.2f}",
-        *([f"{np.median(row.latency_s):.2f}"] if results.live else []),
+        *(["" if row.median_s is None else f"{row.median_s:.2f}"] if results.live else []),
         share,
         failures or "none",
     ]
     if results.reference:
         same = row.row == results.reference
-        line.append("" if same else f"{results.p_value(row.row, results.reference):.3f}")
+        p_value = 1.0 if same else results.p_value(row.row, results.reference)
+        line.append("" if same else "<.001" if p_value < 0.001 else f"{p_value:.3f}")
     return line
 
 

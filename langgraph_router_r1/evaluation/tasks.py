@@ -16,7 +16,7 @@ import json
 import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -137,6 +137,28 @@ def as_task(row: Mapping[str, Any], where: str, dataset: str, line: int) -> Task
         dataset=str(row.get("dataset", dataset)),
         meta={key: value for key, value in row.items() if key not in known | outcomes},
     )
+
+
+def distinct(tasks: Iterable[Task]) -> list[Task]:
+    """Return the tasks with an id of its own for each question: where sets share an id, the set's name comes in front.
+
+    Example:
+        >>> [task.id for task in distinct([Task("1", "A?", ("x",), "one"), Task("1", "B?", ("y",), "two")])]
+        ['one/1', 'two/1']
+
+    Raises:
+        TaskError: One set has two questions of the same id.
+    """
+    tasks = list(tasks)
+    questions: dict[str, set[str]] = {}
+    for task in tasks:
+        questions.setdefault(task.id, set()).add(task.question)
+    found: dict[str, Task] = {}
+    for task in tasks:
+        name = f"{task.dataset}/{task.id}" if len(questions[task.id]) > 1 else task.id
+        if found.setdefault(name, replace(task, id=name)).question != task.question:
+            raise TaskError(f"{task.dataset!r} has two questions of the id {task.id!r}: give each one of its own")
+    return list(found.values())
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
