@@ -14,7 +14,7 @@ from langgraph_router_r1 import ChatRouterR1, ModelDescriptor, ModelRegistry, Ro
 from langgraph_router_r1.engines import EngineError
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
-QUESTION = {"messages": [("user", "What is the capital of Peru?")]}
+QUESTION: Any = {"messages": [("user", "What is the capital of Peru?")]}
 
 
 class Network:

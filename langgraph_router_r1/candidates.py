@@ -32,7 +32,7 @@ from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langgraph.errors import GraphBubbleUp
 from typing_extensions import override
 
-from langgraph_router_r1.ledger import FREE, NO_USAGE, Usage, cost, worst_case
+from langgraph_router_r1.ledger import FREE, NO_USAGE, Usage, cost, reported_usage, worst_case
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.protocol import strip_thought
 from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
@@ -79,7 +79,7 @@ class Candidates:
         self.registry = registry
         self._count_tokens = count_tokens
         self._legs: dict[str, Runnable[Any, tuple[str, AIMessage]]] = {}
-        self._runnables: dict[str, Runnable[Any, tuple[str, AIMessage]]] = {}
+        self._building = threading.Lock()
 
     def worst_case(self, name: str, query: str) -> float:
         """Return the most a call can cost in dollars, whoever of the model and its fallbacks answers.
@@ -107,7 +107,7 @@ class Candidates:
         model = self.registry[call["model"]]
         started = time.perf_counter()
         try:
-            answered_by, reply = self._runnable(model).invoke(_messages(call), _config(model))
+            answered_by, reply = self._first_reply(model, call)
             return self._replied(call, answered_by, reply, time.perf_counter() - started)
         except GraphBubbleUp:  # an interrupt is no failure
             raise
@@ -121,33 +121,50 @@ class Candidates:
         model = self.registry[call["model"]]
         started = time.perf_counter()
         try:
-            # Building a client imports its package and reads certificates: not on the event loop.
-            if model.name in self._runnables:
-                runnable = self._runnables[model.name]
-            else:
-                runnable = await asyncio.to_thread(self._runnable, model)
-            answered_by, reply = await runnable.ainvoke(_messages(call), _config(model))
+            answered_by, reply = await self._afirst_reply(model, call)
             return self._replied(call, answered_by, reply, time.perf_counter() - started)
         except GraphBubbleUp:  # an interrupt is no failure
             raise
         except Exception as error:  # noqa: BLE001 - whatever goes wrong becomes data
             return _failed(call, model, error, time.perf_counter() - started)
 
-    def _runnable(self, model: ModelDescriptor) -> Runnable[Any, tuple[str, AIMessage]]:
-        """Return the model with its fallbacks behind it."""
-        if model.name not in self._runnables:
-            first, *others = (self._leg(self.registry[name]) for name in (model.name, *model.fallbacks))
-            self._runnables[model.name] = first.with_fallbacks(others) if others else first
-        return self._runnables[model.name]
+    # LangChain's `with_fallbacks` builds all of them first, takes an interrupt for a failure, and traces every one
+    # under the name of the first.
+    def _first_reply(self, model: ModelDescriptor, call: RouterCall) -> tuple[str, AIMessage]:
+        """Return the reply of the model, or of the first of its fallbacks that gives one; who it was comes with it."""
+        failures: list[Exception] = []
+        for choice in (model, *(self.registry[name] for name in model.fallbacks)):
+            try:
+                return self._leg(choice).invoke(_messages(call), _config(choice))
+            except GraphBubbleUp:
+                raise
+            except Exception as error:  # noqa: BLE001 - the next one may do better
+                failures.append(error)
+        raise failures[0]
+
+    async def _afirst_reply(self, model: ModelDescriptor, call: RouterCall) -> tuple[str, AIMessage]:
+        """See `_first_reply`."""
+        failures: list[Exception] = []
+        for choice in (model, *(self.registry[name] for name in model.fallbacks)):
+            try:
+                # Building a client imports its package and reads certificates: not on the event loop.
+                leg = self._legs.get(choice.name) or await asyncio.to_thread(self._leg, choice)
+                return await leg.ainvoke(_messages(call), _config(choice))
+            except GraphBubbleUp:
+                raise
+            except Exception as error:  # noqa: BLE001 - the next one may do better
+                failures.append(error)
+        raise failures[0]
 
     def _leg(self, model: ModelDescriptor) -> Runnable[Any, tuple[str, AIMessage]]:
         """Return the model alone, with its retries; each attempt has the model's own time and rate limit."""
-        if model.name not in self._legs:
-            leg: Runnable[Any, tuple[str, AIMessage]] = _Leg(model)
-            if model.retries:
-                leg = leg.with_retry(retry_if_exception_type=PASSING_FAILURES, stop_after_attempt=model.retries + 1)
-            self._legs[model.name] = leg
-        return self._legs[model.name]
+        with self._building:  # a second one would have a rate limit of its own
+            if model.name not in self._legs:
+                leg: Runnable[Any, tuple[str, AIMessage]] = _Leg(model)
+                if model.retries:
+                    leg = leg.with_retry(retry_if_exception_type=PASSING_FAILURES, stop_after_attempt=model.retries + 1)
+                self._legs[model.name] = leg
+            return self._legs[model.name]
 
     def _replied(self, call: RouterCall, answered_by: str, reply: AIMessage, latency_s: float) -> Hop:
         # Half an emoji, as some JSON holds, is taken by no tokenizer.
@@ -167,24 +184,16 @@ class Candidates:
         }
 
     def _usage(self, call: RouterCall, reply: AIMessage) -> tuple[Usage, bool]:
-        """Return the tokens of a reply, and whether it came from a cache: LangChain gives those a total cost of 0."""
-        reported: dict[str, Any] = dict(reply.usage_metadata or {})
-        from_cache = reported.get("total_cost") == 0
-        prompt, completion = reported.get("input_tokens"), reported.get("output_tokens")
-        if not isinstance(prompt, int) or not isinstance(completion, int):
-            return {
+        """Return the tokens of a reply, counted here when it does not say, and whether it came from a cache."""
+        usage, from_cache = reported_usage(reply.usage_metadata)
+        if usage is None:
+            usage = {
                 "prompt_tokens": self._count_tokens(CALL_PROMPT.format(query=call["query"])),
                 "cached_tokens": 0,
                 "completion_tokens": self._count_tokens(reply.text.encode("utf-8", "replace").decode()),
                 "estimated": True,
-            }, from_cache
-        cached = (reported.get("input_token_details") or {}).get("cache_read") or 0
-        return {
-            "prompt_tokens": prompt,
-            "cached_tokens": min(cached, prompt),
-            "completion_tokens": completion,
-            "estimated": False,
-        }, from_cache
+            }
+        return usage, from_cache
 
 
 class _Leg(Runnable[Any, tuple[str, AIMessage]]):

@@ -135,7 +135,8 @@ def models(registry: RegistryOption = None) -> None:
     for entry in pool:
         skills = ", ".join(f"{skill} {value:.2f}" for skill, value in entry.skills.items())
         seconds = "" if entry.latency_s is None else f"{entry.latency_s:.2f}"
-        table.add_row(printable(entry.name), str(entry.price), seconds, printable(skills), printable(entry.description))
+        texts = [Text(printable(text)) for text in (entry.name, skills, entry.description)]
+        table.add_row(texts[0], str(entry.price), seconds, *texts[1:])
     Console().print(table)
 
 
@@ -149,18 +150,19 @@ def check(registry: RegistryOption = None, router: RouterOption = None, model: M
         try:
             begun = engine.begin([{"role": "user", "content": "Hello"}])
             engine.generate([begun], stop=[], max_tokens=4)
-            table.add_row("✓", "router", repr(engine))
+            table.add_row("✓", "router", Text(printable(repr(engine))))
         except EngineError as error:
             healthy = False
-            table.add_row("✗", "router", printable(str(error)))
+            table.add_row("✗", "router", Text(printable(str(error))))
         candidates = Candidates(pool, engine.count_tokens)
         for entry in pool:
             call = {"turn": 0, "index": 0, "model": entry.name, "query": "Say: yes", "refusal": None}
-            with errors.status(f"asking {entry.name}"):
+            name = Text(printable(entry.name))
+            with errors.status(Text.assemble("asking ", name)):
                 hop = candidates.ask(call)  # type: ignore[arg-type]
             healthy = healthy and hop["status"] == "ok"
             result = f"{hop['latency_s']:.2f} s, ${hop['cost_usd']:.2g}" if hop["status"] == "ok" else hop["reason"]
-            table.add_row("✓" if hop["status"] == "ok" else "✗", printable(entry.name), printable(result or ""))
+            table.add_row("✓" if hop["status"] == "ok" else "✗", name, Text(printable(result or "")))
         console.print(table)
     if not healthy:
         raise typer.Exit(1)
@@ -260,7 +262,8 @@ def serve_router(
     with _failing_clearly():
         server = VLLMServer(model, adapters=adapters, port=port) if model else pocket_server(named=adapters, port=port)
         with _running(server, console):
-            console.print(f"{server.base_url}  serves: {', '.join([server.served_name, *server.adapters])}")
+            served = ", ".join([server.served_name, *server.adapters])
+            console.print(f"{server.base_url}  serves: {served}", markup=False)
             console.print("Ctrl-C stops it.")
             try:
                 code = server.wait()
@@ -382,7 +385,7 @@ def _profile_table(measured: Mapping[str, Measured]) -> Table:
             f"{kind} {share.value:.3f} [{share.low:.3f}, {share.high:.3f}]" for kind, share in figures.accuracy.items()
         )
         table.add_row(
-            printable(name),
+            Text(printable(name)),
             Text(printable(accuracy)),
             _figures(".2f", figures.latency_p50_s, figures.latency_p95_s),
             _figures(".0f", figures.prompt_tokens, figures.completion_tokens),

@@ -716,8 +716,12 @@ def _whole_question(state: RouterState) -> str:
 
 
 def _is_fresh(state: RouterState) -> bool:
-    """Return whether a run starts here."""
-    return state.get("question_id") != _question(state).id
+    """Return whether a run starts here: with another question, or with one that broke off while models were asked."""
+    if state.get("question_id") != _question(state).id:
+        return True
+    # Whoever sends a question again, instead of resuming, drops the calls in flight: their turn has no hop.
+    last = state.get("turn", 0) - 1
+    return last >= 0 and not any(hop["turn"] == last for hop in state.get("hops", []))
 
 
 def _is_degraded(state: RouterState) -> bool:

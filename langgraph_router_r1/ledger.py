@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from typing_extensions import TypedDict
 
@@ -91,6 +91,35 @@ PriceLike = Price | float | str | Mapping[str, float]
 """The forms that `Price.parse` reads."""
 
 FREE = Price(0.0, 0.0)
+
+
+def reported_usage(metadata: Mapping[str, Any] | None) -> tuple[Usage | None, bool]:
+    """Return the tokens that a reply reports, None when it says nothing to go by; and whether it came from a cache.
+
+    Args:
+        metadata: The `usage_metadata` of the reply. LangChain gives one from a cache a total cost of 0.
+
+    Example:
+        >>> reported_usage({"input_tokens": 10, "output_tokens": -5, "total_tokens": 5})
+        (None, False)
+    """
+    reported = metadata or {}
+    from_cache = reported.get("total_cost") == 0
+    prompt, completion = reported.get("input_tokens"), reported.get("output_tokens")
+    if not _is_count(prompt) or not _is_count(completion):
+        return None, from_cache
+    cached = (reported.get("input_token_details") or {}).get("cache_read")
+    return {
+        "prompt_tokens": prompt,
+        "cached_tokens": min(cached, prompt) if _is_count(cached) else 0,
+        "completion_tokens": completion,
+        "estimated": False,
+    }, from_cache
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    # A server that reports less than nothing would pay for other calls.
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def cost(usage: Usage, price: Price) -> float:

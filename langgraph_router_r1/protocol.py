@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -137,6 +138,10 @@ def neutralise(text: str, control_tokens: Collection[str] = ()) -> str:
         '(answer)42(/answer)(im_end)'
     """
     text = text.encode("utf-8", "replace").decode()
+    # Some tokenizers normalise letters, too: in such a text a tag may hide that only they would read.
+    plain = unicodedata.normalize("NFKC", text)
+    if plain != text and (_TAG.search(plain) or _CONTROL.search(plain) or any(map(plain.__contains__, control_tokens))):
+        text = plain
     text = _TAG.sub(lambda match: f"({'/' if match[1] else ''}{match[2]})", text)
     text = _CONTROL.sub(lambda match: f"({match[1] or match[2] or match[3]})", text)
     if control_tokens:

@@ -32,7 +32,12 @@ DEFAULT_MAX_TOKENS = 512
 """Most tokens a routed model may reply with, unless its `params` say otherwise (as in the paper)."""
 
 
-_SECRET = re.compile(r"api_?key|secret|password|authorization|(^|_)token$", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(api|access|private|subscription)[-_]?key|secret|password|authorization|bearer|credential|(^|[-_])token$",
+    re.IGNORECASE,
+)
+_OTHER_LIMITS = ("max_completion_tokens", "max_output_tokens", "max_new_tokens")
+"""What clients take besides `max_tokens`, and prefer to it: a budget would be held against the wrong one."""
 
 
 class RegistryError(ValueError):
@@ -163,6 +168,10 @@ class ModelDescriptor(BaseModel):
         for key in _nested_keys(params):
             if _SECRET.search(key):
                 msg = f"{key!r} looks like a secret: put it into the environment and its name into api_key_env"
+                raise ValueError(msg)
+        for other in _OTHER_LIMITS:
+            if other in params:
+                msg = f"{other!r} goes by the name of max_tokens here"
                 raise ValueError(msg)
         max_tokens = params.get("max_tokens", DEFAULT_MAX_TOKENS)
         if not isinstance(max_tokens, int) or max_tokens < 1:
@@ -373,6 +382,9 @@ def _nested_keys(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield str(key)
+            yield from _nested_keys(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
             yield from _nested_keys(inner)
 
 

@@ -76,7 +76,7 @@ def bill_table(routings: Iterable[Routing], registry: ModelRegistry) -> Table:
     for model in registry:
         bills = [routing["by_model"][model.name] for routing in routings if model.name in routing["by_model"]]
         table.add_row(
-            printable(model.name),
+            Text(printable(model.name)),
             str(model.price),
             str(sum(bill["calls"] for bill in bills)),
             str(sum(bill["failed"] for bill in bills)),

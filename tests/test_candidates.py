@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -14,6 +15,7 @@ from langchain_core.exceptions import ModelRateLimitError
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI
+from langgraph.errors import GraphInterrupt
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
 from langgraph_router_r1.candidates import Candidates
@@ -187,6 +189,55 @@ async def test_a_model_that_hangs_leaves_its_fallback_to_answer_in_both_worlds()
     candidates = Candidates(registry, count_tokens=len)
     for hop in (candidates.ask(CALL), await candidates.aask(CALL)):
         assert (hop["response"], hop["answered_by"]) == ("Lima", "other")
+
+
+async def test_a_model_that_can_not_be_set_up_stands_in_nobodys_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ROUTER_R1_TEST_KEY", raising=False)
+    keyless = ModelDescriptor(
+        name="keyless", model="openai:gpt-x", api_key_env="ROUTER_R1_TEST_KEY", price=1.0, fallbacks=("m",)
+    )
+    well = ModelDescriptor(name="m", model=ScriptedChatModel(["Lima"]), price=1.0, fallbacks=("keyless",))
+    candidates = Candidates(ModelRegistry([keyless, well]), count_tokens=len)
+    for name in ("m", "keyless"):
+        for hop in (candidates.ask({**CALL, "model": name}), await candidates.aask({**CALL, "model": name})):
+            assert (hop["response"], hop["answered_by"]) == ("Lima", "m")
+
+
+def test_an_interrupt_of_a_model_is_no_failure_that_a_fallback_is_paid_for() -> None:
+    def interrupted(_: Any) -> str:
+        raise GraphInterrupt
+
+    other = ScriptedChatModel(["Lima"])
+    registry = ModelRegistry(
+        [
+            ModelDescriptor(name="m", model=RunnableLambda(interrupted), price=1.0, fallbacks=("other",)),
+            ModelDescriptor(name="other", model=other, price=1.0),
+        ]
+    )
+    with pytest.raises(GraphInterrupt):
+        Candidates(registry, count_tokens=len).ask(CALL)
+    assert not other.calls
+
+
+@pytest.mark.parametrize("count", [-(10**9), True, "7"])
+def test_usage_that_can_not_be_is_estimated(count: Any) -> None:
+    """Less than nothing would pay for other calls."""
+    usage: Any = {"input_tokens": count, "output_tokens": 5, "total_tokens": 5}
+    reply = AIMessage("It is Lima")
+    reply.usage_metadata = usage
+    hop = hop_of(RunnableLambda(lambda _: reply))
+    assert hop["usage"]["estimated"]
+    assert hop["cost_usd"] > 0
+
+
+def test_calls_that_come_together_share_one_rate_limit() -> None:
+    model = ModelDescriptor(name="m", model=ScriptedChatModel(["x"]), price=1.0, requests_per_second=10)
+    candidates = Candidates(ModelRegistry([model]), count_tokens=len)
+    started = time.monotonic()
+    with ThreadPoolExecutor(8) as threads:
+        states = [hop["status"] for hop in threads.map(candidates.ask, [CALL] * 8)]
+    assert states == ["ok"] * 8
+    assert time.monotonic() - started > 0.6
 
 
 async def test_a_rate_limit_spaces_the_calls_of_a_model_and_of_a_fallback() -> None:

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from conftest import answer
 from langchain_core.exceptions import ContextOverflowError
+from langchain_core.language_models.fake_chat_models import FakeMessagesListChatModel
+from langchain_core.messages import AIMessage
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from langgraph_router_r1 import create_router
@@ -238,6 +240,24 @@ def test_a_chat_model_that_cuts_off_the_closing_tag_gets_it_back() -> None:
     assert musing.generate(prompt, stop=stop, max_tokens=9).segment["text"].endswith("<answer> Lima</answer>")
 
 
+@pytest.mark.parametrize("said", [{"finish_reason": "length"}, {"stop_reason": "max_tokens"}, {"status": "incomplete"}])
+def test_a_turn_that_was_cut_by_its_length_is_not_taken_for_whole(said: dict[str, str]) -> None:
+    """Half a question would be asked and paid for."""
+    engine = ChatModelEngine(ScriptedChatModel([AIMessage("<search>m: Who was the", response_metadata=said)]))
+    made = engine.generate([engine.begin(HELLO)], stop=["</search>"], max_tokens=9)
+    assert (made.finish, made.segment["text"]) == ("length", "<search>m: Who was the")
+
+
+def test_a_chat_models_reply_from_a_cache_costs_nothing_and_half_an_emoji_is_text() -> None:
+    usage: Any = {"total_cost": 0}
+    reply = AIMessage("Lima \ud83d")
+    reply.usage_metadata = usage
+    engine = ChatModelEngine(FakeMessagesListChatModel(responses=[reply]))
+    made = engine.generate([engine.begin(HELLO)], stop=[], max_tokens=9)
+    assert (made.usage["prompt_tokens"], made.usage["completion_tokens"]) == (0, 0)
+    assert made.segment["text"].encode() == b"Lima ?"
+
+
 def test_a_chat_model_that_fails_does_not_show_its_providers_words() -> None:
     engine = ChatModelEngine(ScriptedChatModel([ValueError("key sk-secret")]))
     with pytest.raises(EngineError) as caught:
@@ -407,6 +427,9 @@ def test_a_password_in_the_address_is_not_shown(tiny_tokenizer: Path) -> None:
         with pytest.raises(EngineUnavailableError) as caught:
             engine.generate([engine.begin(HELLO)], stop=[], max_tokens=9)
         assert "hunter2" not in f"{engine!r} {caught.value}"
+    with pytest.raises(ValueError, match="an address with a password") as refused:
+        VLLMEngine("me:hunter2@nowhere", "router")
+    assert "hunter2" not in str(refused.value)
 
 
 async def test_the_tokenizer_is_loaded_off_the_event_loop(

@@ -16,6 +16,7 @@ from conftest import answer, ask, pool, search
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage, SystemMessage
+from langchain_core.runnables import RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 
@@ -111,7 +112,8 @@ def test_system_messages_and_earlier_turns_are_kept_and_the_last_human_message_i
     router.invoke({"messages": messages})
     prompt = bytes(engine.prompts[0]).decode()
     assert prompt.startswith("system: Be kind.\nuser: Hi\nassistant: Hello\nuser: Answer the question below.")
-    assert prompt.endswith("Question: Which?\nassistant: ")
+    assert "Question: Which?\n\nCost weight: 0 of 1. " in prompt
+    assert prompt.endswith("\nassistant: ")
 
 
 @pytest.mark.parametrize("messages", [[], [("ai", "hm")], [("user", "  ")]])
@@ -537,6 +539,26 @@ def test_after_a_run_of_malformed_turns_the_next_question_is_routed_again() -> N
     config: Any = {"configurable": {"thread_id": "1"}}
     assert router.invoke({"messages": [("user", "one")]}, config)["routing"]["stop_reason"] == "no_answer"
     assert router.invoke({"messages": [("user", "two")]}, config)["routing"]["turns"] == 1
+
+
+def test_a_question_sent_again_after_its_calls_were_cut_off_starts_anew() -> None:
+    replies: Any = iter([KeyboardInterrupt(), "Lima"])
+
+    def reply(_: Any) -> str:
+        said = next(replies)
+        if isinstance(said, BaseException):
+            raise said
+        return str(said)
+
+    registry = ModelRegistry([ModelDescriptor(name="capitals", model=RunnableLambda(reply), price=1.0)])
+    turns = [search("capitals: a?"), search("capitals: a?"), answer("Lima")]
+    router = create_router(ScriptedEngine(turns), registry, checkpointer=InMemorySaver())
+    question, config = {"messages": [HumanMessage("one", id="1")]}, {"configurable": {"thread_id": "1"}}
+    with pytest.raises(KeyboardInterrupt):
+        router.invoke(question, config)  # type: ignore[arg-type]
+    result = router.invoke(question, config)  # type: ignore[arg-type]
+    assert [hop["response"] for hop in result["routing"]["hops"]] == ["Lima"]
+    assert (result["answer"], result["routing"]["turns"]) == ("Lima", 1)
 
 
 def test_the_same_message_sent_again_is_a_new_run() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+import unicodedata
 
 import pytest
 from hypothesis import example, given
@@ -118,11 +119,23 @@ def test_neutralised_text_holds_no_tag_and_no_control_token(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "hidden", ["＜/information＞", "＜ answer ＞", "‹search›", "<／answer>", "<|eot_id|>", "＜｜end｜＞", "</s>"]
+    "hidden",
+    [
+        "＜/information＞",
+        "＜ answer ＞",
+        "‹search›",
+        "<／answer>",
+        "<|eot_id|>",
+        "＜｜end｜＞",
+        "</s>",
+        "＜ａｎｓｗｅｒ＞",
+        "‹𝐚nswer>",
+        "﹤|im_end|﹥",
+    ],
 )
 def test_lookalikes_and_common_control_tokens_are_neutralised_without_being_told(hidden: str) -> None:
     assert neutralise(f"a {hidden} b") != f"a {hidden} b"
-    assert not set("<>＜＞‹›") & set(neutralise(hidden))
+    assert not set("<>＜＞‹›﹤﹥") & set(unicodedata.normalize("NFKC", neutralise(hidden)))
 
 
 def test_neutralising_loses_no_words() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, convert_to_messages
 
 from langgraph_router_r1.engines.base import ContextFullError, EngineError, Generation, cut_after_stop
+from langgraph_router_r1.ledger import NO_USAGE, reported_usage
 from langgraph_router_r1.protocol import ANSWER_END, SEARCH_END
 from langgraph_router_r1.transcript import Segment
 
@@ -76,24 +78,31 @@ class ChatModelEngine:
         return EngineError(f"the router model {self.model!r} failed ({type(error).__name__})")
 
     def _read(self, transcript: Sequence[Segment], reply: AIMessage, stop: Sequence[str]) -> Generation:
-        cut_by_length = reply.response_metadata.get("finish_reason") in {"length", "max_tokens"}
-        text = cut_after_stop(reply.text, stop)
+        cut_by_length = _is_cut(reply.response_metadata)
+        # Half an emoji, as some JSON holds, is taken by no tokenizer.
+        text = cut_after_stop(reply.text.encode("utf-8", "replace").decode(), stop)
         if not cut_by_length:
             text += _missing_end(text, stop)
-        usage = reply.usage_metadata
-        details = (usage.get("input_token_details") if usage else None) or {}
+        usage, from_cache = reported_usage(reply.usage_metadata)
+        if from_cache:
+            usage = NO_USAGE.copy()  # nobody sampled anything, and nothing is paid
         return Generation(
             segment={"kind": "model", "text": text, "token_ids": [], "policy": self.model},
-            usage={
-                "prompt_tokens": usage["input_tokens"]
-                if usage
-                else sum(self.count_tokens(segment["text"]) for segment in transcript),
-                "cached_tokens": details.get("cache_read") or 0,
-                "completion_tokens": usage["output_tokens"] if usage else self.count_tokens(text),
-                "estimated": usage is None,
+            usage=usage
+            or {
+                "prompt_tokens": sum(self.count_tokens(segment["text"]) for segment in transcript),
+                "cached_tokens": 0,
+                "completion_tokens": self.count_tokens(text),
+                "estimated": True,
             },
             finish="length" if cut_by_length else "stop",
         )
+
+
+def _is_cut(metadata: Mapping[str, Any]) -> bool:
+    """Return whether a provider says that its limit of tokens ended the reply; each says it in its own way."""
+    reasons = (metadata.get("finish_reason"), metadata.get("stop_reason"), metadata.get("status"))
+    return any(str(reason).lower() in {"length", "max_tokens", "incomplete"} for reason in reasons)
 
 
 def _chat(transcript: Sequence[Segment]) -> list[BaseMessage]:

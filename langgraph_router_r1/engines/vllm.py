@@ -57,11 +57,11 @@ class VLLMEngine(TokenEngine):
         """
         url = httpx.URL(base_url)
         if url.scheme not in {"http", "https"} or not url.host:
-            msg = f"base_url is {base_url!r}; it must be an address such as 'http://127.0.0.1:8000/v1'"
+            shown = "an address with a password" if "@" in base_url else repr(base_url)
+            msg = f"base_url is {shown}; it must be an address such as 'http://127.0.0.1:8000/v1'"
             raise ValueError(msg)
-        self._url = base_url.rstrip("/")
         self.base_url = str(url.copy_with(userinfo=b"")).rstrip("/")
-        """The address, without a password that may stand in it: this is what messages show."""
+        """The address, without a password that may stand in it: this is what messages and logs show."""
         self.model = model
         self.temperature = temperature
         self.seed = seed
@@ -71,6 +71,7 @@ class VLLMEngine(TokenEngine):
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._options: dict[str, Any] = {
             "headers": headers,
+            "auth": (url.username, url.password) if url.userinfo else None,
             "timeout": httpx.Timeout(timeout_s, connect=min(5.0, timeout_s)),
             # Every trajectory in flight holds a connection; vLLM does the queueing.
             # Idle ones are dropped before the server drops them, in mid-request, after five seconds.
@@ -109,7 +110,7 @@ class VLLMEngine(TokenEngine):
         """See `RouterEngine.generate`."""
         body = self._body(transcript, stop, max_tokens)
         try:
-            response = self._client.post(f"{self._url}/completions", json=body)
+            response = self._client.post(f"{self.base_url}/completions", json=body)
         except httpx.HTTPError as error:
             raise self._unavailable(error) from error
         return self._read(response)
@@ -122,7 +123,7 @@ class VLLMEngine(TokenEngine):
         if client is None:
             client = self._async_clients[loop] = httpx.AsyncClient(**self._options)
         try:
-            response = await client.post(f"{self._url}/completions", json=body)
+            response = await client.post(f"{self.base_url}/completions", json=body)
         except httpx.HTTPError as error:
             raise self._unavailable(error) from error
         return self._read(response)
@@ -210,7 +211,7 @@ class VLLMEngine(TokenEngine):
 
     def _cards(self) -> list[dict[str, Any]]:
         try:
-            response = self._client.get(f"{self._url}/models")
+            response = self._client.get(f"{self.base_url}/models")
         except httpx.HTTPError as error:
             raise self._unavailable(error) from error
         if response.is_error:

@@ -490,7 +490,7 @@ class _Recording(Runnable[Any, AIMessage]):
 
     def _write(self, task_id: str, reply: Any, timing: _Timing) -> AIMessage:
         message = _message(reply)
-        usage = message.usage_metadata or {}
+        usage: Mapping[str, Any] = message.usage_metadata or {}
         self._recorder.write(
             task_id,
             self._descriptor.name,

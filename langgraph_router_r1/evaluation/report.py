@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from langgraph_router_r1.evaluation.metrics import METRICS, Estimate, bootstrap, paired_p_value, wilson, without_tags
 from langgraph_router_r1.evaluation.tasks import TaskError, json_lines
@@ -242,7 +243,9 @@ class Running:
         for row, scores in self._scores.items():
             if scores:
                 cost = f"{np.mean(self._costs[row]) * MICRO:.1f}"
-                table.add_row(printable(short(row)), f"{len(scores)}/{self.tasks}", f"{np.mean(scores):.3f}", cost)
+                table.add_row(
+                    Text(printable(short(row))), f"{len(scores)}/{self.tasks}", f"{np.mean(scores):.3f}", cost
+                )
         return table
 
 
@@ -292,7 +295,7 @@ def terminal_table(results: Results) -> Table:
     """Return the table for a terminal."""
     table = Table(*columns(results), title=results.title)
     for row in results.rows:
-        table.add_row(*map(printable, cells(results, row)))
+        table.add_row(*(Text(printable(cell)) for cell in cells(results, row)))
     return table
 
 
