@@ -148,7 +148,9 @@ class Candidates:
         for choice in (model, *(self.registry[name] for name in model.fallbacks)):
             try:
                 # Building a client imports its package and reads certificates: not on the event loop.
-                leg = self._legs.get(choice.name) or await asyncio.to_thread(self._leg, choice)
+                leg = self._legs.get(choice.name)
+                if leg is None:
+                    leg = await asyncio.to_thread(self._leg, choice)
                 return await leg.ainvoke(_messages(call), _config(choice))
             except GraphBubbleUp:
                 raise
