@@ -103,7 +103,8 @@ def test_check_says_of_each_part_what_is_wrong(registry: str) -> None:
 def test_what_a_registry_says_is_shown_and_not_taken_for_markup(tmp_path: Path) -> None:
     file = tmp_path / "models.toml"
     file.write_text(
-        '[models."a[/x]"]\nmodel = "openai:x"\nprice = 1\ndescription = "[link=http://evil.example]click[/link] [/INST]"\n'
+        '[models."a[/x]"]\nmodel = "openai:x"\nprice = 1\n'
+        'description = "[link=http://evil.example]click[/link] [/INST]"\n'
     )
     result = run.invoke(cli, ["models", "--registry", str(file)], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
