@@ -515,7 +515,7 @@ def announce_hop(hop: Hop) -> None:
 
 
 def account(
-    hops: Sequence[Hop], *, turns: int, router_tokens: Usage, router_price: Price, stop_reason: StopReason
+    hops: Sequence[Hop], *, turns: int, router_tokens: Usage, router_price: Price, stop_reason: StopReason | None
 ) -> Routing:
     """Return the account of a run: its hops in call order, and the sums of what they cost."""
     hops = sorted(hops, key=lambda hop: (hop["turn"], hop["index"]))
@@ -740,6 +740,7 @@ def _new_run(state: RouterState) -> dict[str, Any]:
         "fallback": None,
         "stop_reason": None,
         "answer": "",
+        "routing": account([], turns=0, router_tokens=add_usage([]), router_price=FREE, stop_reason=None),
     }
 
 

@@ -71,7 +71,8 @@ class Routing(TypedDict):
     by_model: dict[str, ModelBill]
     router_tokens: Usage
     candidate_tokens: Usage
-    stop_reason: StopReason
+    stop_reason: StopReason | None
+    """None while it runs."""
 
 
 class RouterInput(TypedDict):

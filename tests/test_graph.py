@@ -541,6 +541,19 @@ def test_after_a_run_of_malformed_turns_the_next_question_is_routed_again() -> N
     assert router.invoke({"messages": [("user", "two")]}, config)["routing"]["turns"] == 1
 
 
+def test_a_question_that_waits_for_approval_does_not_show_the_account_of_the_one_before() -> None:
+    turns = [search("capitals: a?"), answer("Lima"), search("capitals: b?"), answer("Quito")]
+    router = create_router(
+        ScriptedEngine(turns), two_hop_pool(), checkpointer=InMemorySaver(), interrupt_before=["route"]
+    )
+    config: Any = {"configurable": {"thread_id": "1"}}
+    router.invoke({"messages": [("user", "one")]}, config)
+    assert router.invoke(None, config)["routing"]["cost_usd"] > 0
+    waiting = router.invoke({"messages": [("user", "two")]}, config)
+    assert (waiting["answer"], waiting["routing"]["hops"], waiting["routing"]["stop_reason"]) == ("", [], None)
+    assert waiting["routing"]["cost_usd"] == 0
+
+
 def test_a_question_sent_again_after_its_calls_were_cut_off_starts_anew() -> None:
     replies: Any = iter([KeyboardInterrupt(), "Lima"])
 
