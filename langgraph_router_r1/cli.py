@@ -21,7 +21,15 @@ from rich.text import Text
 from langgraph_router_r1.candidates import Candidates, build_model
 from langgraph_router_r1.engines import EngineError, RouterEngine
 from langgraph_router_r1.graph import build_router, create_router
-from langgraph_router_r1.pocket import MAX_ROUTER_TOKENS, POOL_FILE, ROUTER_NAME, pocket_registry, pocket_server
+from langgraph_router_r1.pocket import (
+    MAX_ROUTER_TOKENS,
+    POOL_FILE,
+    ROUTER_NAME,
+    ROUTER_PROMPT,
+    pocket_registry,
+    pocket_router,
+    pocket_server,
+)
 from langgraph_router_r1.registry import Measured, ModelDescriptor, ModelRegistry, RegistryError
 from langgraph_router_r1.serving.vllm import ServerError, VLLMServer
 from langgraph_router_r1.trace import Trace, bill_table, printable
@@ -71,7 +79,7 @@ def demo() -> None:
     console = Console()
     with _failing_clearly(), _running(pocket_server(), console) as server:
         registry = pocket_registry(server.base_url)
-        router = create_router(_pocket_engine(server), registry, max_tokens=MAX_ROUTER_TOKENS)
+        router = pocket_router(server.base_url)
         routings = []
         for question in DEMO_QUESTIONS:
             trace = Trace(console)
@@ -109,7 +117,8 @@ def ask(
             pool,
             cost_weight=cost_weight,
             budget_usd=budget,
-            max_tokens=_router_tokens(router),
+            max_tokens=MAX_ROUTER_TOKENS if router is None else 1024,
+            prompt=ROUTER_PROMPT if router is None else None,
             router_price="free" if router_price is None else router_price,
         )
         trace = Trace(console)
@@ -437,10 +446,6 @@ def _pocket_engine(server: VLLMServer) -> RouterEngine:
 
 def _is_address(router: str) -> bool:
     return router.startswith(("http://", "https://"))
-
-
-def _router_tokens(router: str | None) -> int:
-    return MAX_ROUTER_TOKENS if router is None else 1024
 
 
 @contextmanager

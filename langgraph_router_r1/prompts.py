@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from string import Template
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage
 
-from langgraph_router_r1.protocol import neutralise
+from langgraph_router_r1.protocol import fold, neutralise
 from langgraph_router_r1.registry import ModelRegistry
 
 CALL_PROMPT = "Answer briefly and on topic; say so if you cannot.\n\n{query}"
@@ -42,17 +43,30 @@ class RouterPrompt:
     `$question` must be in it; `$models` (the descriptions, a line a model), `$names` (the names alone),
     `$cost_weight`, `$cost_words` (what it means) and `$max_turns` may be. `$$` is a dollar sign.
 
+    With `weights`, the router is told of these cost weights only, and any other is a mixture: each question is told one
+    of the two around it, by a lot that its words decide, so often that the mean is what was asked for. What a reward
+    that is linear in the weight teaches changes in jumps; a mixture reaches all between (so RouterBench draws its
+    frontiers, arXiv 2403.12031). A question goes over to the higher weight once, and stays there.
+
     Example:
         >>> RouterPrompt("Pool: $names. $question").template
         'Pool: $names. $question'
+        >>> prompt = RouterPrompt(weights=(0.0, 0.9))
+        >>> [prompt.told_weight(0.3, question) for question in ("Peru?", "Chile?", "Cuba?")]
+        [0.0, 0.9, 0.9]
     """
 
-    def __init__(self, template: str = ROUTER_PROMPT) -> None:
+    def __init__(self, template: str = ROUTER_PROMPT, *, weights: Sequence[float] = ()) -> None:
         """Check and keep the template.
 
         Raises:
-            ValueError: It lacks `$question`, has a placeholder that is not known, or a dollar sign that is not doubled.
+            ValueError: It lacks `$question`, has a placeholder that is not known, or a dollar sign that is not doubled;
+                or the weights do not rise from 0 or more to 1 or less.
         """
+        if list(weights) != sorted(set(weights)) or not all(0 <= weight <= 1 for weight in weights):
+            msg = f"weights are {list(weights)!r}; they must rise, between 0 (quality only) and 1 (cost only)"
+            raise ValueError(msg)
+        self.weights = tuple(weights)
         if not Template(template).is_valid():
             msg = "the router prompt has a '$' that starts no placeholder; write '$$' for a dollar sign"
             raise ValueError(msg)
@@ -71,6 +85,18 @@ class RouterPrompt:
     def from_file(cls, path: str | Path) -> RouterPrompt:
         """Read a template from a text file, for a router that was trained with another prompt."""
         return cls(Path(path).read_text(encoding="utf-8"))
+
+    def told_weight(self, cost_weight: float, question: str) -> float:
+        """Return the cost weight that the prompt tells of for this question."""
+        if not self.weights:
+            return cost_weight
+        low = max((weight for weight in self.weights if weight <= cost_weight), default=self.weights[0])
+        high = min((weight for weight in self.weights if weight >= cost_weight), default=self.weights[-1])
+        if low >= high:  # one of them, or beyond the last
+            return min(max(cost_weight, self.weights[0]), self.weights[-1])
+        digest = hashlib.sha256(fold(question).encode("utf-8", "replace")).digest()
+        lot = int.from_bytes(digest[:8], "big") / 2**64
+        return high if lot < (cost_weight - low) / (high - low) else low
 
     def render(
         self,
@@ -96,18 +122,19 @@ class RouterPrompt:
             if role and text:
                 chat.append({"role": role, "content": text})
         question = neutralise(messages[last].text, control_tokens).strip()
+        told = self.told_weight(cost_weight, question)
         content = Template(self.template).substitute(
             question=question,
             models=neutralise(registry.describe(), control_tokens),
             names=", ".join(registry.names),
-            cost_weight=f"{cost_weight:g}",
-            cost_words=next(words for most, words in COST_WORDS.items() if cost_weight <= most),
+            cost_weight=f"{told:g}",
+            cost_words=next(words for most, words in COST_WORDS.items() if told <= most),
             max_turns=max_turns,
         )
         return [*chat, {"role": "user", "content": content}]
 
     def __repr__(self) -> str:
-        return f"RouterPrompt({self.template!r})"
+        return f"RouterPrompt({self.template!r}{f', weights={self.weights}' if self.weights else ''})"
 
 
 def last_question(messages: Sequence[AnyMessage]) -> int:

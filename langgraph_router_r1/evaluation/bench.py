@@ -47,6 +47,7 @@ from langgraph_router_r1.evaluation.tasks import (
 from langgraph_router_r1.graph import create_router
 from langgraph_router_r1.ledger import PER_MILLION, Price
 from langgraph_router_r1.pilot import MiniLM
+from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.state import Hop, RouterContext
 
@@ -106,6 +107,9 @@ class RowSpec(_Strict):
     """Of a trained router: the vLLM that serves it; by default the pocket server, started for the benchmark."""
     router_price: float | None = Field(default=None, ge=0)
     """Of this row's own tokens, in place of the benchmark's; a chat model of a provider must have it."""
+    weights: tuple[float, ...] | None = None
+    """The cost weights that a trained router is told of, others being mixed (see `RouterPrompt`); by default those of
+    the shipped one, and any for others."""
     max_turns: int = 4
 
 
@@ -179,7 +183,7 @@ class Row:
     @property
     def settings(self) -> dict[str, Any]:
         """What its runs depend on, and what they are called does not tell."""
-        kept = self.spec.model_dump(mode="json", include={"model", "url", "max_turns", "extract", "router_price"})
+        kept = self.spec.model_dump(mode="json", exclude={"router", "name", "cost_weights"})
         return {"kind": self.kind, "cost_weight": self.cost_weight, **kept}
 
 
@@ -547,6 +551,15 @@ _ROUTERS = ("router", "prompted")
 """What writes turns of its own."""
 
 
+def _prompt(row: Row) -> RouterPrompt:
+    from langgraph_router_r1.pocket import ROUTER_NAME, ROUTER_PROMPT
+
+    if row.spec.weights is not None:
+        return RouterPrompt(weights=row.spec.weights)
+    is_shipped = row.kind == "router" and row.spec.url is None and row.spec.model in {None, ROUTER_NAME}
+    return ROUTER_PROMPT if is_shipped else RouterPrompt()
+
+
 def _is_local(row: Row) -> bool:
     """Return whether a row's router LLM is on the pocket server."""
     if row.kind == "prompted":
@@ -573,7 +586,8 @@ class _Routers:
 
     async def of(self, row: Row) -> Runnable[Any, Any]:
         same = row.spec
-        key = (row.kind, same.model, same.url, same.max_turns, same.router_price, self._bench._extracts(row))
+        own = (same.model, same.url, same.max_turns, same.router_price, same.weights)
+        key = (row.kind, *own, self._bench._extracts(row))
         if key not in self._made:
             self._made[key] = asyncio.create_task(self._make(row))
         return await self._made[key]
@@ -587,6 +601,7 @@ class _Routers:
             return create_router(
                 engine,
                 self.registry,
+                prompt=_prompt(row),
                 max_turns=row.spec.max_turns,
                 max_tokens=MAX_TURN_TOKENS,
                 router_price=price,
