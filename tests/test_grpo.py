@@ -32,20 +32,21 @@ from langgraph_router_r1.evaluation.tasks import Task, load_tasks
 from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("trl", reason="the [train] extra is not installed")
 
-from peft import LoraConfig, get_peft_model  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback  # noqa: E402
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 
-from training.disguise import FEWEST, anonymise, drop, true_names  # noqa: E402
-from training.grpo import STATE_FILE, GraphGRPOTrainer, last_checkpoint, make_groups, settings  # noqa: E402
-from training.logprobs import completion_logprobs  # noqa: E402
-from training.rewards import CostScale, Reward, rewards  # noqa: E402
-from training.rollout import Rollout, require_logprobs, roll_out  # noqa: E402
-from training.sft import LORA_TARGETS, best_examples, read_examples  # noqa: E402
-from training.sync import InProcessSync, Sync, SyncError, Tolerance, VLLMSync  # noqa: E402
-from training.watch import JsonLog, ProgressTable, RolloutLog  # noqa: E402
+from training.disguise import FEWEST, anonymise, drop, true_names
+from training.grpo import STATE_FILE, GraphGRPOTrainer, last_checkpoint, make_groups, settings
+from training.logprobs import completion_logprobs
+from training.rewards import CostScale, Reward, rewards
+from training.rollout import Rollout, require_logprobs, roll_out
+from training.sft import LORA_TARGETS, best_examples, read_examples
+from training.sync import InProcessSync, Sync, SyncError, Tolerance, VLLMSync
+from training.watch import JsonLog, ProgressTable, RolloutLog
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}{% if add_generation_prompt %}>{% endif %}"
 TASKS = [Task(f"t{number}", f"question {number}?", ("x",), "mine") for number in range(5)]

@@ -17,12 +17,14 @@ from langgraph_router_r1.evaluation.pools import RecordedPool
 from langgraph_router_r1.pocket.world import SPECIALISTS, PocketQuestion, countries, questions
 from langgraph_router_r1.testing import ByteTokenizer, ScriptedEngine
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-from training import nq  # noqa: E402
-from training.logprobs import shared_start  # noqa: E402
-from training.sft import Example, _SharedPromptTrainer, read_examples  # noqa: E402
-from training.teacher import LESSONS_A_POOL, NOUNS, TOPICS, Lesson, Memory, drive, keep_batches, lessons  # noqa: E402
+import torch
+
+from training import nq
+from training.logprobs import shared_start
+from training.sft import Example, _SharedPromptTrainer, read_examples
+from training.teacher import LESSONS_A_POOL, NOUNS, TOPICS, Lesson, Memory, drive, keep_batches, lessons
 
 
 def test_computing_a_shared_prompt_once_changes_neither_loss_nor_gradient() -> None:
