@@ -4,13 +4,15 @@
     python -m training.unseen evaluate --router ADAPTER # is it asked, for its descriptor alone?
 
 The pool gets a seventh model, with the description that its kind of question has and the accuracy that was measured.
-The router is asked for continents, of countries and of described ones, three times: with that descriptor, with it under
-a name that says nothing, and with another specialist's descriptor in its place. Not run yet: no figures.
+The router is asked for continents, of countries and of described ones, four times: with that descriptor and with
+another specialist's in its place; in a pool under its own names, and in one whose names say nothing, where the
+descriptor is all there is to read. Figures: docs/training.md.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import tempfile
@@ -31,6 +33,7 @@ from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.pocket.world import DESCRIBED, Country, Split, countries
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
+from training.disguise import anonymise, true_names
 from training.rollout import Rollout, roll_out
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -99,10 +102,10 @@ def evaluate(
     if not (adapters / NAME).is_dir():
         raise typer.BadParameter(f"{str(adapters / NAME)!r} is no adapter: make it with `training.unseen expert`")
     with pocket_server(adapters=(ADAPTERS, adapters), named={ROUTER_NAME: router}) as server:
-        asyncio.run(_evaluate(server.base_url, asked, cost_weight))
+        asyncio.run(_evaluate(server.base_url, asked, cost_weight, seed))
 
 
-async def _evaluate(base_url: str, asked: Sequence[Task], cost_weight: float) -> None:
+async def _evaluate(base_url: str, asked: Sequence[Task], cost_weight: float, seed: int) -> None:
     pool = list(pocket_registry(base_url))
     [stranger] = [model for model in pool if model.name == STRANGER]
     unmeasured = stranger.model_copy(
@@ -122,15 +125,16 @@ async def _evaluate(base_url: str, asked: Sequence[Task], cost_weight: float) ->
     print(json.dumps({"model": NAME, "descriptor": own.describe(), "questions": len(one_hop)}), flush=True)
 
     engine = VLLMEngine(base_url, model=ROUTER_NAME)
-    for condition, newcomer in (
-        ("its own descriptor", own),
-        ("its own descriptor, a name that says nothing", own.model_copy(update={"name": "model-7"})),
-        (f"the descriptor of {STRANGER}", swapped),
-    ):
+    conditions = itertools.product(("its own", STRANGER), ("its own", "neutral"))
+    for of_whom, names in conditions:
+        newcomer = own if of_whom == "its own" else swapped
         registry = ModelRegistry([*pool, newcomer])
+        if names == "neutral":
+            whole, registry = registry, anonymise(registry, random.Random(seed))
+            [newcomer] = [registry[name] for name, true in true_names(registry, whole).items() if true == NAME]
         route = create_router(engine, registry, max_tokens=MAX_ROUTER_TOKENS)
         rollouts = await roll_out(route, registry, [(task, cost_weight) for task in asked], in_flight=32)
-        print(json.dumps({"condition": condition, **figures(rollouts, newcomer)}), flush=True)
+        print(json.dumps({"descriptor": of_whom, "names": names, **figures(rollouts, newcomer)}), flush=True)
     await engine.aclose()
 
 
