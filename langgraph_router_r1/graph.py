@@ -251,7 +251,7 @@ class _Machine:
         event: ThinkEvent = {"type": "router_r1.think", "turn": done, "text": segment["text"]}
         get_stream_writer()(event)
 
-        action = protocol.parse(segment["text"], self.registry.names, routing=turn.routing)
+        action = protocol.parse(segment["text"], self.registry.aliases, routing=turn.routing)
         match action:
             case protocol.Answer(text):
                 update |= {"answer": text, "stop_reason": "answered" if turn.routing else "forced_answer"}
@@ -283,10 +283,12 @@ class _Machine:
         payloads: list[RouterCall] = []
         for index, call in enumerate(calls):
             refusal: Refusal | None = None
-            if not call.known:
+            if call.known:
+                call = replace(call, model=self.registry.by_alias(call.model).name)
+            else:
                 call = replace(call, model=call.model[:MAX_UNKNOWN_NAME])
                 refusal = {"status": "unknown_model", "reason": self.registry.explain_unknown(call.model)}
-            elif index >= limits.max_parallel:
+            if call.known and index >= limits.max_parallel:
                 refusal = {"status": "denied", "reason": f"at most {limits.max_parallel} models can be asked a turn"}
             payloads.append(
                 {"turn": turn, "index": index, "model": call.model, "query": call.query, "refusal": refusal}
@@ -308,14 +310,19 @@ class _Machine:
         for hop in hops:
             if hop["status"] == "denied":
                 continue
-            said = hop["response"] if hop["status"] == "ok" else f"No reply: {hop['reason']}."
-            lines.append(self._harmless(said if len(hops) == 1 else f"{hop['model']}: {said}"))
+            said = hop["response"] if hop["status"] == "ok" else f"No reply: {_sentence(str(hop['reason']))}"
+            lines.append(self._harmless(said if len(hops) == 1 else f"{self._called(hop)}: {said}"))
         lines = self._share_out(lines, self.max_info_tokens)
         if denied:
             lines.append(f"{len(denied)} more not asked: {denied[0]['reason']}.")
         if not routing:
             lines.append("No model can be asked any more. Answer now.")
         return protocol.quote("\n".join(lines))
+
+    def _called(self, hop: Hop) -> str:
+        """Return what the router calls the model of a hop, or what it called one that there is not."""
+        unknown = hop["status"] == "unknown_model" or hop["model"] not in self.registry
+        return hop["model"] if unknown else self.registry[hop["model"]].called
 
     def _share_out(self, lines: list[str], tokens: int) -> list[str]:
         """Return the lines cut to so many tokens together: what short ones leave goes to long ones."""
@@ -746,6 +753,10 @@ def _new_run(state: RouterState) -> dict[str, Any]:
 
 def _stop(routing: bool) -> list[str]:
     return [protocol.SEARCH_END, protocol.ANSWER_END] if routing else [protocol.ANSWER_END]
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def _correction(reason: str, *, routing: bool) -> str:

@@ -126,7 +126,7 @@ class RouterPrompt:
         content = Template(self.template).substitute(
             question=question,
             models=neutralise(registry.describe(), control_tokens),
-            names=", ".join(registry.names),
+            names=", ".join(registry.aliases),
             cost_weight=f"{told:g}",
             cost_words=next(words for most, words in COST_WORDS.items() if told <= most),
             max_turns=max_turns,

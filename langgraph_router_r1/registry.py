@@ -16,7 +16,7 @@ import datetime as dt
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -100,7 +100,7 @@ class ModelDescriptor(BaseModel):
     )
 
     name: str
-    """What the router writes to call it."""
+    """What it is called: in files, accounts and events, and by the router, unless there is an alias."""
     model: Any = Field(repr=False)
     """A LangChain chat model, any Runnable from messages to a message, or a string for `init_chat_model`."""
     price: Annotated[Price, BeforeValidator(Price.parse)]
@@ -130,6 +130,8 @@ class ModelDescriptor(BaseModel):
     a model given as a string, and never for one that is given as an object, which has its own way."""
     requests_per_second: float | None = Field(default=None, gt=0)
     """Most attempts a second, shared by everybody who uses the same router; waiting is not part of `timeout_s`."""
+    alias: str | None = None
+    """What the router is told instead of the name, and writes to call it; see `ModelRegistry.neutral`."""
     fallbacks: tuple[str, ...] = ()
     """Models of the same registry to ask, in this order, when this one fails; the one that answers is billed."""
 
@@ -137,9 +139,11 @@ class ModelDescriptor(BaseModel):
         # The forms that a price may be written in are wider than what it becomes.
         def __init__(self, *, name: str, model: Any, price: PriceLike, **fields: Any) -> None: ...
 
-    @field_validator("name")
+    @field_validator("name", "alias")
     @classmethod
-    def _callable_name(cls, name: str) -> str:
+    def _callable_name(cls, name: str | None) -> str | None:
+        if name is None:
+            return None
         if not name.strip() or ":" in name or name.splitlines() != [name] or neutralise(name) != name:
             msg = f"{name!r} can't be called: a name is one line, not blank, without a colon and without tags"
             raise ValueError(msg)
@@ -180,6 +184,11 @@ class ModelDescriptor(BaseModel):
         return params
 
     @property
+    def called(self) -> str:
+        """What the router calls it: its alias, else its name."""
+        return self.alias or self.name
+
+    @property
     def max_tokens(self) -> int:
         """Most tokens it may reply with: by its `params`, by its own setting, or 512."""
         own = getattr(self.model, "max_tokens", None)
@@ -203,7 +212,7 @@ class ModelDescriptor(BaseModel):
         facts = [price] if self.latency_s is None else [price, f"{self.latency_s:.2g} s"]
         skills = ", ".join(f"{skill} {value:.2f}" for skill, value in self.skills.items())
         sentences = [self.description.strip(), ", ".join(facts) + ".", f"Accuracy: {skills}." if skills else ""]
-        return f"- {self.name}: {' '.join(sentence for sentence in sentences if sentence)}"
+        return f"- {self.called}: {' '.join(sentence for sentence in sentences if sentence)}"
 
 
 class ModelRegistry:
@@ -224,15 +233,21 @@ class ModelRegistry:
         """Collect the descriptors.
 
         Raises:
-            RegistryError: Two names are the same (case and blanks do not count), or a fallback is not registered.
+            RegistryError: Two names are the same (case and blanks do not count) or two aliases, or a fallback is not
+                registered.
         """
         self.profile = None if profile is None else Path(profile)
         self._models: dict[str, ModelDescriptor] = {}
+        self._called: dict[str, ModelDescriptor] = {}
         problems = []
         for model in models:
             if fold(model.name) in self._models:
                 problems.append(f"models.{model.name}: the name is taken; case and blanks do not make a difference")
+            elif fold(model.called) in self._called:
+                other = self._called[fold(model.called)].name
+                problems.append(f"models.{model.name}: the router calls {other!r} {model.called!r} already")
             self._models[fold(model.name)] = model
+            self._called[fold(model.called)] = model
         problems += [
             f"models.{model.name}.fallbacks: {fallback!r} is not another model of this registry"
             for model in self
@@ -316,6 +331,22 @@ class ModelRegistry:
         gone = {fold(self[name].name) for name in names}
         return ModelRegistry((model for model in self if fold(model.name) not in gone), profile=self.profile)
 
+    def neutral(self) -> ModelRegistry:
+        """Return the registry with models that the router calls model-1, model-2 and so on; their names stay.
+
+        A trained router knows the names of its training by heart, and among other models that misleads it. Where names
+        say nothing, it goes by what is said of a model.
+
+        Example:
+            >>> pool = ModelRegistry([ModelDescriptor(name="small", model="openai:gpt-4o-mini", price=0.2)]).neutral()
+            >>> pool.describe()
+            '- model-1: $0.2/M tokens.'
+            >>> pool.names
+            ('small',)
+        """
+        models = (model.model_copy(update={"alias": f"model-{place}"}) for place, model in enumerate(self, start=1))
+        return ModelRegistry(models, profile=self.profile)
+
     def describe(self) -> str:
         """Return what the router reads of the pool: a line a model."""
         return "\n".join(model.describe() for model in self)
@@ -325,18 +356,31 @@ class ModelRegistry:
         """The names, in order."""
         return tuple(model.name for model in self)
 
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """What the router calls the models, in order: their names, unless they have aliases."""
+        return tuple(model.called for model in self)
+
+    def by_alias(self, alias: str) -> ModelDescriptor:
+        """Return the model that the router calls so.
+
+        Raises:
+            UnknownModelError: There is none.
+        """
+        try:
+            return self._called[fold(alias)]
+        except KeyError:
+            raise UnknownModelError(self.explain_unknown(alias)) from None
+
     def __getitem__(self, name: str) -> ModelDescriptor:
         try:
             return self._models[fold(name)]
         except KeyError:
-            raise UnknownModelError(self.explain_unknown(name)) from None
+            raise UnknownModelError(_explain_unknown(name, self.names)) from None
 
-    def explain_unknown(self, name: str) -> str:
-        """Return the sentence that says this name is not registered, and which are."""
-        close = difflib.get_close_matches(fold(name), self._models, n=1)
-        hint = f" Did you mean {self._models[close[0]].name!r}?" if close else ""
-        names = ", ".join(repr(known) for known in self.names) or "no models"
-        return f"{name!r} is not in the registry; it has: {names}.{hint}"
+    def explain_unknown(self, alias: str) -> str:
+        """Return the sentence that says to the router that it calls no model so, and which it can call."""
+        return _explain_unknown(alias, self.aliases)
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and fold(name) in self._models
@@ -349,6 +393,13 @@ class ModelRegistry:
 
     def __repr__(self) -> str:
         return f"ModelRegistry({', '.join(self.names)})"
+
+
+def _explain_unknown(name: str, known: Sequence[str]) -> str:
+    folded = {fold(other): other for other in known}
+    close = difflib.get_close_matches(fold(name), folded, n=1)
+    hint = f" Did you mean {folded[close[0]]!r}?" if close else ""
+    return f"{name!r} is not in the registry; it has: {', '.join(map(repr, known)) or 'no models'}.{hint}"
 
 
 def _load_yaml(text: str, path: Path) -> Any:

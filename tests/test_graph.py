@@ -223,6 +223,19 @@ def test_an_unknown_name_gets_the_valid_names_back() -> None:
     assert "'capitls' is not in the registry; it has: 'capitals', 'currencies'" in result["transcript"][2]["text"]
 
 
+def test_under_neutral_names_the_router_calls_models_by_them_and_the_account_by_their_own() -> None:
+    turns = [search("model-2: Which?", "model-1: Who?"), search("capitals: Where?"), answer("Sol")]
+    result = ask(turns, pool(capitals="Lima", currencies="Sol").neutral())
+    prompt, _, replies, _, refusal, _ = [segment["text"] for segment in result["transcript"]]
+    assert "capitals" not in prompt
+    assert "- model-1: " in prompt
+    assert "model-2: Sol\nmodel-1: Lima" in replies
+    assert "'capitals' is not in the registry; it has: 'model-1', 'model-2'. <" in refusal
+    assert [(hop["model"], hop["status"]) for hop in result["routing"]["hops"]] == [
+        ("currencies", "ok"), ("capitals", "ok"), ("capitals", "unknown_model"),
+    ]  # fmt: skip
+
+
 def test_malformed_turns_are_corrected_at_most_twice_and_then_the_answer_is_forced() -> None:
     result = ask(["what?", "<think> hm", "again", "never read"], pool(m="x"))
     assert [segment["kind"] for segment in result["transcript"]] == ["prompt", "model", "info"] + [

@@ -42,6 +42,25 @@ def descriptor(name: str = "small", **fields: object) -> ModelDescriptor:
     return ModelDescriptor(**{"name": name, "model": ScriptedChatModel(["x"]), "price": 1.0, **fields})
 
 
+def test_a_model_goes_by_its_alias_with_the_router_and_by_its_name_with_everybody_else() -> None:
+    registry = ModelRegistry([descriptor(alias="model-7", fallbacks=("other",)), descriptor("other")])
+    assert registry.describe() == "- model-7: $1/M tokens.\n- other: $1/M tokens."
+    assert (registry.names, registry.aliases) == (("small", "other"), ("model-7", "other"))
+    assert registry.by_alias("Model-7").name == registry["small"].name == "small"
+    with pytest.raises(UnknownModelError, match=r"'small' is not in the registry; it has: 'model-7', 'other'"):
+        registry.by_alias("small")
+    assert registry.neutral().aliases == ("model-1", "model-2")
+    assert registry.neutral()["small"].fallbacks == ("other",)
+
+
+def test_no_two_models_have_the_same_alias_and_none_is_one_that_can_not_be_written() -> None:
+    with pytest.raises(RegistryError, match=r"models\.other: the router calls 'small' 'other' already"):
+        ModelRegistry([descriptor(alias="OTHER"), descriptor("other")])
+    for wrong in ("a: b", "</search>", " ", "two\nlines"):
+        with pytest.raises(ValueError, match="can't be called"):
+            descriptor(alias=wrong)
+
+
 @pytest.mark.parametrize(("suffix", "text"), [(".toml", TOML), (".yaml", YAML), (".yml", YAML)])
 def test_toml_and_yaml_files_give_the_same_registry(tmp_path: Path, suffix: str, text: str) -> None:
     path = tmp_path / f"models{suffix}"

@@ -40,8 +40,6 @@ def test_no_lesson_tells_of_the_newcomer() -> None:
 
 def test_asked_means_that_the_newcomer_replied() -> None:
     registry = pool(continents="Africa", currencies="Peso")
-    [newcomer] = [model for model in registry if model.name == NAME]
-
     one_hop = [task for task in tasks("test") if task.meta["hops"] == "one-hop"][:3]
     [two_hop] = [task for task in tasks("test") if task.meta["hops"] == "two-hop"][:1]
 
@@ -52,6 +50,6 @@ def test_asked_means_that_the_newcomer_replied() -> None:
 
     router = create_router(ScriptedEngine(write), registry)
     rollouts = asyncio.run(roll_out(router, registry, [(task, 0.0) for task in [*one_hop, two_hop]]))
-    found = figures(rollouts, newcomer)
+    found = figures(rollouts)
     assert (found["questions"], found["asked"].split()[0]) == (4, ".750")
     assert (found["asked, one-hop"], found["asked, two-hop"]) == (1.0, 0.0)

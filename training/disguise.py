@@ -1,7 +1,7 @@
 """Pools in which names say nothing and members are missing: so that a router in training reads what is said of a model.
 
-Functions from a registry to another one, the same each time for the same random numbers. Everything but the names, the
-order and the set of models stays: descriptions, prices, skills, the models themselves.
+Functions from a registry to another one, the same each time for the same random numbers. Everything but what the router
+calls the models, their order and their set stays: accounts tell them by their own names.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import random
 from collections.abc import Callable
 from typing import Literal
 
-from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
+from langgraph_router_r1.registry import ModelRegistry
 
 Names = Literal["shuffled", "neutral"]
-"""`shuffled`: each model bears the name of one of them. `neutral`: model-1, model-2 and so on."""
+"""What the router calls the models. `shuffled`: each by the name of one of them. `neutral`: model-1, model-2 ..."""
 
 Disguise = Callable[[ModelRegistry, random.Random], ModelRegistry]
 """What makes a pool for one group of rollouts."""
@@ -23,28 +23,18 @@ FEWEST = 2
 
 
 def anonymise(registry: ModelRegistry, choose: random.Random, *, names: Names = "neutral") -> ModelRegistry:
-    """Return the registry with other names, in another order: a place in the list is a name too.
+    """Return the registry in another order, with other names for the router: a place in the list is a name too.
 
     Raises:
         ValueError: There is no such way to name models.
     """
     if names not in {"shuffled", "neutral"}:
         raise ValueError(f"names is {names!r}; it must be 'shuffled' or 'neutral'")
-    models = choose.sample(list(registry), len(registry))
-    if names == "shuffled":
-        new = choose.sample(registry.names, len(models))
-    else:
-        new = [f"model-{number}" for number, _ in enumerate(models, start=1)]
-    renamed = {model.name: name for model, name in zip(models, new, strict=True)}
-    return ModelRegistry(
-        model.model_copy(
-            update={
-                "name": renamed[model.name],
-                "fallbacks": tuple(renamed[registry[name].name] for name in model.fallbacks),
-            }
-        )
-        for model in models
-    )
+    mixed = ModelRegistry(choose.sample(list(registry), len(registry)))
+    if names == "neutral":
+        return mixed.neutral()
+    aliases = choose.sample(registry.names, len(registry))
+    return ModelRegistry(model.model_copy(update={"alias": alias}) for model, alias in zip(mixed, aliases, strict=True))
 
 
 def drop(registry: ModelRegistry, choose: random.Random, *, share: float) -> ModelRegistry:
@@ -64,17 +54,3 @@ def drop(registry: ModelRegistry, choose: random.Random, *, share: float) -> Mod
         )
         for model in kept
     )
-
-
-def true_names(disguised: ModelRegistry, registry: ModelRegistry) -> dict[str, str]:
-    """Return, for each name in a disguised pool, what the model is called in the registry it was made from."""
-
-    def told(model: ModelDescriptor) -> ModelDescriptor:
-        return model.model_copy(update={"name": "", "fallbacks": ()})
-
-    left = [(told(model), model.name) for model in registry]
-    names = {}
-    for model in disguised:
-        index = next(index for index, (known, _) in enumerate(left) if known == told(model))
-        names[model.name] = left.pop(index)[1]
-    return names

@@ -37,7 +37,7 @@ from langgraph_router_r1 import ModelRegistry, create_router
 from langgraph_router_r1.evaluation.metrics import METRICS
 from langgraph_router_r1.evaluation.tasks import Task
 from langgraph_router_r1.prompts import RouterPrompt
-from training.disguise import Disguise, true_names
+from training.disguise import Disguise
 from training.logprobs import PLAIN_HEADS, completion_logprobs
 from training.rewards import COST_WEIGHTS, CostScale, Reward, Score, rewards
 from training.rollout import Calls, Rollout, require_logprobs, roll_out
@@ -401,17 +401,11 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return [next(made[group.id]) for group in groups]
 
     async def _disguised(self, group: Group, count: int, in_flight: int) -> list[Rollout]:
-        """Roll one group out over a pool of its own; its rollouts tell the models by their true names."""
+        """Roll one group out over a pool of its own."""
         assert self.disguise is not None
         pool = self.disguise(self.registry, random.Random(f"{self.args.seed} {group.id}"))
         router = create_router(self.sync.engine, pool, **self.router_settings)
-        rollouts = await self._graph(router, pool, [(group.task, group.cost_weight)] * count, in_flight)
-        names = true_names(pool, self.registry)
-        for rollout in rollouts:
-            for hop in rollout.hops:
-                hop["model"] = names.get(hop["model"], hop["model"])
-                hop["answered_by"] = hop["answered_by"] and names[hop["answered_by"]]
-        return rollouts
+        return await self._graph(router, pool, [(group.task, group.cost_weight)] * count, in_flight)
 
     async def _graph(
         self, router: Any, pool: ModelRegistry, tasks: list[tuple[Task, float]], in_flight: int

@@ -163,7 +163,7 @@ def flatten(task: Task, cost_weight: float, result: dict[str, Any], registry: Mo
             for hop in hops
             if hop["answered_by"] is not None
         ),
-        format_ok=protocol.check_format(segments, registry.names) is None,
+        format_ok=protocol.check_format(segments, registry.aliases) is None,
         turns=result["routing"]["turns"],
         stop_reason=result["routing"]["stop_reason"],
         failed=str(broken[0]) if broken else None,

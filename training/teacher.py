@@ -42,7 +42,7 @@ from langgraph_router_r1.pocket.world import (
 from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
 from langgraph_router_r1.testing import ScriptedEngine
 from langgraph_router_r1.transcript import Segment, sampled_mask, token_ids
-from training.disguise import anonymise, drop, true_names
+from training.disguise import anonymise, drop
 from training.rewards import COST_WEIGHTS
 
 Course = Literal["asking", "reading", "weighing"]
@@ -256,13 +256,13 @@ def lessons(
 def _pool(
     registry: ModelRegistry, topics: Sequence[str] | None, choose: random.Random
 ) -> tuple[ModelRegistry, dict[str, str]]:
-    """Return a pool, and which of its names stands for which true one; `topics` None is the real pool."""
+    """Return a pool, and what the router calls each of its models; `topics` None is the real pool."""
     if topics is None:
-        return registry, {name: name for name in registry.names}
+        return registry, dict(zip(registry.names, registry.aliases, strict=True))
     smaller = drop(registry, choose, share=DROPPED)
     whole = ModelRegistry([*smaller, *(_topic_model(topic, choose) for topic in topics)])
     disguised = anonymise(whole, choose, names=choose.choice(("neutral", "shuffled")))
-    return disguised, {true: name for name, true in true_names(disguised, whole).items()}
+    return disguised, dict(zip(disguised.names, disguised.aliases, strict=True))
 
 
 def _topic_model(topic: str, choose: random.Random) -> ModelDescriptor:

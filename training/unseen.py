@@ -32,8 +32,7 @@ from langgraph_router_r1.pocket import ADAPTERS, MAX_ROUTER_TOKENS, ROUTER_NAME,
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.pocket.world import DESCRIBED, Country, Split, countries
 from langgraph_router_r1.prompts import CALL_PROMPT
-from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
-from training.disguise import anonymise, true_names
+from langgraph_router_r1.registry import ModelRegistry
 from training.rollout import Rollout, roll_out
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -102,10 +101,10 @@ def evaluate(
     if not (adapters / NAME).is_dir():
         raise typer.BadParameter(f"{str(adapters / NAME)!r} is no adapter: make it with `training.unseen expert`")
     with pocket_server(adapters=(ADAPTERS, adapters), named={ROUTER_NAME: router}) as server:
-        asyncio.run(_evaluate(server.base_url, asked, cost_weight, seed))
+        asyncio.run(_evaluate(server.base_url, asked, cost_weight))
 
 
-async def _evaluate(base_url: str, asked: Sequence[Task], cost_weight: float, seed: int) -> None:
+async def _evaluate(base_url: str, asked: Sequence[Task], cost_weight: float) -> None:
     pool = list(pocket_registry(base_url))
     [stranger] = [model for model in pool if model.name == STRANGER]
     unmeasured = stranger.model_copy(
@@ -127,22 +126,20 @@ async def _evaluate(base_url: str, asked: Sequence[Task], cost_weight: float, se
     engine = VLLMEngine(base_url, model=ROUTER_NAME)
     conditions = itertools.product(("its own", STRANGER), ("its own", "neutral"))
     for of_whom, names in conditions:
-        newcomer = own if of_whom == "its own" else swapped
-        registry = ModelRegistry([*pool, newcomer])
+        registry = ModelRegistry([*pool, own if of_whom == "its own" else swapped])
         if names == "neutral":
-            whole, registry = registry, anonymise(registry, random.Random(seed))
-            [newcomer] = [registry[name] for name, true in true_names(registry, whole).items() if true == NAME]
+            registry = registry.neutral()
         route = create_router(engine, registry, max_tokens=MAX_ROUTER_TOKENS)
         rollouts = await roll_out(route, registry, [(task, cost_weight) for task in asked], in_flight=32)
-        print(json.dumps({"descriptor": of_whom, "names": names, **figures(rollouts, newcomer)}), flush=True)
+        print(json.dumps({"descriptor": of_whom, "names": names, **figures(rollouts)}), flush=True)
     await engine.aclose()
 
 
-def figures(rollouts: Sequence[Rollout], newcomer: ModelDescriptor) -> dict[str, Any]:
+def figures(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     """Return how often the newcomer was asked, at all and by kind of question, and what came of it."""
     unscorable = sum(rollout.failed is not None for rollout in rollouts)
     rollouts = [rollout for rollout in rollouts if rollout.failed is None]
-    was_asked = [float(any(hop["answered_by"] == newcomer.name for hop in rollout.hops)) for rollout in rollouts]
+    was_asked = [float(any(hop["answered_by"] == NAME for hop in rollout.hops)) for rollout in rollouts]
     found: dict[str, Any] = {
         "questions": len(rollouts),
         "unscorable": unscorable,

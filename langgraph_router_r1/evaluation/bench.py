@@ -534,7 +534,7 @@ class Bench:
             run["score"] = self._recorded_score(task, routing["hops"], reply)
         if "transcript" in result:
             segments = [(segment["kind"], segment["text"]) for segment in result["transcript"]]
-            run["format_problem"] = protocol.check_format(segments, self.names)
+            run["format_problem"] = protocol.check_format(segments, registry.aliases)
         return run
 
     def _recorded_score(self, task: Task, hops: Sequence[Any], reply: str) -> float | None:
