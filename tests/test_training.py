@@ -121,7 +121,7 @@ def test_every_lesson_is_well_formed_and_ends_in_the_answer_unless_memory_is_par
         if lesson.answer is not None:
             assert result["answer"] == lesson.answer
             segments = [(segment["kind"], segment["text"]) for segment in result["transcript"]]
-            assert protocol.check_format(segments, lesson.pool.names) is None
+            assert protocol.check_format(segments, lesson.pool.aliases) is None
 
 
 def test_lessons_show_every_move_and_lean_from_asking_to_memory_as_money_counts_more(taught: Any) -> None:
@@ -162,13 +162,13 @@ def test_lessons_in_reading_ask_in_other_pools_and_say_what_stands_before_the_na
         name = search.partition("<search> ")[2].partition(":")[0]
         quoted = thought.rpartition(f": {name}.")[0].rpartition(". ")[2]
         assert quoted
-        assert lesson.pool[name].description.startswith(quoted)
+        assert lesson.pool.by_alias(name).description.startswith(quoted)
 
 
 def test_lessons_have_other_names_and_topics_that_only_a_descriptor_tells_of(taught: Any) -> None:
     pools = {lesson.block: lesson.pool for lesson, _ in taught}
-    assert any("model-1" in pool.names for pool in pools.values())
-    plain = [pool for pool in pools.values() if pool.names == ("smol", *SPECIALISTS.values(), "generalist")]
+    assert any("model-1" in pool.aliases for pool in pools.values())
+    plain = [pool for pool in pools.values() if pool.aliases == ("smol", *SPECIALISTS.values(), "generalist")]
     assert 0.1 < len(plain) / len(pools) < 0.7
     of_topics = [
         (lesson, result)

@@ -241,28 +241,25 @@ def lessons(
     while left:
         is_plain = course == "asking" or choose.random() < PLAIN_POOLS
         topics = None if is_plain else choose.sample(list(TOPICS), choose.randint(0, 3))
-        pool, names = _pool(registry, topics, choose)
+        pool = _pool(registry, topics, choose)
         size = LESSONS_A_POOL + SPARE
         of_topics = [_about_topic(choose.choice(topics), lands, choose) for _ in range(size * 3 // 8)] if topics else []
         asked = of_topics + [left.pop() for _ in range(min(size - len(of_topics), len(left)))]
         for one in choose.sample(asked, len(asked)):
             weighs = course == "weighing"
             weight = choose.choice(COST_WEIGHTS) if weighs else 0.0
-            turn, from_memory = _plan(one, weight, pool, names, memory, choose, surely=not weighs)
+            turn, from_memory = _plan(one, weight, pool, memory, choose, surely=not weighs)
             yield Lesson(one.text, pool, weight, turn, None if from_memory else one.answer, block)
         block += 1
 
 
-def _pool(
-    registry: ModelRegistry, topics: Sequence[str] | None, choose: random.Random
-) -> tuple[ModelRegistry, dict[str, str]]:
-    """Return a pool, and what the router calls each of its models; `topics` None is the real pool."""
+def _pool(registry: ModelRegistry, topics: Sequence[str] | None, choose: random.Random) -> ModelRegistry:
+    """Return a pool with these topics in disguise; `topics` None is the real pool."""
     if topics is None:
-        return registry, dict(zip(registry.names, registry.aliases, strict=True))
+        return registry
     smaller = drop(registry, choose, share=DROPPED)
     whole = ModelRegistry([*smaller, *(_topic_model(topic, choose) for topic in topics)])
-    disguised = anonymise(whole, choose, names=choose.choice(("neutral", "shuffled")))
-    return disguised, dict(zip(disguised.names, disguised.aliases, strict=True))
+    return anonymise(whole, choose, names=choose.choice(("neutral", "shuffled")))
 
 
 def _topic_model(topic: str, choose: random.Random) -> ModelDescriptor:
@@ -311,7 +308,6 @@ def _plan(
     asked: Asked,
     cost_weight: float,
     pool: ModelRegistry,
-    names: Mapping[str, str],
     memory: Memory,
     choose: random.Random,
     *,
@@ -320,9 +316,10 @@ def _plan(
     """Draw a move that question and pool allow; return its turns, and whether memory has a part in it."""
     is_topic = asked.relation in TOPICS
     fact = cast("Relation", asked.relation)
-    knows = names.get(asked.relation if is_topic else SPECIALISTS[fact])
-    finds = names.get(SPECIALISTS[asked.through]) if asked.through else None
-    all_in_one = None if is_topic else names.get("generalist")
+    called = dict(zip(pool.names, pool.aliases, strict=True))
+    knows = called.get(asked.relation if is_topic else SPECIALISTS[fact])
+    finds = called.get(SPECIALISTS[asked.through]) if asked.through else None
+    all_in_one = None if is_topic else called.get("generalist")
     allowed = {
         "ask": knows and (finds or not asked.through),
         "one model": all_in_one,
@@ -341,7 +338,7 @@ def _plan(
         return partial(_turn, [], _final("I answer from memory.", recalled)), True
 
     def best(name: str | None) -> str:
-        return f"{_in_short(pool[name].description)}: {name}." if name else ""
+        return f"{_in_short(pool.by_alias(name).description)}: {name}." if name else ""
 
     fits = f"Asked for: {asked.noun}. {best(knows)}"
     wording = TOPIC_WORDINGS[0].format(noun=asked.noun, of="{}") if is_topic else choose.choice(FORWARD[fact])
