@@ -1,6 +1,6 @@
 """How long a step of training takes, beside TRL's own on the same tokens.
 
-    python benchmarks/grpo_step.py            # not run yet: no figures
+    python benchmarks/grpo_step.py            # a quarter of an hour; figures: docs/training.md
     python benchmarks/grpo_step.py --json > now.json
 
 Both trainers get the same rollouts, ready made: a scripted router drives the graph over the pocket pool's questions, so
@@ -27,7 +27,7 @@ from datasets import Dataset
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import GRPOTrainer
 
 from langgraph_router_r1 import create_router
@@ -179,6 +179,7 @@ def trls(batches: list[list[Rollout]], directory: str, watch: Stopwatch) -> GRPO
     trainer.vllm_generation = type("Ready", (), {"sync_weights": lambda _: None})()
     trainer._last_loaded_step = -1
     trainer.use_vllm = True
+    trainer.remove_callback(PrinterCallback)  # it prints where the figures go
     return trainer
 
 
