@@ -41,7 +41,7 @@ SECOND_CALLS = 200
 """Lessons in which the first reply is of no use, and another model is asked."""
 
 LEAN = 16.0
-"""How far the lot leans to the model of the best trade-off: the exponent of e for a whole point of it."""
+"""How far the lot leans to the model of the best trade-off: the exponent of e for a whole right answer that is free."""
 
 
 def lessons(pool: RecordedPool, registry: ModelRegistry, *, seconds: int, most: int, seed: int) -> list[Lesson]:
@@ -77,9 +77,10 @@ def lessons(pool: RecordedPool, registry: ModelRegistry, *, seconds: int, most: 
 
 
 def leaning(pool: RecordedPool, registry: ModelRegistry) -> list[dict[str, float]]:
-    """Return for each cost weight how often each model is to be asked: a softmax of skill against cost.
+    """Return for each cost weight how often each model is to be asked: a softmax of what asking it earns.
 
-    Cost is price times length of replies, both of the train split, as a share of the dearest model's.
+    That is its skill, less the part of the cost weight that its cost takes (the gated reward: see rewards.py). Cost is
+    price times length of replies, both of the train split, as a share of the dearest model's.
     """
     train = pool.of_split("train").outcomes.values()
     costs, skills = {}, {}
@@ -90,10 +91,7 @@ def leaning(pool: RecordedPool, registry: ModelRegistry) -> list[dict[str, float
     dearest = max(costs.values())
     found = []
     for weight in COST_WEIGHTS:
-        odds = {
-            name: math.exp(LEAN * ((1 - weight) * skills[name] + weight * (1 - costs[name] / dearest)))
-            for name in costs
-        }
+        odds = {name: math.exp(LEAN * skills[name] * (1 - weight * costs[name] / dearest)) for name in costs}
         found.append({name: value / sum(odds.values()) for name, value in odds.items()})
     return found
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A router over the six recorded models of Router-R1's paper: cold start on the train split, from the extractor that reads
-# replies already, then GRPO on it.
+# replies already, then GRPO on it. A low cost is paid for right answers only: paid for any, it is earned by asking nobody.
 # Stopped at any point, the same command goes on from the last checkpoint. Not run yet: no figures.
 #   ROUTER_R1_DATA=... training/runs/nq_recorded.sh [SEED]
 set -euo pipefail
@@ -14,4 +14,4 @@ if [ ! -e runs/nq/adapters/router/adapter_model.safetensors ]; then
     --start langgraph_router_r1/evaluation/adapters/extractor
 fi
 "$python" -m training.train "runs/nq/seed$seed" --pool "$ROUTER_R1_DATA/pools/nq_six_models.jsonl" \
-  --start runs/nq/adapters/router --seed "$seed" --basis completion --steps 45 --learning-rate 1e-4 --beta 0.1
+  --start runs/nq/adapters/router --seed "$seed" --basis completion --mode gated --steps 45 --learning-rate 1e-4 --beta 0.1
