@@ -146,16 +146,31 @@ def test_two_sets_may_use_the_same_ids(tmp_path: Path) -> None:
 
 
 def test_runs_of_ones_own_adapters_are_not_mixed_with_those_of_newer_ones(tmp_path: Path) -> None:
-    file = recorded(tmp_path, head='adapters = ["mine"]\n')
+    best, own = '[[rows]]\nrouter = "best"\n', '[[rows]]\nrouter = "router"\nmodel = "own"\n'
+
+    def bench(rows: str) -> Bench:
+        file = recorded(tmp_path, head='adapters = ["mine"]\n', rows=rows)
+        file.write_text(file.read_text().replace(', "score"]', "]"))
+        return Bench.from_file(file, tmp_path / "runs")
+
     with pytest.raises(BenchError, match="needs 'mine'"):
-        run(Bench.from_file(file, tmp_path / "runs"))
-    weights = tmp_path / "mine" / "router" / "adapter_model.safetensors"
-    weights.parent.mkdir(parents=True)
-    weights.write_bytes(b"one")
-    run(Bench.from_file(file, tmp_path / "runs"))
-    weights.write_bytes(b"two")
-    with pytest.raises(BenchError, match="another version of 'small'"):
-        run(Bench.from_file(file, tmp_path / "runs"))
+        run(bench(best))
+    for name in ("own", "unused"):
+        weights = tmp_path / "mine" / name / "adapter_model.safetensors"
+        weights.parent.mkdir(parents=True)
+        weights.write_bytes(b"one")
+    run(bench(best))
+    kept = tmp_path / "runs" / "benchmark.json"
+    fingerprint = json.loads(kept.read_text())
+
+    def finished_after(**adapters: str) -> int:
+        kept.write_text(json.dumps({**fingerprint, "adapters": adapters}))
+        return len(bench(best + own).finished())
+
+    # A row that was added brings its adapter; one that no row uses may be what it likes.
+    assert finished_after() == finished_after(unused="older") > 0
+    with pytest.raises(BenchError, match="the adapter 'own' differs"):
+        finished_after(own="older")
 
 
 def test_a_line_that_a_crash_cut_off_is_run_again(tmp_path: Path) -> None:

@@ -383,14 +383,15 @@ class Bench:
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
     def _adapters(self) -> dict[str, str]:
-        """Return the digests of the adapters that runs may depend on."""
+        """Return the digests of the adapters that runs depend on: the extractor, the pool's, the routers'."""
         from langgraph_router_r1 import pocket
 
-        directories = [ADAPTERS] * any(map(self._extracts, self.rows))
-        directories += [pocket.ADAPTERS] * (self.spec.pool.pocket or any(map(_is_local, self.rows)))
-        directories += map(self._find, self.spec.adapters)
+        used = {row.spec.model or pocket.ROUTER_NAME for row in self.rows if _is_local(row)}
+        used |= {EXTRACTOR_NAME} if any(map(self._extracts, self.rows)) else set()
+        used |= set(self.names) if self.spec.pool.pocket else set()
+        directories = [ADAPTERS, pocket.ADAPTERS, *map(self._find, self.spec.adapters)]
         found = (path.parent for place in directories for path in sorted(place.glob("*/adapter_model.safetensors")))
-        return {path.name: adapter_version(path) for path in found}
+        return {path.name: adapter_version(path) for path in found if path.name in used}
 
     async def run(self, progress: Callable[[dict[str, Any]], object] = lambda _: None) -> list[dict[str, Any]]:
         """Make every run that is missing; return all of them, by row and task in the benchmark's order.
