@@ -182,25 +182,40 @@ def test_lessons_have_other_names_and_topics_that_only_a_descriptor_tells_of(tau
     assert len(of_topics) > 20
 
 
-def test_over_recorded_models_the_teacher_reads_a_reply_or_asks_another_model_and_never_about_a_test_task() -> None:
+def test_over_recorded_models_the_teacher_asks_as_the_lot_leans_and_never_about_a_test_task() -> None:
+    replies = {"dear": "<answer>Lima</answer>", "cheap": "<answer> Quito </answer>"}
     said = {
-        name: {"response": text, "completion_tokens": 4, "cost_usd": 4e-6}
-        for name, text in (("good", "The capital is Lima."), ("poor", "I can not say."))
+        name: {"response": text, "completion_tokens": 4, "cost_usd": cost}
+        for (name, text), cost in zip(replies.items(), (4e-6, 1e-6), strict=True)
     }
+    # The cheap one is right on every other question.
     rows = [
-        {"id": f"t{n}", "question": f"question {n}?", "golden_answers": ["Lima"], "outcomes": said} for n in range(40)
+        {
+            "id": f"t{n}",
+            "question": f"question {n}?",
+            "golden_answers": ["Lima", "Quito"] if n % 2 else ["Lima"],
+            "outcomes": said,
+        }
+        for n in range(800)
     ]
     recorded = RecordedPool.from_rows(rows)
-    taught = nq.lessons(recorded, recorded.registry(), seconds=5, most=10, seed=0)
+    taught = nq.lessons(recorded, recorded.registry(), seconds=5, most=10**6, seed=0)
     assert {recorded.tasks[str(lesson.task_id)].split for lesson in taught} == {"train"}
-    # Both cost the same here, so the better one is leaned to at every cost weight, the less the more cost counts.
-    shares = [of_models["good"] for of_models in nq.leaning(recorded, recorded.registry())]
+    asked: dict[float, list[str]] = {0.0: [], 0.3: [], 0.6: [], 0.9: []}
+    for lesson in taught[:-5]:
+        asked[lesson.cost_weight].append(lesson.turn([]).partition("<search> ")[2].partition(":")[0])
+    shares = [of_models["dear"] for of_models in nq.leaning(recorded, recorded.registry())]
     assert shares == sorted(shares, reverse=True)
-    assert shares[0] > 0.99
-    moves = [lesson.turn([]).partition("<search> ")[2].partition(":")[0] for lesson in taught]
-    assert moves == ["good"] * 10 + ["poor"] * 5
-    assert "<search> good: " in taught[-1].turn(["I can not say."])
-    runs = asyncio.run(drive(taught, ByteTokenizer()))
+    assert shares[0] > 0.9 > 0.1 > shares[-1]
+    for models, share in zip(asked.values(), shares, strict=True):
+        assert models.count("dear") / len(models) == pytest.approx(share, abs=0.1)
+    # Only a reply that is wrong, tags or not, is called one; and who is asked then is right.
+    for lesson in taught[-5:]:
+        assert lesson.answer == "Lima"
+        assert not int(str(lesson.task_id)[1:]) % 2
+        assert "<search> cheap: " in lesson.turn([])
+        assert "<search> dear: " in lesson.turn(["<answer> Quito </answer>"])
+    runs = asyncio.run(drive(taught[-20:], ByteTokenizer()))
     assert all(run["right"] and len(run["token_ids"]) == len(run["mask"]) for run in runs)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +22,7 @@ from typing import Annotated
 import typer
 
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
-from langgraph_router_r1.evaluation.metrics import contains
+from langgraph_router_r1.evaluation.metrics import contains, without_tags
 from langgraph_router_r1.evaluation.pools import RecordedPool
 from langgraph_router_r1.evaluation.tasks import Task, TaskError, data_dir
 from langgraph_router_r1.pocket.base_model import base_model_dir
@@ -37,7 +37,7 @@ OTHERS = "evouna_nq_triviaqa.jsonl"
 PRICES = {"fid": 0.1, "text-davinci-003": 20.0, "gpt-3.5-turbo": 2.0, "gpt-4": 60.0, "bing-chat": 60.0}
 """Of the other pool, dollars per million completion tokens (see benchmarks/evouna.toml)."""
 
-SECOND_CALLS = 200
+SECOND_CALLS = 96
 """Lessons in which the first reply is of no use, and another model is asked."""
 
 LEAN = 16.0
@@ -45,14 +45,14 @@ LEAN = 16.0
 
 
 def lessons(pool: RecordedPool, registry: ModelRegistry, *, seconds: int, most: int, seed: int) -> list[Lesson]:
-    """Return lessons on the tasks of the train split.
+    """Return lessons on the tasks of the train split, each at every cost weight.
 
     Args:
         pool: The recorded answers.
         registry: Its models.
         seconds: Most lessons that ask a second model.
         most: Most lessons that ask one.
-        seed: Of their order, the cost weights and the second models.
+        seed: Of the models asked, and of the order.
     """
     choose = random.Random(seed)
     shares = leaning(pool, registry)
@@ -60,19 +60,21 @@ def lessons(pool: RecordedPool, registry: ModelRegistry, *, seconds: int, most: 
     twice: list[Lesson] = []
     for task in pool.of_split("train").tasks.values():
         replies = {model: outcome.response or "" for model, outcome in pool.outcomes[task.id].items()}
-        knowing = [model for model, reply in replies.items() if contains(reply, task.golden_answers)]
-        for model, reply in replies.items():
-            target = answer_in(reply, task)
-            if target:
-                [weight] = choose.choices(COST_WEIGHTS, [of_models[model] for of_models in shares])
-                once.append(_lesson(task, registry, weight, [model], target))
-            if model not in knowing and knowing:
-                other = choose.choice(knowing)
-                found = answer_in(replies[other], task)
-                if found:
-                    # Two calls are for those to whom quality matters more than cost.
-                    weight = choose.choice([weight for weight in COST_WEIGHTS if weight < 0.5])
-                    twice.append(_lesson(task, registry, weight, [model, other], found))
+        targets = {model: target for model, reply in replies.items() if (target := answer_in(reply, task))}
+        knowing = [model for model, reply in replies.items() if contains(without_tags(reply), task.golden_answers)]
+        for weight, of_models in zip(COST_WEIGHTS, shares, strict=True):
+
+            def draw(models: Iterable[str], of_models: Mapping[str, float] = of_models) -> str:
+                among = list(models)
+                return choose.choices(among, [of_models[model] for model in among])[0]
+
+            if targets:
+                model = draw(targets)
+                once.append(_lesson(task, registry, weight, [model], targets[model]))
+            # Two calls are for those to whom quality matters more than cost.
+            if weight < 0.5 and (poor := replies.keys() - knowing) and (good := targets.keys() & set(knowing)):
+                model = draw(sorted(good))
+                twice.append(_lesson(task, registry, weight, [draw(sorted(poor)), model], targets[model]))
     return choose.sample(once, min(most, len(once))) + choose.sample(twice, min(seconds, len(twice)))
 
 
@@ -128,7 +130,7 @@ def transcripts(
     others = RecordedPool.from_file(directory / "pools" / OTHERS)
     choose = random.Random(seed)
     own = lessons(six, six.registry(), seconds=SECOND_CALLS, most=10**6, seed=seed)
-    reading = lessons(others, others.registry(prices=PRICES), seconds=0, most=960, seed=seed)
+    reading = lessons(others, others.registry(prices=PRICES), seconds=0, most=112, seed=seed)
     taught = [*in_batches(own, 0, choose), *in_batches(reading, len(own), choose)]
     runs = asyncio.run(drive(taught, ChatTokenizer.load(base_model_dir())))
     report(lessons=len(taught), **keep_batches(runs, output, seed=seed))
