@@ -204,8 +204,8 @@ def main(
     figures = {
         "rollouts_a_step": GROUPS * GENERATIONS,
         "tokens_a_rollout": round(statistics.mean(tokens)),
-        "ours_s": round(statistics.median(seconds["ours"]), 2),
-        "trl_s": round(statistics.median(seconds["TRL"]), 2),
+        "ours_s": round(statistics.mean(seconds["ours"]), 2),
+        "trl_s": round(statistics.mean(seconds["TRL"]), 2),
         "ratio": round(sum(seconds["ours"]) / sum(seconds["TRL"]), 3),
     }
     typer.echo(json.dumps(figures) if as_json else "\n".join(f"{name}: {value}" for name, value in figures.items()))

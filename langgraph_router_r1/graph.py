@@ -310,7 +310,7 @@ class _Machine:
         for hop in hops:
             if hop["status"] == "denied":
                 continue
-            said = hop["response"] if hop["status"] == "ok" else f"No reply: {_sentence(str(hop['reason']))}"
+            said = hop["response"] if hop["status"] == "ok" else f"No reply: {_sentence(self._reason(hop))}"
             lines.append(self._harmless(said if len(hops) == 1 else f"{self._called(hop)}: {said}"))
         lines = self._share_out(lines, self.max_info_tokens)
         if denied:
@@ -318,6 +318,13 @@ class _Machine:
         if not routing:
             lines.append("No model can be asked any more. Answer now.")
         return protocol.quote("\n".join(lines))
+
+    def _reason(self, hop: Hop) -> str:
+        """Return why there is no reply; the account tells of models by name, and the router knows aliases only."""
+        name, reason = hop["answered_by"] or hop["model"], str(hop["reason"])
+        if hop["status"] == "error" and name in self.registry and reason.startswith(f"{name} "):
+            return self.registry[name].called + reason.removeprefix(name)
+        return reason
 
     def _called(self, hop: Hop) -> str:
         """Return what the router calls the model of a hop, or what it called one that there is not."""

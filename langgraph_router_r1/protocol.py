@@ -210,7 +210,7 @@ def check_format(segments: Sequence[tuple[str, str]], names: Iterable[str]) -> s
 
     Args:
         segments: `(kind, text)` of the transcript, in order, `kind` as in `Segment`.
-        names: The names of the registered models.
+        names: What the router calls the models: `registry.aliases`.
     """
     sampled = [text for kind, text in segments if kind == "model"]
     if not sampled:

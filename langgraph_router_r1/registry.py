@@ -245,7 +245,7 @@ class ModelRegistry:
                 problems.append(f"models.{model.name}: the name is taken; case and blanks do not make a difference")
             elif fold(model.called) in self._called:
                 other = self._called[fold(model.called)].name
-                problems.append(f"models.{model.name}: the router calls {other!r} {model.called!r} already")
+                problems.append(f"models.{model.name}: the alias {model.called!r} is taken by {other!r}")
             self._models[fold(model.name)] = model
             self._called[fold(model.called)] = model
         problems += [
@@ -335,7 +335,8 @@ class ModelRegistry:
         """Return the registry with models that the router calls model-1, model-2 and so on; their names stay.
 
         A trained router knows the names of its training by heart, and among other models that misleads it. Where names
-        say nothing, it goes by what is said of a model.
+        say nothing, a router that was trained on such pools, too, goes by what is said of a model. Call it last: a
+        model that is added later has its own name, and one that is taken out leaves a gap.
 
         Example:
             >>> pool = ModelRegistry([ModelDescriptor(name="small", model="openai:gpt-4o-mini", price=0.2)]).neutral()

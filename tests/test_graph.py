@@ -236,6 +236,18 @@ def test_under_neutral_names_the_router_calls_models_by_them_and_the_account_by_
     ]  # fmt: skip
 
 
+def test_under_other_names_a_failed_call_is_told_by_the_name_that_the_router_knows() -> None:
+    registry = pool(capitals=RuntimeError("no"), currencies="").neutral()
+    result = ask([search("model-1: Which?", "model-2: Who?"), answer("Sol")], registry)
+    replies = result["transcript"][2]["text"]
+    assert (
+        "model-1: No reply: model-1 failed (RuntimeError).\nmodel-2: No reply: model-2 gave an empty reply." in replies
+    )
+    assert [hop["reason"] for hop in result["routing"]["hops"]] == [
+        "capitals failed (RuntimeError)", "currencies gave an empty reply",
+    ]  # fmt: skip
+
+
 def test_malformed_turns_are_corrected_at_most_twice_and_then_the_answer_is_forced() -> None:
     result = ask(["what?", "<think> hm", "again", "never read"], pool(m="x"))
     assert [segment["kind"] for segment in result["transcript"]] == ["prompt", "model", "info"] + [

@@ -54,7 +54,7 @@ def test_a_model_goes_by_its_alias_with_the_router_and_by_its_name_with_everybod
 
 
 def test_no_two_models_have_the_same_alias_and_none_is_one_that_can_not_be_written() -> None:
-    with pytest.raises(RegistryError, match=r"models\.other: the router calls 'small' 'other' already"):
+    with pytest.raises(RegistryError, match=r"models\.other: the alias 'other' is taken by 'small'"):
         ModelRegistry([descriptor(alias="OTHER"), descriptor("other")])
     for wrong in ("a: b", "</search>", " ", "two\nlines"):
         with pytest.raises(ValueError, match="can't be called"):

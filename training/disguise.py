@@ -30,11 +30,12 @@ def anonymise(registry: ModelRegistry, choose: random.Random, *, names: Names = 
     """
     if names not in {"shuffled", "neutral"}:
         raise ValueError(f"names is {names!r}; it must be 'shuffled' or 'neutral'")
-    mixed = ModelRegistry(choose.sample(list(registry), len(registry)))
+    mixed = ModelRegistry(choose.sample(list(registry), len(registry)), profile=registry.profile)
     if names == "neutral":
         return mixed.neutral()
     aliases = choose.sample(registry.names, len(registry))
-    return ModelRegistry(model.model_copy(update={"alias": alias}) for model, alias in zip(mixed, aliases, strict=True))
+    named = (model.model_copy(update={"alias": alias}) for model, alias in zip(mixed, aliases, strict=True))
+    return ModelRegistry(named, profile=registry.profile)
 
 
 def drop(registry: ModelRegistry, choose: random.Random, *, share: float) -> ModelRegistry:
@@ -48,9 +49,10 @@ def drop(registry: ModelRegistry, choose: random.Random, *, share: float) -> Mod
     order = choose.sample(registry.names, len(registry))
     gone = {name for name in order[FEWEST:] if choose.random() < share}
     kept = [model for model in registry if model.name not in gone]
-    return ModelRegistry(
+    whole = (
         model.model_copy(
             update={"fallbacks": tuple(name for name in model.fallbacks if registry[name].name not in gone)}
         )
         for model in kept
     )
+    return ModelRegistry(whole, profile=registry.profile)

@@ -369,6 +369,12 @@ class Bench:
         questions = hashlib.sha256("\n".join(f"{task.id} {task.question}" for task in self.tasks).encode()).hexdigest()
         return {"spec": spec, "tasks": questions, "files": self._files(), "adapters": self._adapters()}
 
+    def _fingerprint_to_keep(self) -> dict[str, Any]:
+        """Return it with the adapters of rows that are gone: their runs stay, and the rows may come back."""
+        now, kept = self._fingerprint(), self.output / SPEC_FILE
+        known = json.loads(kept.read_text(encoding="utf-8"))["adapters"] if kept.exists() else {}
+        return {**now, "adapters": {**known, **now["adapters"]}}
+
     def _files(self) -> dict[str, str]:
         """Return digests of the files that say who may be asked, and what they said."""
         from langgraph_router_r1.pocket import POOL_FILE
@@ -383,12 +389,13 @@ class Bench:
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
     def _adapters(self) -> dict[str, str]:
-        """Return the digests of the adapters that runs depend on: the extractor, the pool's, the routers'."""
+        """Return the digests of the adapters that runs depend on: extractor, judge, the pool's and the routers'."""
         from langgraph_router_r1 import pocket
 
         used = {row.spec.model or pocket.ROUTER_NAME for row in self.rows if _is_local(row)}
         used |= {EXTRACTOR_NAME} if any(map(self._extracts, self.rows)) else set()
         used |= set(self.names) if self.spec.pool.pocket else set()
+        used |= {self.spec.judge.model} if self.spec.judge and self.spec.judge.registry is None else set()
         directories = [ADAPTERS, pocket.ADAPTERS, *map(self._find, self.spec.adapters)]
         found = (path.parent for place in directories for path in sorted(place.glob("*/adapter_model.safetensors")))
         return {path.name: adapter_version(path) for path in found if path.name in used}
@@ -407,7 +414,7 @@ class Bench:
         if missing:
             self.output.mkdir(parents=True, exist_ok=True)
             partial = self.output / f"{SPEC_FILE}.partial"
-            partial.write_text(json.dumps(self._fingerprint(), indent=2), encoding="utf-8")
+            partial.write_text(json.dumps(self._fingerprint_to_keep(), indent=2), encoding="utf-8")
             partial.replace(self.output / SPEC_FILE)
             with (self.output / RUNS_FILE).open("a", encoding="utf-8") as file:
 
@@ -498,6 +505,16 @@ class Bench:
         assert server is not None
         return pocket_registry(server.base_url)
 
+    def _prompt(self, row: Row) -> RouterPrompt:
+        """Return what a row's router is told; the one that ships knows two cost weights."""
+        from langgraph_router_r1.pocket import ROUTER_NAME, ROUTER_PROMPT
+
+        if row.spec.weights is not None:
+            return RouterPrompt(weights=row.spec.weights)
+        is_own = any((self._find(place) / ROUTER_NAME).is_dir() for place in self.spec.adapters)
+        is_named = row.kind == "router" and row.spec.url is None and row.spec.model in {None, ROUTER_NAME}
+        return ROUTER_PROMPT if is_named and not is_own else RouterPrompt()
+
     def _extracts(self, row: Row) -> bool:
         answers_itself = row.kind in {"router", "prompted"}
         return row.spec.extract if row.spec.extract is not None else self.spec.extract and not answers_itself
@@ -552,15 +569,6 @@ _ROUTERS = ("router", "prompted")
 """What writes turns of its own."""
 
 
-def _prompt(row: Row) -> RouterPrompt:
-    from langgraph_router_r1.pocket import ROUTER_NAME, ROUTER_PROMPT
-
-    if row.spec.weights is not None:
-        return RouterPrompt(weights=row.spec.weights)
-    is_shipped = row.kind == "router" and row.spec.url is None and row.spec.model in {None, ROUTER_NAME}
-    return ROUTER_PROMPT if is_shipped else RouterPrompt()
-
-
 def _is_local(row: Row) -> bool:
     """Return whether a row's router LLM is on the pocket server."""
     if row.kind == "prompted":
@@ -602,7 +610,7 @@ class _Routers:
             return create_router(
                 engine,
                 self.registry,
-                prompt=_prompt(row),
+                prompt=self._bench._prompt(row),
                 max_turns=row.spec.max_turns,
                 max_tokens=MAX_TURN_TOKENS,
                 router_price=price,
