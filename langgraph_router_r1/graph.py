@@ -283,16 +283,12 @@ class _Machine:
         payloads: list[RouterCall] = []
         for index, call in enumerate(calls):
             refusal: Refusal | None = None
-            if call.known:
-                call = replace(call, model=self.registry.by_alias(call.model).name)
-            else:
-                call = replace(call, model=call.model[:MAX_UNKNOWN_NAME])
-                refusal = {"status": "unknown_model", "reason": self.registry.explain_unknown(call.model)}
-            if call.known and index >= limits.max_parallel:
+            model = self.registry.by_alias(call.model).name if call.known else call.model[:MAX_UNKNOWN_NAME]
+            if not call.known:
+                refusal = {"status": "unknown_model", "reason": self.registry.explain_unknown(model)}
+            elif index >= limits.max_parallel:
                 refusal = {"status": "denied", "reason": f"at most {limits.max_parallel} models can be asked a turn"}
-            payloads.append(
-                {"turn": turn, "index": index, "model": call.model, "query": call.query, "refusal": refusal}
-            )
+            payloads.append({"turn": turn, "index": index, "model": model, "query": call.query, "refusal": refusal})
         askable = [payload for payload in payloads if payload["refusal"] is None]
         left = self._left_for_calls(limits, spent, self._prompt_tokens(transcript))
         if left is not None:

@@ -372,7 +372,7 @@ class Bench:
     def _fingerprint_to_keep(self) -> dict[str, Any]:
         """Return it with the adapters of rows that are gone: their runs stay, and the rows may come back."""
         now, kept = self._fingerprint(), self.output / SPEC_FILE
-        known = json.loads(kept.read_text(encoding="utf-8"))["adapters"] if kept.exists() else {}
+        known = json.loads(kept.read_text(encoding="utf-8")).get("adapters", {}) if kept.exists() else {}
         return {**now, "adapters": {**known, **now["adapters"]}}
 
     def _files(self) -> dict[str, str]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A router over the six recorded models of Router-R1's paper: cold start on the train split, from the extractor that reads
 # replies already, then GRPO on it. A low cost is paid for right answers only: paid for any, it is earned by asking nobody.
-# Stopped at any point, the same command goes on from the last checkpoint. Not run yet: no figures.
+# Stopped, the same command goes on: the cold start from its beginning, GRPO from the last checkpoint. Not run yet: no figures.
 #   ROUTER_R1_DATA=... training/runs/nq_recorded.sh [SEED]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
