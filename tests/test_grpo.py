@@ -8,7 +8,6 @@ import io
 import json
 import math
 import os
-import random
 import re
 import signal
 import subprocess
@@ -39,7 +38,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 
-from training.disguise import FEWEST, anonymise, drop
+from training.disguise import anonymise
 from training.grpo import STATE_FILE, GraphGRPOTrainer, last_checkpoint, make_groups, settings
 from training.logprobs import completion_logprobs
 from training.rewards import CostScale, Reward, rewards
@@ -672,39 +671,6 @@ def test_a_run_from_an_adapter_with_a_reference_resumes_both(tmp_path: Path) -> 
     assert same(resumed.model.state_dict(), trained.model.state_dict(), atol=0)
     moved = {name.split(".")[-2] for name, value in resumed.model.state_dict().items() if not value.equal(start[name])}
     assert moved == {"default"}
-
-
-# Disguises
-
-
-@pytest.mark.parametrize("names", ["neutral", "shuffled"])
-def test_anonymous_models_keep_what_is_said_of_them_and_lose_name_and_place(names: Any) -> None:
-    registry = pool().with_model(ModelDescriptor(name="spare", model="openai:x", price=8.0, fallbacks=("kings",)))
-    disguised = anonymise(registry, random.Random(1), names=names)
-    assert sorted(disguised.names) == sorted(registry.names)
-    for model in disguised:
-        original = registry[model.name]
-        assert model.describe().partition(": ")[2] == original.describe().partition(": ")[2]
-        assert model.model_copy(update={"alias": None}) == original
-    assert disguised.names != registry.names
-    expected = {f"model-{number}" for number in range(1, 5)} if names == "neutral" else set(registry.names)
-    assert set(disguised.aliases) == expected
-    assert disguised.aliases != disguised.names
-    assert disguised.describe() == anonymise(registry, random.Random(1), names=names).describe()
-    assert disguised.describe() != anonymise(registry, random.Random(2), names=names).describe()
-
-
-def test_dropping_keeps_two_models_at_least_and_the_same_ones_for_the_same_seed() -> None:
-    registry = pool().with_model(ModelDescriptor(name="spare", model="openai:x", price=8.0, fallbacks=("kings",)))
-    kept = [drop(registry, random.Random(seed), share=0.7) for seed in range(50)]
-    assert {len(some) for some in kept} == {2, 3, 4}
-    assert min(len(some) for some in kept) == FEWEST
-    assert {name for some in kept for name in some.names} == set(registry.names)
-    assert [some.names for some in kept] == [drop(registry, random.Random(n), share=0.7).names for n in range(50)]
-    assert drop(registry, random.Random(0), share=0.0).names == registry.names
-    for wrong in (1.0, -0.1):
-        with pytest.raises(ValueError, match="must be a probability"):
-            drop(registry, random.Random(0), share=wrong)
 
 
 # Rejection sampling
