@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -58,6 +59,8 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 errors = Console(stderr=True)
+PIPED_WIDTH = 400
+"""Columns of what goes to a file or a pipe, which has no width of its own."""
 
 RegistryOption = Annotated[
     Path | None, typer.Option("--registry", help="File with the models that may be asked (.toml, .yaml).")
@@ -76,7 +79,7 @@ ModelOption = Annotated[str, typer.Option("--model", help="Name of the router on
 @cli.command()
 def demo() -> None:
     """Start the pocket pool, ask it eight questions, show what happens and what it costs, and stop it."""
-    console = Console()
+    console = _output()
     with _failing_clearly(), _running(pocket_server(), console) as server:
         registry = pocket_registry(server.base_url)
         router = pocket_router(server.base_url)
@@ -108,7 +111,7 @@ def ask(
     ] = False,
 ) -> None:
     """Ask one question, with a live trace."""
-    console = Console()
+    console = _output()
     if router is not None and not _is_address(router) and router_price is None:
         _fail("a chat model that routes has its price: give it with --router-price, in dollars per million tokens")
     with _failing_clearly(), _pool(registry, router, model, errors) as (engine, pool):
@@ -146,13 +149,13 @@ def models(registry: RegistryOption = None) -> None:
         seconds = "" if entry.latency_s is None else f"{entry.latency_s:.2f}"
         texts = [Text(printable(text)) for text in (entry.called, skills, entry.description)]
         table.add_row(texts[0], str(entry.price), seconds, *texts[1:])
-    Console().print(table)
+    _output().print(table)
 
 
 @cli.command()
 def check(registry: RegistryOption = None, router: RouterOption = None, model: ModelOption = ROUTER_NAME) -> None:
     """Ping the router and every model, and say what is wrong. Exits with 1 when anything is."""
-    console = Console()
+    console = _output()
     healthy = True
     with _failing_clearly(), _pool(registry, router, model, errors) as (engine, pool):
         table = Table("", "who", "result")
@@ -236,7 +239,7 @@ def profile(
             except KeyboardInterrupt:
                 _fail(f"stopped; the replies so far are in {replies}, and the same command goes on from there")
         profiling.write_profile(source, measured, output=target)
-    console = Console()
+    console = _output()
     console.print(_profile_table(measured))
     for standing in standings.values():
         for note in (standing.stopped, standing.last_failure):
@@ -261,7 +264,7 @@ def serve_router(
     port: Annotated[int | None, typer.Option(help="Port on the loopback interface; by default a free one.")] = None,
 ) -> None:
     """Start vLLM with the router, and keep it running until Ctrl-C."""
-    console = Console()
+    console = _output()
     adapters = {}
     for entry in adapter or []:
         name, equals, path = entry.partition("=")
@@ -301,7 +304,7 @@ def bench(
 
     if compare and len(compare) != 2:
         _fail("--compare needs two rows: give it twice")
-    console = Console()
+    console = _output()
     with _failing_clearly():
         benchmark = Bench.from_file(file, output or Path("runs/bench") / file.stem)
         for row in compare or []:
@@ -315,7 +318,7 @@ def bench(
         with Live(running, console=errors, refresh_per_second=2, transient=True):
             runs = asyncio.run(benchmark.run(running.add))
         results = benchmark.results(runs)
-        console.print(report.terminal_table(results))
+        console.print(report.terminal_table(results, console))
         if compare:
             first, second = compare
             difference = results[first].estimate(results.metric).mean - results[second].estimate(results.metric).mean
@@ -475,6 +478,12 @@ def _needing_eval(command: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         _fail(f"{command} needs the [eval] extra: pip install 'langgraph-router-r1[eval]' ({error})")
+
+
+def _output() -> Console:
+    """Return where results go. Rich takes a pipe for a terminal of 80 columns, and would cut the tables in it."""
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=PIPED_WIDTH)
 
 
 def _fail(message: str) -> NoReturn:

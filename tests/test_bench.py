@@ -297,6 +297,18 @@ def test_the_command_prints_the_table_and_compares_rows(tmp_path: Path) -> None:
     assert "majority" in result.stdout
     assert "good - poor: contains +0." in result.stdout
     assert (tmp_path / "runs" / "small.jsonl").exists()
+
+    narrow = CliRunner().invoke(cli, command, env={"COLUMNS": "80"}).stdout
+    table = narrow[: narrow.index("no room here for")]
+    assert "prompt + cached" in result.stdout
+    assert "prompt + cached" not in table
+    assert "…" not in narrow, "a narrow terminal shows fewer columns, and no value that is cut"
+    row = next(line for line in table.splitlines() if "majority" in line)
+    assert row.count("]") == 2, "quality and cost, with their intervals, are what is left"
+    piped = CliRunner().invoke(cli, command).stdout
+    assert "prompt + cached" in piped, "a pipe is as wide as the table"
+    assert "no room" not in piped
+
     wrong = CliRunner().invoke(cli, [*command, "--compare", "good", "--compare", "none"])
     assert wrong.exit_code == 1
     assert "has no such row; it has: good, poor" in " ".join(wrong.stderr.split())

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -26,6 +28,9 @@ from langgraph_router_r1.trace import printable
 COST_PARTS = ("prompt", "cached", "completion", "router")
 ON_THE_REPLY = frozenset({"contains", "number"})
 """Metrics of the whole reply; the others look at the short answer."""
+
+COST_COLUMN = "prompt + cached + completion + router"
+SHARE_COLUMN = "most asked (entropy, bits)"
 
 MICRO = 1e6
 """Costs are shown in millionths of a dollar."""
@@ -255,11 +260,11 @@ def columns(results: Results) -> list[str]:
         "router",
         *(f"{metric} [95 %]" for metric in results.metrics),
         "µ$ a question",
-        "prompt + cached + completion + router",
+        COST_COLUMN,
         "calls",
         "turns",
         *(["s, median"] if results.live else []),
-        "most asked (entropy, bits)",
+        SHARE_COLUMN,
         "failures",
         *([f"p against {results.reference}"] if results.reference else []),
     ]
@@ -291,12 +296,25 @@ def cells(results: Results, row: Scores) -> list[str]:
     return line
 
 
-def terminal_table(results: Results) -> Table:
-    """Return the table for a terminal."""
-    table = Table(*columns(results), title=results.title)
-    for row in results.rows:
-        table.add_row(*(Text(printable(cell)) for cell in cells(results, row)))
-    return table
+def terminal_table(results: Results, console: Console) -> Table:
+    """Return the table for a terminal: where it is too narrow for all columns, without those that matter least."""
+    kept = columns(results)
+    spare = [COST_COLUMN, "failures", "turns", *(f"{metric} [95 %]" for metric in results.metrics[:0:-1])]
+    spare += [SHARE_COLUMN, "s, median", "calls"]
+    rows = [dict(zip(kept, cells(results, row), strict=True)) for row in results.rows]
+    left_out: list[str] = []
+    unbounded = console.options.update(max_width=10**6)
+    while True:
+        caption = f"no room here for: {'; '.join(left_out)}" if left_out else None
+        names = [column.replace(" against ", " against\n") for column in kept]
+        table = Table(*names, title=results.title, caption=caption)
+        for row in rows:
+            table.add_row(*(Text(printable(row[column])) for column in kept))
+        if not spare or Measurement.get(console, unbounded, table).maximum <= console.width:
+            return table
+        if (column := spare.pop(0)) in kept:
+            kept.remove(column)
+            left_out.append(column)
 
 
 def markdown_table(results: Results) -> str:
