@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import re
@@ -22,6 +23,7 @@ from langgraph_router_r1.engines import EngineUnavailableError, VLLMEngine
 from langgraph_router_r1.evaluation.metrics import exact_match
 from langgraph_router_r1.pocket import ROUTER_NAME, pocket_registry, pocket_router, pocket_server
 from langgraph_router_r1.pocket.world import countries, questions
+from langgraph_router_r1.serving.vllm import VLLMServer
 from langgraph_router_r1.transcript import sampled_mask, token_ids
 
 EVERYTHING = ["messages", "answer", "routing", "transcript"]
@@ -164,6 +166,30 @@ def test_killing_the_server_in_mid_run_is_an_engine_error_that_names_it() -> Non
             with pytest.raises(EngineUnavailableError, match=re.escape(server.base_url)):
                 router.invoke({"messages": [("user", "What is the capital of Peru?")]})
             assert time.monotonic() - started < 40
+
+
+# The command that starts a server
+
+
+@pytest.mark.parametrize(
+    ("served", "later", "slots", "rank"),
+    [((), 16, "2", "16"), ((12,), 0, "2", "16"), ((12,), 8, "3", "16"), ((4, 4), 30, "4", "32")],
+)
+def test_a_server_makes_room_for_its_adapters_and_for_later_ones_and_for_no_more(
+    tmp_path: Path, served: tuple[int, ...], later: int, slots: str, rank: str
+) -> None:
+    adapters = {f"adapter{n}": tmp_path / str(n) for n in range(len(served))}
+    for directory, its_rank in zip(adapters.values(), served, strict=True):
+        directory.mkdir()
+        (directory / "adapter_config.json").write_text(json.dumps({"r": its_rank}))
+    command = VLLMServer("base", adapters=adapters, lora_rank=later).command()
+    assert "--enable-lora" in command
+    assert command[command.index("--max-loras") + 1] == slots
+    assert command[command.index("--max-lora-rank") + 1] == rank, "the smallest that vLLM has and that all fit in"
+
+
+def test_a_server_without_adapters_has_no_room_for_any() -> None:
+    assert not [argument for argument in VLLMServer("base").command() if "lora" in argument]
 
 
 # The guard that ends a server with its parent

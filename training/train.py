@@ -130,7 +130,8 @@ def train(
             autocast_adapter_dtype=in_float32,
         )
     )
-    with _served(pool, base, url or [], state, log=output / "vllm.log", start=not in_process) as base_url:
+    rank = policy.peft_config["default"].r
+    with _served(pool, base, url or [], state, rank=rank, log=output / "vllm.log", start=not in_process) as base_url:
         registry, own_tasks = _pool(pool, base_url)
         chosen = distinct(task for name in tasks or () for task in _tasks(name)) or own_tasks
         sync: Sync
@@ -196,7 +197,9 @@ def train(
 
 
 @contextmanager
-def _served(pool: str, base: str, urls: list[str], state: PartialState, *, log: Path, start: bool) -> Iterator[str]:
+def _served(
+    pool: str, base: str, urls: list[str], state: PartialState, *, rank: int, log: Path, start: bool
+) -> Iterator[str]:
     """Give the address of the server for this process; start one when there is none."""
     if urls or not (start or pool == POCKET):
         yield urls[state.process_index % len(urls)] if urls else ""
@@ -204,12 +207,11 @@ def _served(pool: str, base: str, urls: list[str], state: PartialState, *, log: 
     if state.num_processes > 1:
         raise typer.BadParameter("several processes need a server that is up already: give its address with --url")
     adapters = {path.parent.name: path.parent for path in ADAPTERS.glob("*/adapter_config.json")}
-    lora = ["--enable-lora", "--max-loras", "2", "--max-lora-rank", "64"]
     with VLLMServer(
         base,
         served_name=BASE_NAME,
         adapters=adapters if pool == POCKET else {},
-        extra_args=[] if pool == POCKET else lora,
+        lora_rank=rank,
         log_file=log,
     ) as server:
         yield server.base_url

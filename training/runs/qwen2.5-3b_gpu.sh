@@ -6,7 +6,7 @@
 #
 # On one machine with five GPUs, four of them for training; the server sees the files that training writes:
 #   CUDA_VISIBLE_DEVICES=0 vllm serve Qwen/Qwen2.5-3B-Instruct --port 8000 \
-#     --enable-lora --max-loras 16 --max-lora-rank 64            # with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True
+#     --enable-lora --max-loras 16 --max-lora-rank 32            # with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True
 #   CUDA_VISIBLE_DEVICES=1,2,3,4 LAUNCH="--config_file training/configs/fsdp2.yaml --num_processes 4" \
 #     training/runs/qwen2.5-3b_gpu.sh --url http://127.0.0.1:8000/v1
 #
