@@ -148,8 +148,8 @@ def test_two_sets_may_use_the_same_ids(tmp_path: Path) -> None:
 def test_runs_of_ones_own_adapters_are_not_mixed_with_those_of_newer_ones(tmp_path: Path) -> None:
     best, own = '[[rows]]\nrouter = "best"\n', '[[rows]]\nrouter = "router"\nmodel = "own"\n'
 
-    def bench(rows: str) -> Bench:
-        file = recorded(tmp_path, head='adapters = ["mine"]\n', rows=rows)
+    def bench(rows: str, head: str = 'adapters = ["mine"]\n') -> Bench:
+        file = recorded(tmp_path, head=head, rows=rows)
         file.write_text(file.read_text().replace(', "score"]', "]"))
         return Bench.from_file(file, tmp_path / "runs")
 
@@ -159,7 +159,8 @@ def test_runs_of_ones_own_adapters_are_not_mixed_with_those_of_newer_ones(tmp_pa
         weights = tmp_path / "mine" / name / "adapter_model.safetensors"
         weights.parent.mkdir(parents=True)
         weights.write_bytes(b"one")
-    run(bench(best))
+    run(bench(best, head=""))
+    assert bench(best + own).finished(), "a directory that was added changes no run"
     kept = tmp_path / "runs" / "benchmark.json"
     fingerprint = json.loads(kept.read_text())
 
