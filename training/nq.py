@@ -2,7 +2,7 @@
 
     python -m training.nq transcripts.jsonl     the teacher's runs, from the train split of recorded answers
 
-`training.sft` makes the adapter of them (training/runs/nq_recorded.sh; not run yet).
+`training.sft` makes the adapter of them (training/runs/nq_recorded.sh).
 
 Whom to ask is drawn by lot, and the lot leans with the cost weight, as on the pocket pool (teacher.py): whom to ask for
 which question is left to reinforcement learning. What the replies of EVOUNA's five systems teach is reading: their

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A router over the six recorded models of Router-R1's paper: cold start on the train split, from the extractor that reads
 # replies already, then GRPO on it. A low cost is paid for right answers only: paid for any, it is earned by asking nobody.
-# Stopped, the same command goes on: the cold start from its beginning, GRPO from the last checkpoint. Not run yet: no figures.
+# Stopped, the same command goes on: the cold start from its beginning, GRPO from the last checkpoint.
 #   ROUTER_R1_DATA=... training/runs/nq_recorded.sh [SEED]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -14,4 +14,4 @@ if [ ! -e runs/nq/adapters/router/adapter_model.safetensors ]; then
     --start langgraph_router_r1/evaluation/adapters/extractor
 fi
 "$python" -m training.train "runs/nq/seed$seed" --pool "$ROUTER_R1_DATA/pools/nq_six_models.jsonl" \
-  --start runs/nq/adapters/router --seed "$seed" --basis completion --mode gated --groups 4 --steps 40 --learning-rate 1e-4
+  --start runs/nq/adapters/router --seed "$seed" --basis completion --mode gated --groups 4 --micro-batch 4 --max-turns 2 --steps 25 --learning-rate 1e-4
