@@ -23,6 +23,7 @@ import torch
 
 from training import nq
 from training.logprobs import shared_start
+from training.rewards import COST_WEIGHTS
 from training.sft import Example, _SharedPromptTrainer, read_examples
 from training.teacher import LESSONS_A_POOL, NOUNS, TOPICS, Lesson, Memory, drive, keep_batches, lessons
 
@@ -199,12 +200,12 @@ def test_over_recorded_models_the_teacher_asks_as_the_lot_leans_and_never_about_
         for n in range(800)
     ]
     recorded = RecordedPool.from_rows(rows)
-    taught = nq.lessons(recorded, recorded.registry(), seconds=5, most=10**6, seed=0)
+    taught = nq.reading(recorded, recorded.registry(), seconds=5, most=10**6, seed=0)
     assert {recorded.tasks[str(lesson.task_id)].split for lesson in taught} == {"train"}
     asked: dict[float, list[str]] = {0.0: [], 0.3: [], 0.6: [], 0.9: []}
     for lesson in taught[:-5]:
         asked[lesson.cost_weight].append(lesson.turn([]).partition("<search> ")[2].partition(":")[0])
-    shares = [of_models["dear"] for of_models in nq.leaning(recorded, recorded.registry())]
+    shares = [of_models["dear"] for of_models in nq.leaning(recorded, recorded.registry(), nq.LEAN["reading"])]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] > 0.9 > 0.1 > shares[-1]
     for models, share in zip(asked.values(), shares, strict=True):
@@ -217,6 +218,32 @@ def test_over_recorded_models_the_teacher_asks_as_the_lot_leans_and_never_about_
         assert "<search> dear: " in lesson.turn(["<answer> Quito </answer>"])
     runs = asyncio.run(drive(taught[-20:], ByteTokenizer()))
     assert all(run["right"] and len(run["token_ids"]) == len(run["mask"]) for run in runs)
+
+
+def test_the_course_that_weighs_teaches_whom_to_ask_and_nothing_that_comes_after() -> None:
+    replies = {"dear": "<answer>Lima</answer>", "cheap": "Quito"}
+    rows = [
+        {
+            "id": f"t{n}",
+            "question": f"question {n}?",
+            "golden_answers": ["Lima"],
+            "outcomes": {
+                name: {"response": text, "completion_tokens": 4, "cost_usd": cost}
+                for (name, text), cost in zip(replies.items(), (4e-6, 1e-6), strict=True)
+            },
+        }
+        for n in range(40)
+    ]
+    recorded = RecordedPool.from_rows(rows)
+    taught = nq.weighing(recorded, recorded.registry(), seed=0)
+    assert len(taught) == len(COST_WEIGHTS) * len(recorded.of_split("train").tasks)
+    assert {recorded.tasks[str(lesson.task_id)].split for lesson in taught} == {"train"}
+    whole = asyncio.run(drive(taught, ByteTokenizer()))
+    for lesson, run in zip(taught, map(nq.first_turn, whole), strict=True):
+        learned = bytes(token for token, is_learned in zip(run["token_ids"], run["mask"], strict=True) if is_learned)
+        assert run["right"]
+        assert learned.decode().strip() == lesson.turn([])
+        assert run["mask"][-1] == 1
 
 
 def test_only_whole_batches_of_one_pool_are_kept_and_nothing_that_went_wrong(tmp_path: Path) -> None:

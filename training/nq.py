@@ -2,7 +2,8 @@
 
     python -m training.nq transcripts.jsonl     the teacher's runs, from the train split of recorded answers
 
-`training.sft` makes the adapter of them (training/runs/nq_recorded.sh).
+`training.sft` makes the adapter of them (training/runs/nq_recorded.sh), in two courses: "reading" has whole runs,
+"weighing" their first turns alone, because whom to ask at which cost weight is a few of a run's tokens, and gets lost.
 
 Whom to ask is drawn by lot, and the lot leans with the cost weight, as on the pocket pool (teacher.py): whom to ask for
 which question is left to reinforcement learning. What the replies of EVOUNA's five systems teach is reading: their
@@ -17,7 +18,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -40,12 +41,15 @@ PRICES = {"fid": 0.1, "text-davinci-003": 20.0, "gpt-3.5-turbo": 2.0, "gpt-4": 6
 SECOND_CALLS = 96
 """Lessons in which the first reply is of no use, and another model is asked."""
 
-LEAN = 16.0
+Course = Literal["reading", "weighing"]
+"""What transcripts teach: to ask, look at the reply and answer; or only whom to ask."""
+
+LEAN: dict[Course, float] = {"reading": 16.0, "weighing": 48.0}
 """How far the lot leans to the model of the best trade-off: the exponent of e for a whole right answer that is free."""
 
 
-def lessons(pool: RecordedPool, registry: ModelRegistry, *, seconds: int, most: int, seed: int) -> list[Lesson]:
-    """Return lessons on the tasks of the train split, each at every cost weight.
+def reading(pool: RecordedPool, registry: ModelRegistry, *, seconds: int, most: int, seed: int) -> list[Lesson]:
+    """Return lessons that ask, read and answer, on the tasks of the train split, each at every cost weight.
 
     Args:
         pool: The recorded answers.
@@ -55,7 +59,7 @@ def lessons(pool: RecordedPool, registry: ModelRegistry, *, seconds: int, most: 
         seed: Of the models asked, and of the order.
     """
     choose = random.Random(seed)
-    shares = leaning(pool, registry)
+    shares = leaning(pool, registry, LEAN["reading"])
     once: list[Lesson] = []
     twice: list[Lesson] = []
     for task in pool.of_split("train").tasks.values():
@@ -78,7 +82,30 @@ def lessons(pool: RecordedPool, registry: ModelRegistry, *, seconds: int, most: 
     return choose.sample(once, min(most, len(once))) + choose.sample(twice, min(seconds, len(twice)))
 
 
-def leaning(pool: RecordedPool, registry: ModelRegistry) -> list[dict[str, float]]:
+def weighing(pool: RecordedPool, registry: ModelRegistry, *, seed: int) -> list[Lesson]:
+    """Return lessons on all tasks of the train split, each at every cost weight, for their first turns.
+
+    Whom they ask may have been wrong: at which weight whom to ask is a matter of the whole pool, not of one question.
+    """
+    choose = random.Random(seed)
+    shares = leaning(pool, registry, LEAN["weighing"])
+    found = []
+    for task in pool.of_split("train").tasks.values():
+        models = list(pool.outcomes[task.id])
+        for weight, of_models in zip(COST_WEIGHTS, shares, strict=True):
+            model = choose.choices(models, [of_models[model] for model in models])[0]
+            found.append(_lesson(task, registry, weight, [model], task.golden_answers[0]))
+    return found
+
+
+def first_turn(run: dict[str, Any]) -> dict[str, Any]:
+    """Return a run of the teacher up to the end of its first turn: what `drive` returns, cut there."""
+    begin = run["mask"].index(1)
+    end = run["mask"].index(0, begin)
+    return {**run, "token_ids": run["token_ids"][:end], "mask": run["mask"][:end]}
+
+
+def leaning(pool: RecordedPool, registry: ModelRegistry, lean: float) -> list[dict[str, float]]:
     """Return for each cost weight how often each model is to be asked: a softmax of what asking it earns.
 
     That is its skill, less the part of the cost weight that its cost takes (the gated reward: see rewards.py). Cost is
@@ -93,7 +120,7 @@ def leaning(pool: RecordedPool, registry: ModelRegistry) -> list[dict[str, float
     dearest = max(costs.values())
     found = []
     for weight in COST_WEIGHTS:
-        odds = {name: math.exp(LEAN * skills[name] * (1 - weight * costs[name] / dearest)) for name in costs}
+        odds = {name: math.exp(lean * skills[name] * (1 - weight * costs[name] / dearest)) for name in costs}
         found.append({name: value / sum(odds.values()) for name, value in odds.items()})
     return found
 
@@ -120,20 +147,27 @@ def in_batches(taught: Sequence[Lesson], first: int, choose: random.Random) -> I
 
 
 def transcripts(
-    output: Annotated[Path, typer.Argument(help="File of the transcripts, a JSON object a line.")], seed: int = 0
+    output: Annotated[Path, typer.Argument(help="File of the transcripts, a JSON object a line.")],
+    course: Annotated[Course, typer.Option(help="What they teach.")] = "reading",
+    seed: int = 0,
 ) -> None:
     """Let the teacher drive the graph over recorded answers."""
     directory = data_dir()
     if directory is None:
         raise TaskError("the router learns from recorded answers: set ROUTER_R1_DATA to the data directory")
     six = RecordedPool.from_file(directory / "pools" / RECORDED)
-    others = RecordedPool.from_file(directory / "pools" / OTHERS)
     choose = random.Random(seed)
-    own = lessons(six, six.registry(), seconds=SECOND_CALLS, most=10**6, seed=seed)
-    reading = lessons(others, others.registry(prices=PRICES), seconds=0, most=112, seed=seed)
-    taught = [*in_batches(own, 0, choose), *in_batches(reading, len(own), choose)]
+    if course == "weighing":
+        taught = list(in_batches(weighing(six, six.registry(), seed=seed), 0, choose))
+    else:
+        others = RecordedPool.from_file(directory / "pools" / OTHERS)
+        own = reading(six, six.registry(), seconds=SECOND_CALLS, most=10**6, seed=seed)
+        foreign = reading(others, others.registry(prices=PRICES), seconds=0, most=112, seed=seed)
+        taught = [*in_batches(own, 0, choose), *in_batches(foreign, len(own), choose)]
     runs = asyncio.run(drive(taught, ChatTokenizer.load(base_model_dir())))
-    report(lessons=len(taught), **keep_batches(runs, output, seed=seed))
+    if course == "weighing":
+        runs = [first_turn(run) for run in runs]
+    report(course=course, lessons=len(taught), **keep_batches(runs, output, seed=seed))
 
 
 if __name__ == "__main__":
