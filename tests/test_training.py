@@ -21,7 +21,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from training import nq
+from training import nq, sft
 from training.logprobs import shared_start
 from training.rewards import COST_WEIGHTS
 from training.sft import Example, _SharedPromptTrainer, read_examples
@@ -76,6 +76,47 @@ def test_the_shared_start_ends_before_anything_is_learned(ids: Any, learned_from
 def test_an_example_whose_mask_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="3 token ids and 2 mask values"):
         Example([1, 2, 3], [0, 1])
+
+
+def test_supervised_training_that_was_stopped_goes_on_and_begins_anew_with_other_examples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file
+    from test_grpo import tiny_model, tokenizer_at
+
+    base = tokenizer_at(tmp_path / "base")
+    tiny_model().save_pretrained(base)
+    examples = [Example([65, 66, 67 + n % 20, 90 - n % 20], [0, 0, 1, 1]) for n in range(20)]
+    monkeypatch.setattr(sft, "SAVE_EVERY", 2)
+    steps: list[int] = []
+    compute_loss = _SharedPromptTrainer.compute_loss
+
+    def counted(self: Any, *args: Any, **options: Any) -> Any:
+        steps.append(self.state.global_step)
+        if steps[-1] == stop_at:
+            raise KeyboardInterrupt
+        return compute_loss(self, *args, **options)
+
+    monkeypatch.setattr(_SharedPromptTrainer, "compute_loss", counted)
+
+    def train(name: str, examples: list[Example]) -> float:
+        steps.clear()
+        return sft.train_adapter(base, examples, tmp_path / name, epochs=1, learning_rate=1e-2, batch_size=2)
+
+    stop_at = None
+    loss = train("whole", examples)
+    stop_at = 7
+    for name in ("stopped", "other"):
+        with pytest.raises(KeyboardInterrupt):
+            train(name, examples)
+    stop_at = None
+    assert train("stopped", examples) == pytest.approx(loss, rel=1e-3)
+    assert steps == [6, 7, 8, 9]
+    whole, stopped = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "stopped"))
+    assert all(torch.allclose(stopped[name].float(), value.float(), atol=1e-3) for name, value in whole.items())
+    train("other", examples[:-2])
+    assert steps == list(range(9))
+    assert not list(tmp_path.glob("stopped.*")), "checkpoints go when the adapter is there"
 
 
 @pytest.fixture(scope="module")

@@ -41,6 +41,7 @@ from training.disguise import Disguise
 from training.logprobs import PLAIN_HEADS, completion_logprobs
 from training.rewards import COST_WEIGHTS, CostScale, Reward, Score, rewards
 from training.rollout import Calls, Rollout, require_logprobs, roll_out
+from training.sft import newest_checkpoint
 from training.sync import InProcessSync, Sync
 
 with warnings.catch_warnings():
@@ -506,8 +507,7 @@ class _KeepState(TrainerCallback):  # type: ignore[misc]
 
 def last_checkpoint(output_dir: str | Path) -> Path | None:
     """Return the newest whole checkpoint of a run, None when there is none."""
-    whole = [path.parent for path in Path(output_dir).glob(f"checkpoint-*/{STATE_FILE}")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return newest_checkpoint(output_dir, STATE_FILE)
 
 
 def measure(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -19,15 +20,20 @@ from typing import Annotated, Any
 import torch
 import typer
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 from peft import LoraConfig, PeftModel
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig, SFTTrainer
 
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from training.logprobs import hidden_states, shared_start
 from training.rewards import Reward
 from training.rollout import Rollout
+
+SAVE_EVERY = 20
+"""Steps between checkpoints, and between lines of the log."""
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -144,7 +150,13 @@ def train_adapter(
 
     The base model stays in bfloat16 while the adapter trains in float32: bfloat16 updates of the
     size that matter here would round to nothing.
+
+    Stopped, a call with the same arguments goes on from its last checkpoint; with others it begins anew. Checkpoints
+    stand beside `output_dir` until the adapter is written.
     """
+    begun = (start / "adapter_model.safetensors").read_bytes() if start else rank
+    asked = [str(base_model), begun, list(examples), epochs, learning_rate, batch_size, shuffle, seed]
+    checkpoints = output_dir.with_name(f"{output_dir.name}.{Hasher.hash(asked)}.trainer")
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(base_model)
     model = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.bfloat16)
@@ -165,14 +177,15 @@ def train_adapter(
         ),
         peft_config=None if start else new,
         args=SFTConfig(
-            output_dir=str(output_dir.with_name(output_dir.name + ".trainer")),
+            output_dir=str(checkpoints),
             num_train_epochs=epochs,
             learning_rate=learning_rate,
             lr_scheduler_type="linear",
             warmup_steps=0.05,
             per_device_train_batch_size=batch_size,
-            logging_steps=20,
-            save_strategy="no",
+            logging_steps=SAVE_EVERY,
+            save_steps=SAVE_EVERY,
+            save_total_limit=1,
             report_to=[],
             use_cpu=not torch.cuda.is_available(),
             bf16=True,
@@ -187,9 +200,21 @@ def train_adapter(
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    loss = trainer.train().training_loss
+    checkpoint = newest_checkpoint(checkpoints)
+    loss = trainer.train(resume_from_checkpoint=checkpoint).training_loss
+    if checkpoint:  # that was the mean since then
+        before, steps = int(checkpoint.name.partition("-")[2]), trainer.state.global_step
+        logged = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+        loss = (sum(logged[: before // SAVE_EVERY]) * SAVE_EVERY + loss * (steps - before)) / steps
     save_adapter(trainer.model, output_dir)
+    shutil.rmtree(checkpoints)
     return float(loss)
+
+
+def newest_checkpoint(run: str | Path, written_last: str = TRAINER_STATE_NAME) -> Path | None:
+    """Return the newest whole checkpoint of a run, None when there is none: one without `written_last` was cut off."""
+    whole = [path.parent for path in Path(run).glob(f"checkpoint-*/{written_last}")]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def save_adapter(model: PeftModel, output_dir: Path, *, dtype: torch.dtype = torch.bfloat16) -> None:
