@@ -2,7 +2,8 @@
 # A router over the six recorded models of Router-R1's paper: cold start on the train split, from the extractor that reads
 # replies already, then GRPO on it. A low cost is paid for right answers only: paid for any, it is earned by asking nobody.
 # The KL term keeps what the course "weighing" taught where a few rollouts of each weight cannot tell better from luck.
-# Stopped, the same command goes on: the cold start from its beginning, GRPO from the last checkpoint.
+# Two CPU cores: an hour and a half. Stopped, the same command goes on from the last checkpoint.
+# Figures of 2026-11-23, seed 0: docs/training.md and docs/results.md; what else was tried: training/LOG.md.
 #   ROUTER_R1_DATA=... training/runs/nq_recorded.sh [SEED]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
