@@ -295,6 +295,9 @@ def bench(
         Path | None, typer.Option(help="Write scores and plots into this directory too, for the page of results.")
     ] = None,
     compare: Annotated[list[str] | None, typer.Option(help="Two rows to compare, pair by pair: give it twice.")] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Make runs again in which a model was asked and failed.")
+    ] = False,
 ) -> None:
     """Run routers and baselines on the same questions: one table with intervals, costs and call shares."""
     with _needing_eval("bench"):
@@ -313,10 +316,10 @@ def bench(
         running = report.Running(
             benchmark.spec.title, [row.name for row in benchmark.rows], len(benchmark.tasks), benchmark.spec.metrics[0]
         )
-        for run in benchmark.finished().values():
+        for run in benchmark.finished(retry_failed=retry_failed).values():
             running.add(run)
         with Live(running, console=errors, refresh_per_second=2, transient=True):
-            runs = asyncio.run(benchmark.run(running.add))
+            runs = asyncio.run(benchmark.run(running.add, retry_failed=retry_failed))
         results = benchmark.results(runs)
         console.print(report.terminal_table(results, console))
         if compare:

@@ -327,6 +327,7 @@ class Pool(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.calls: list[tuple[str, float]] = []
+        self.down: set[str] = set()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -339,6 +340,9 @@ class Handler(BaseHTTPRequestHandler):
         question = asked["messages"][-1]["content"].rpartition("\n\n")[2]
         number = int(question.split()[-1].strip("?"))
         time.sleep(0.03)
+        if asked["model"] in self.server.down:
+            self.send_error(503)
+            return
         knows = number % 4 != 0 if asked["model"] == "good" else number % 3 == 0
         reply = {
             "id": "x", "object": "chat.completion", "created": 0, "model": asked["model"],
@@ -448,12 +452,36 @@ def test_ten_kills_change_no_figure_and_no_reply_is_paid_for_twice(tmp_path: Pat
         assert not written & {call for call, started in live.calls if started > killed}
 
 
+def test_runs_in_which_a_model_failed_are_made_again_when_asked_for_and_only_they(tmp_path: Path, live: Pool) -> None:
+    file = live_benchmark(tmp_path, live)
+
+    def bench(name: str, *options: str) -> Results:
+        live.calls.clear()
+        assert bench_in_a_process(file, tmp_path / name, *options).wait(timeout=120) == 0
+        return Results.load(tmp_path / name / "live.jsonl")
+
+    def asked() -> set[str]:
+        return {call.partition(":")[0] for call, _ in live.calls}
+
+    expected = figures(bench("undisturbed"))
+    live.down = {"poor"}
+    failed = bench("runs")
+    assert failed["poor"].failures
+    assert asked() == {"good"}
+    live.down = set()
+    assert figures(bench("runs")) == figures(failed)
+    assert asked() == set()
+    assert figures(bench("runs", "--retry-failed")) == expected
+    assert asked() == {"poor"}
+    assert figures(bench("runs")) == expected
+
+
 def calls_of(file: Path) -> set[str]:
     """The calls of all runs whose line is whole."""
     lines = file.read_text().split("\n")[:-1] if file.exists() else []
     return {f"{hop['model']}: {hop['query']}" for line in lines for hop in json.loads(line)["hops"]}
 
 
-def bench_in_a_process(file: Path, output: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "langgraph_router_r1.cli", "bench", str(file), "--output", str(output)]
+def bench_in_a_process(file: Path, output: Path, *options: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "langgraph_router_r1.cli", "bench", str(file), "--output", str(output), *options]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

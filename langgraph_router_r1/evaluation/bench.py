@@ -323,8 +323,11 @@ class Bench:
 
     # Running it
 
-    def finished(self) -> dict[tuple[str, str], dict[str, Any]]:
+    def finished(self, *, retry_failed: bool = False) -> dict[tuple[str, str], dict[str, Any]]:
         """Return the runs so far, by row and task id.
+
+        Args:
+            retry_failed: Leave out runs in which a model was asked and failed.
 
         Raises:
             BenchError: The directory holds runs of another benchmark, or of a row that is another one now.
@@ -338,6 +341,7 @@ class Bench:
                 "remove it, or give another --output"
             )
         mend_last_line(file)
+        # Where there are two of a task, the later one is a second try.
         runs = {(run["row"], run["task_id"]): run for _, run in json_lines(file)} if file.exists() else {}
         rows = {row.name: row.settings for row in self.rows}
         for (name, _), run in runs.items():
@@ -346,6 +350,8 @@ class Bench:
                     f"{str(file)!r} holds runs of another row {name!r} ({run['settings']} instead of {rows[name]}): "
                     "give this one a 'name' of its own, or remove the lines of that one"
                 )
+        if retry_failed:
+            runs = {key: run for key, run in runs.items() if all(hop["status"] != "error" for hop in run["hops"])}
         return runs
 
     def _changed(self) -> str | None:
@@ -402,16 +408,19 @@ class Bench:
         found = (path.parent for place in directories for path in sorted(place.glob("*/adapter_model.safetensors")))
         return {path.name: adapter_version(path) for path in found if path.name in used}
 
-    async def run(self, progress: Callable[[dict[str, Any]], object] = lambda _: None) -> list[dict[str, Any]]:
+    async def run(
+        self, progress: Callable[[dict[str, Any]], object] = lambda _: None, *, retry_failed: bool = False
+    ) -> list[dict[str, Any]]:
         """Make every run that is missing; return all of them, by row and task in the benchmark's order.
 
         Args:
             progress: Told of each run as it ends.
+            retry_failed: Make runs again in which a model was asked and failed; replies that came are kept.
 
         Raises:
             EngineError: A router LLM can't be reached. What was run stays.
         """
-        done = self.finished()
+        done = self.finished(retry_failed=retry_failed)
         missing = [(row, task) for row in self.rows for task in self.tasks if (row.name, task.id) not in done]
         if missing:
             self.output.mkdir(parents=True, exist_ok=True)
