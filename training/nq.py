@@ -1,6 +1,7 @@
 """The cold start of a router over recorded models: ask one of them, look at the reply, ask another or answer shortly.
 
-    python -m training.nq transcripts.jsonl     the teacher's runs, from the train split of recorded answers
+    python -m training.nq reading.jsonl                       the teacher's runs, from recorded answers (train split)
+    python -m training.nq weighing.jsonl --course weighing    the first turns of such runs
 
 `training.sft` makes the adapter of them (training/runs/nq_recorded.sh), in two courses: "reading" has whole runs,
 "weighing" their first turns alone, because whom to ask at which cost weight is a few of a run's tokens, and gets lost.
@@ -110,6 +111,11 @@ def leaning(pool: RecordedPool, registry: ModelRegistry, lean: float) -> list[di
 
     That is its skill, less the part of the cost weight that its cost takes (the gated reward: see rewards.py). Cost is
     price times length of replies, both of the train split, as a share of the dearest model's.
+
+    Args:
+        pool: The recorded answers.
+        registry: Its models.
+        lean: How far the shares lean to the model that earns most; 0 is not at all.
     """
     train = pool.of_split("train").outcomes.values()
     costs, skills = {}, {}

@@ -415,7 +415,8 @@ class Bench:
 
         Args:
             progress: Told of each run as it ends.
-            retry_failed: Make runs again in which a model was asked and failed; replies that came are kept.
+            retry_failed: Make runs again in which a model was asked and failed. Replies of routed models are kept; a
+                router LLM behind an API is asked anew.
 
         Raises:
             EngineError: A router LLM can't be reached. What was run stays.
