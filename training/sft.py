@@ -155,7 +155,8 @@ def train_adapter(
     stand beside `output_dir` until the adapter is written.
     """
     begun = (start / "adapter_model.safetensors").read_bytes() if start else rank
-    asked = [str(base_model), begun, list(examples), epochs, learning_rate, batch_size, shuffle, seed]
+    learned = [(list(example.token_ids), list(example.mask)) for example in examples]
+    asked = [str(base_model), begun, learned, epochs, learning_rate, batch_size, shuffle, seed]
     checkpoints = output_dir.with_name(f"{output_dir.name}.{Hasher.hash(asked)}.trainer")
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(base_model)
