@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import logging
 import math
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any, TypeVar
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from langchain_core.exceptions import (
     ContextOverflowError,
@@ -25,22 +25,35 @@ from langchain_core.exceptions import (
     ModelRateLimitError,
     ModelTimeoutError,
 )
+from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langgraph.errors import GraphBubbleUp
+from langgraph.pregel.protocol import PregelProtocol
 from typing_extensions import override
 
-from langgraph_router_r1.ledger import FREE, NO_USAGE, Usage, cost, reported_usage, worst_case
+from langgraph_router_r1.agent_model import AgentModel
+from langgraph_router_r1.engines.base import EngineError
+from langgraph_router_r1.event_loops import AnyLoopModel, for_any_loop, in_thread
+from langgraph_router_r1.ledger import (
+    FREE,
+    NO_USAGE,
+    Usage,
+    add_bounds,
+    add_usage,
+    cost,
+    finish_of,
+    reported_usage,
+    worst_case,
+)
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.protocol import strip_thought
 from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
-from langgraph_router_r1.state import Hop, HopStatus, RouterCall
+from langgraph_router_r1.state import Hop, HopStatus, RouterCall, Routing
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 PASSING_FAILURES = (ModelRateLimitError, ModelAPIError, ModelConnectionError, ModelTimeoutError)
 """The failures that LangChain calls retryable."""
@@ -60,6 +73,20 @@ _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (ImportError, "needs a LangChain package that is not installed"),
 )
 
+_NOT_BILLED = (
+    ModelRateLimitError,
+    ModelAuthenticationError,
+    ModelPermissionDeniedError,
+    ModelNotFoundError,
+    ContextOverflowError,
+    ModelInvalidRequestError,
+    ConnectionRefusedError,
+)
+"""Failures after which nothing was generated: the provider refused the request, or no connection was made."""
+
+_NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "LocalProtocolError"})
+"""Names of HTTP clients' errors (httpx's and its forks') for a request that never left."""
+
 
 class MissingKeyError(LookupError):
     """The environment variable that should hold a model's key is not set."""
@@ -78,7 +105,7 @@ class Candidates:
         """Keep the pool; `count_tokens` estimates the usage of models that do not report it."""
         self.registry = registry
         self._count_tokens = count_tokens
-        self._legs: dict[str, Runnable[Any, tuple[str, AIMessage]]] = {}
+        self._clients: dict[str, _Client] = {}
         self._building = threading.Lock()
 
     def worst_case(self, name: str, query: str) -> float:
@@ -87,138 +114,203 @@ class Candidates:
         A token is at least one byte of text, so bytes bound the prompt for any tokenizer. A model that can't be told
         how much to write has no worst case short of infinity, unless it is free.
         """
-        prompt_tokens = len(CALL_PROMPT.format(query=query).encode("utf-8", "replace")) + PROMPT_OVERHEAD_TOKENS
-        model = self.registry[name]
-        return max(
-            worst_case(prompt_tokens, choice.max_tokens, choice.price)
-            if choice.is_bounded or choice.price == FREE
-            else math.inf
-            for choice in (model, *(self.registry[name] for name in model.fallbacks))
-        )
+        return max(_worst_case(choice, query) for choice in self._choices(name))
 
     def least_worst_case(self) -> float:
         """Return the most that the shortest question to the cheapest model can cost, in dollars."""
         return min(self.worst_case(name, "?") for name in self.registry.names)
 
-    def ask(self, call: RouterCall) -> Hop:
-        """Make the call, unless it was refused before; return what came of it."""
+    def ask(self, call: RouterCall, *, again: bool = False) -> Hop:
+        """Make the call, unless it was refused before; return what came of it.
+
+        Args:
+            call: What to ask whom.
+            again: Whether the call may have been made before, by a run that was stopped; the hop then says so.
+        """
         if call["refusal"]:
             return _refused(call)
-        model = self.registry[call["model"]]
-        started = time.perf_counter()
-        try:
-            answered_by, reply = self._first_reply(model, call)
-            return self._replied(call, answered_by, reply, time.perf_counter() - started)
-        except GraphBubbleUp:  # an interrupt is no failure
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever goes wrong becomes data
-            return _failed(call, model, error, time.perf_counter() - started)
+        outcome = self._begin(call, again=again)
+        for choice in self._choices(call["model"]):
+            try:
+                attempt = _Attempt(self._client(choice), outcome)
+                reply = attempt.with_retries().invoke(_messages(call), _config(choice))
+                return self._replied(outcome, choice, reply)
+            except GraphBubbleUp:  # an interrupt is no failure
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever goes wrong becomes data; the next one may do better
+                outcome.failures.append(error)
+        return self._failed(outcome)
 
-    async def aask(self, call: RouterCall) -> Hop:
+    async def aask(self, call: RouterCall, *, again: bool = False) -> Hop:
         """Make the call without blocking; see `ask`."""
         if call["refusal"]:
             return _refused(call)
-        model = self.registry[call["model"]]
-        started = time.perf_counter()
-        try:
-            answered_by, reply = await self._afirst_reply(model, call)
-            return self._replied(call, answered_by, reply, time.perf_counter() - started)
-        except GraphBubbleUp:  # an interrupt is no failure
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever goes wrong becomes data
-            return _failed(call, model, error, time.perf_counter() - started)
+        outcome = self._begin(call, again=again)
+        for choice in self._choices(call["model"]):
+            try:
+                # Building a client imports its package and reads certificates: not on the event loop.
+                client = self._clients.get(choice.name)
+                if client is None:
+                    client = await asyncio.to_thread(self._client, choice)
+                attempt = _Attempt(client, outcome)
+                reply = await attempt.with_retries().ainvoke(_messages(call), _config(choice))
+                return self._replied(outcome, choice, reply)
+            except GraphBubbleUp:  # an interrupt is no failure
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever goes wrong becomes data; the next one may do better
+                outcome.failures.append(error)
+        return self._failed(outcome)
 
     # LangChain's `with_fallbacks` builds all of them first, takes an interrupt for a failure, and traces every one
     # under the name of the first.
-    def _first_reply(self, model: ModelDescriptor, call: RouterCall) -> tuple[str, AIMessage]:
-        """Return the reply of the model, or of the first of its fallbacks that gives one; who it was comes with it."""
-        failures: list[Exception] = []
-        for choice in (model, *(self.registry[name] for name in model.fallbacks)):
-            try:
-                return self._leg(choice).invoke(_messages(call), _config(choice))
-            except GraphBubbleUp:
-                raise
-            except Exception as error:  # noqa: BLE001 - the next one may do better
-                failures.append(error)
-        raise failures[0]
+    def _choices(self, name: str) -> Iterator[ModelDescriptor]:
+        """Yield the model and then its fallbacks."""
+        model = self.registry[name]
+        yield model
+        for fallback in model.fallbacks:
+            yield self.registry[fallback]
 
-    async def _afirst_reply(self, model: ModelDescriptor, call: RouterCall) -> tuple[str, AIMessage]:
-        """See `_first_reply`."""
-        failures: list[Exception] = []
-        for choice in (model, *(self.registry[name] for name in model.fallbacks)):
-            try:
-                # Building a client imports its package and reads certificates: not on the event loop.
-                leg = self._legs.get(choice.name)
-                if leg is None:
-                    leg = await asyncio.to_thread(self._leg, choice)
-                return await leg.ainvoke(_messages(call), _config(choice))
-            except GraphBubbleUp:
-                raise
-            except Exception as error:  # noqa: BLE001 - the next one may do better
-                failures.append(error)
-        raise failures[0]
-
-    def _leg(self, model: ModelDescriptor) -> Runnable[Any, tuple[str, AIMessage]]:
-        """Return the model alone, with its retries; each attempt has the model's own time and rate limit."""
+    def _client(self, model: ModelDescriptor) -> _Client:
         with self._building:  # a second one would have a rate limit of its own
-            if model.name not in self._legs:
-                leg: Runnable[Any, tuple[str, AIMessage]] = _Leg(model)
-                if model.retries:
-                    leg = leg.with_retry(retry_if_exception_type=PASSING_FAILURES, stop_after_attempt=model.retries + 1)
-                self._legs[model.name] = leg
-            return self._legs[model.name]
+            if model.name not in self._clients:
+                self._clients[model.name] = _Client(model)
+            return self._clients[model.name]
 
-    def _replied(self, call: RouterCall, answered_by: str, reply: AIMessage, latency_s: float) -> Hop:
-        # Half an emoji, as some JSON holds, is taken by no tokenizer.
-        response = strip_thought(reply.text.encode("utf-8", "replace").decode())
-        usage, cached_reply = self._usage(call, reply)
-        list_cost = cost(usage, self.registry[answered_by].price)
-        return {
-            **_hop(call),
-            "response": response,
-            "status": "ok" if response else "error",
-            "reason": None if response else f"{answered_by} gave an empty reply",
-            "usage": usage,
-            "cost_usd": 0.0 if cached_reply else list_cost,
-            "list_cost_usd": list_cost,
-            "latency_s": latency_s,
-            "answered_by": answered_by,
-        }
+    def _begin(self, call: RouterCall, *, again: bool) -> _Outcome:
+        outcome = _Outcome(call, again)
+        if again:
+            outcome.add_maybe(self.worst_case(call["model"], call["query"]))
+        return outcome
 
-    def _usage(self, call: RouterCall, reply: AIMessage) -> tuple[Usage, bool]:
-        """Return the tokens of a reply, counted here when it does not say, and whether it came from a cache."""
+    def _replied(self, outcome: _Outcome, model: ModelDescriptor, reply: AIMessage) -> Hop:
+        whole = reply.content if isinstance(reply.content, str) else reply.text
+        # Cut before anything else reads it. Half a surrogate pair, as some JSON holds, is taken by no tokenizer.
+        text = whole[: model.max_reply_chars].encode("utf-8", "replace").decode()
+        response = strip_thought(text)
         usage, from_cache = reported_usage(reply.usage_metadata)
         if usage is None:
-            usage = {
-                "prompt_tokens": self._count_tokens(CALL_PROMPT.format(query=call["query"])),
-                "cached_tokens": 0,
-                "completion_tokens": self._count_tokens(reply.text.encode("utf-8", "replace").decode()),
-                "estimated": True,
-            }
-        return usage, from_cache
+            usage = self._estimated(outcome.call, text, len(whole))
+        list_cost = cost(usage, model.price)
+        hop: Hop = {
+            **outcome.hop(),
+            "response": response,
+            "status": "ok" if response else "error",
+            "reason": None if response else f"{model.name} gave an empty reply",
+            "usage": usage,
+            "cost_usd": 0.0 if from_cache else list_cost,
+            "list_cost_usd": list_cost,
+            "answered_by": model.name,
+            "finish_reason": "too_long" if len(whole) > len(text) else finish_of(reply.response_metadata),
+        }
+        if is_router(model) and "routing" in reply.response_metadata:
+            hop = _with_account(hop, reply.response_metadata["routing"])
+        return hop
+
+    def _failed(self, outcome: _Outcome) -> Hop:
+        first = outcome.failures[0]
+        reason = public_reason(self.registry[outcome.call["model"]], first)
+        logger.info("%s", reason)
+        hop: Hop = {**outcome.hop(), "reason": reason}
+        # A router that was asked and broke off says what it had spent by then.
+        if isinstance(first, EngineError) and first.routing is not None:
+            hop = _with_account(hop, first.routing)
+        return hop
+
+    def _estimated(self, call: RouterCall, text: str, whole_length: int) -> Usage:
+        # Of a reply that was cut, the part that is left is counted and taken for typical of the whole.
+        kept = len(text) / whole_length if whole_length else 1.0
+        return {
+            "prompt_tokens": self._count_tokens(CALL_PROMPT.format(query=call["query"])),
+            "cached_tokens": 0,
+            "completion_tokens": math.ceil(self._count_tokens(text) / kept),
+            "estimated": True,
+        }
 
 
-class _Leg(Runnable[Any, tuple[str, AIMessage]]):
-    """One attempt at one model, within its time and rate limit; gives its name with its reply, so that it is billed."""
+class _Outcome:
+    """What is known of a call while its attempts are made."""
 
-    def __init__(self, model: ModelDescriptor) -> None:
-        self._descriptor, self._model = model, build_model(model)
-        rate = model.requests_per_second
-        self._limiter = InMemoryRateLimiter(requests_per_second=rate, max_bucket_size=1) if rate else None
+    def __init__(self, call: RouterCall, again: bool) -> None:
+        self.call, self._again = call, again
+        self.failures: list[Exception] = []
+        """The last failure of each model that was tried."""
+        self._maybe_usd: float | None = 0.0
+        self._started = time.perf_counter()
+
+    def add_maybe(self, worst_usd: float) -> None:
+        """Note that so much may have been billed without a reply to show for it."""
+        self._maybe_usd = add_bounds(self._maybe_usd, worst_usd if math.isfinite(worst_usd) else None)
+
+    def hop(self) -> Hop:
+        """Return the hop, as far as it does not depend on the reply."""
+        return {
+            **_blank_hop(self.call),
+            "latency_s": time.perf_counter() - self._started,
+            "maybe_cost_usd": self._maybe_usd,
+            "maybe_billed_twice": self._again,
+        }
+
+
+class _Client:
+    """One model, built, with its rate limit; shared by all calls to it."""
+
+    def __init__(self, descriptor: ModelDescriptor) -> None:
+        self.descriptor, self.model = descriptor, build_model(descriptor)
+        rate = descriptor.requests_per_second
+        self.limiter = InMemoryRateLimiter(requests_per_second=rate, max_bucket_size=1) if rate else None
+        self._takes_headers = _is_openai(self.model)
+
+    def options(self, call: RouterCall) -> dict[str, Any]:
+        """Return what a request carries besides the messages: the call's id, by which a provider can tell a repetition.
+
+        It would be part of the key of LangChain's cache, which then would never hit.
+        """
+        if "id" not in call or not self._takes_headers or get_llm_cache() is not None:
+            return {}
+        key = uuid.uuid5(uuid.UUID(call["id"]), self.descriptor.name)
+        return {"extra_headers": {"Idempotency-Key": str(key)}}
+
+
+class _Attempt(Runnable[Any, AIMessage]):
+    """One attempt of a call at one model, within the model's own time and rate limit."""
+
+    def __init__(self, client: _Client, outcome: _Outcome) -> None:
+        self._client, self._outcome = client, outcome
+        self._options = client.options(outcome.call)
+        self._timeout_s = client.descriptor.timeout_s
+
+    def with_retries(self) -> Runnable[Any, AIMessage]:
+        """Return the attempt, repeated as often as the descriptor says while the failure is a transient one."""
+        retries = self._client.descriptor.retries
+        if not retries:
+            return self
+        return self.with_retry(retry_if_exception_type=PASSING_FAILURES, stop_after_attempt=retries + 1)
 
     @override
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> tuple[str, AIMessage]:
-        if self._limiter:
-            self._limiter.acquire()
-        attempt = functools.partial(self._model.invoke, input, config, **kwargs)
-        return _signed(self._descriptor.name, _within(self._descriptor.timeout_s, attempt))
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
+        if self._client.limiter:
+            self._client.limiter.acquire()
+        call = functools.partial(self._client.model.invoke, input, config, **self._options)
+        try:
+            return _as_message(in_thread(call).result(timeout=self._timeout_s))
+        except Exception as error:
+            self._note(error)
+            raise
 
     @override
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> tuple[str, AIMessage]:
-        if self._limiter:
-            await self._limiter.aacquire()
-        async with asyncio.timeout(self._descriptor.timeout_s):
-            return _signed(self._descriptor.name, await self._model.ainvoke(input, config, **kwargs))
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
+        if self._client.limiter:
+            await self._client.limiter.aacquire()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return _as_message(await self._client.model.ainvoke(input, config, **self._options))
+        except Exception as error:
+            self._note(error)
+            raise
+
+    def _note(self, error: Exception) -> None:
+        if not isinstance(error, GraphBubbleUp) and _may_have_been_billed(error):
+            self._outcome.add_maybe(_worst_case(self._client.descriptor, self._outcome.call["query"]))
 
 
 def build_model(model: ModelDescriptor) -> Runnable[Any, Any]:
@@ -229,15 +321,23 @@ def build_model(model: ModelDescriptor) -> Runnable[Any, Any]:
         ImportError: The provider's LangChain package is not installed.
     """
     if isinstance(model.model, str):
-        return _from_string(model)
+        return for_any_loop(build_chat_model(model))
     runnable: Runnable[Any, Any] = model.model
-    if isinstance(runnable.bound if isinstance(runnable, RunnableBinding) else runnable, BaseChatModel):
+    if isinstance(runnable, PregelProtocol):
+        return AgentModel(runnable)
+    if isinstance(_inner(runnable), BaseChatModel):
         # Without a limit a call would have no worst case to hold against a budget.
         runnable = runnable.bind(**{"max_tokens": model.max_tokens, **model.params})
-    return runnable
+    return for_any_loop(runnable)
 
 
-def _from_string(model: ModelDescriptor) -> BaseChatModel:
+def build_chat_model(model: ModelDescriptor) -> BaseChatModel:
+    """Return the chat model that a descriptor names by a string.
+
+    Raises:
+        MissingKeyError: `api_key_env` names a variable that is not set.
+        ImportError: The provider's LangChain package is not installed.
+    """
     from langchain.chat_models import init_chat_model
 
     options: dict[str, Any] = {
@@ -263,6 +363,14 @@ def _from_string(model: ModelDescriptor) -> BaseChatModel:
     return built
 
 
+def is_router(model: ModelDescriptor) -> bool:
+    """Return whether a routed model is itself a router of this package, whose replies carry an account."""
+    inner = _inner(model.model)
+    if isinstance(inner, PregelProtocol):
+        return {"hops", "routing"} <= set(getattr(inner, "channels", ()))
+    return isinstance(inner, BaseChatModel) and inner._llm_type == "router-r1"
+
+
 def public_reason(model: ModelDescriptor, error: BaseException) -> str:
     """Return why a call failed in words fit for the router, a trace or a log: providers' own words may hold keys."""
     if isinstance(error, TimeoutError | ModelTimeoutError):
@@ -275,6 +383,54 @@ def public_reason(model: ModelDescriptor, error: BaseException) -> str:
     return f"{model.name} failed ({type(error).__name__})"
 
 
+def _worst_case(model: ModelDescriptor, query: str) -> float:
+    """Return the most that one attempt at one model can cost, in dollars; infinity when nothing bounds it."""
+    if is_router(model):
+        # What it spends is its own account's sum, whatever its descriptor says of tokens.
+        context = getattr(_inner(model.model), "context", None)
+        budget = getattr(context, "budget_usd", None)
+        return math.inf if budget is None else float(budget)
+    if not model.is_bounded and model.price != FREE:
+        return math.inf
+    prompt_tokens = len(CALL_PROMPT.format(query=query).encode("utf-8", "replace")) + PROMPT_OVERHEAD_TOKENS
+    return worst_case(prompt_tokens, model.max_tokens, model.price)
+
+
+def _may_have_been_billed(error: BaseException) -> bool:
+    """Return whether a provider may have generated, and billed, a reply to a request that failed in this way."""
+    if isinstance(error, EngineError):
+        return False  # a router as a routed model; its account says what it spent
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, _NOT_BILLED) or type(cause).__name__ in _NOT_SENT:
+            return False
+        cause = cause.__cause__ or cause.__context__
+    return True
+
+
+def _inner(model: Any) -> Any:
+    return model.bound if isinstance(model, RunnableBinding) else model
+
+
+def _is_openai(model: Any) -> bool:
+    """Return whether requests to this model may carry headers: it is OpenAI's client, and has no cache of its own."""
+    package = sys.modules.get("langchain_openai.chat_models.base")  # not imported: then it is none of theirs
+    inner = _inner(model.model if isinstance(model, AnyLoopModel) else model)
+    return package is not None and isinstance(inner, package.BaseChatOpenAI) and not inner.cache
+
+
+def _with_account(hop: Hop, account: Routing) -> Hop:
+    """Return the hop of a call to a router, with what that router spent in place of tokens at a price."""
+    return {
+        **hop,
+        "usage": add_usage([account["router_tokens"], account["candidate_tokens"]]),
+        "cost_usd": account["cost_usd"],
+        "list_cost_usd": sum(inner["list_cost_usd"] for inner in account["hops"]) + account["router_cost_usd"],
+        "maybe_cost_usd": add_bounds(hop["maybe_cost_usd"], account["maybe_cost_usd"]),
+        "inner": account,
+    }
+
+
 def _messages(call: RouterCall) -> list[BaseMessage]:
     return [HumanMessage(CALL_PROMPT.format(query=call["query"]))]
 
@@ -283,34 +439,16 @@ def _config(model: ModelDescriptor) -> RunnableConfig:
     return {"run_name": f"ask {model.name}", "metadata": {"router_r1_model": model.name}}
 
 
-def _signed(name: str, reply: Any) -> tuple[str, AIMessage]:
+def _as_message(reply: Any) -> AIMessage:
     if isinstance(reply, str):
-        return name, AIMessage(reply)
+        return AIMessage(reply)
     if isinstance(reply, AIMessage):
-        return name, reply
-    msg = f"{name} replied with a {type(reply).__name__}; it must be an AIMessage or a string"
+        return reply
+    msg = f"the model replied with a {type(reply).__name__}; it must be an AIMessage or a string"
     raise TypeError(msg)
 
 
-def _within(seconds: float, call: Callable[[], T]) -> T:
-    """Run a blocking call in a thread of its own and wait so long for it.
-
-    Python can't end a thread: a call that hangs for ever is left behind, and does not hold up the end of the program.
-    """
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:  # noqa: BLE001 - raised where the result is waited for
-            future.set_exception(error)
-
-    context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(run,), daemon=True, name="router-r1-call").start()
-    return future.result(timeout=seconds)
-
-
-def _hop(call: RouterCall) -> Hop:
+def _blank_hop(call: RouterCall) -> Hop:
     return {
         "turn": call["turn"],
         "index": call["index"],
@@ -324,16 +462,14 @@ def _hop(call: RouterCall) -> Hop:
         "list_cost_usd": 0.0,
         "latency_s": 0.0,
         "answered_by": None,
+        "finish_reason": None,
+        "maybe_cost_usd": 0.0,
+        "maybe_billed_twice": False,
+        "inner": None,
     }
 
 
 def _refused(call: RouterCall) -> Hop:
     assert call["refusal"] is not None
     status: HopStatus = call["refusal"]["status"]
-    return {**_hop(call), "status": status, "reason": call["refusal"]["reason"]}
-
-
-def _failed(call: RouterCall, model: ModelDescriptor, error: Exception, latency_s: float) -> Hop:
-    reason = public_reason(model, error)
-    logger.info("%s", reason)
-    return {**_hop(call), "reason": reason, "latency_s": latency_s}
+    return {**_blank_hop(call), "status": status, "reason": call["refusal"]["reason"]}

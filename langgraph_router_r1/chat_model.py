@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from langchain_core.callbacks import (
@@ -11,21 +13,25 @@ from langchain_core.callbacks import (
     CallbackManager,
     CallbackManagerForLLMRun,
 )
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.runnables import RunnableConfig
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult, Generation
+from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.graph.state import CompiledStateGraph
-from pydantic import ConfigDict
+from pydantic import ConfigDict, PrivateAttr
+from typing_extensions import override
 
-from langgraph_router_r1.state import RouterContext, RouterInput, RouterOutput, RouterState
+from langgraph_router_r1.accounting import from_cache, spending, with_earlier
+from langgraph_router_r1.engines.base import EngineError
+from langgraph_router_r1.state import RouterContext, RouterInput, RouterOutput, RouterState, Spending
 
 
 class ChatRouterR1(BaseChatModel):
     """A compiled router behind LangChain's chat model interface.
 
     The account of the run is in the message's `response_metadata["routing"]`. The message carries no
-    `usage_metadata`: the models that were asked report their own, and money is counted once.
+    `usage_metadata`: the models that were asked report their own, and money is counted once. With `with_retry`, the
+    account includes the attempts that failed; an answer from a cache has an account of zero dollars.
 
     Example:
         >>> from langgraph_router_r1 import ChatRouterR1, ModelDescriptor, ModelRegistry, create_router
@@ -47,6 +53,9 @@ class ChatRouterR1(BaseChatModel):
     model_name: str = "router-r1"
     """What traces call it."""
 
+    _earlier: Spending | None = PrivateAttr(default=None)
+    """What failed attempts at the question at hand spent; None when attempts are not repeated."""
+
     @property
     def _llm_type(self) -> str:
         return "router-r1"
@@ -64,7 +73,9 @@ class ChatRouterR1(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         config: RunnableConfig = {"callbacks": CallbackManager(**_heirs(run_manager))} if run_manager else {}
-        return self._result(self.router.invoke({"messages": list(messages)}, config, context=self.context))
+        with self._accounting():
+            output = self.router.invoke({"messages": list(messages)}, config, context=self.context)
+        return self._result(output)
 
     async def _agenerate(
         self,
@@ -74,12 +85,63 @@ class ChatRouterR1(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         config: RunnableConfig = {"callbacks": AsyncCallbackManager(**_heirs(run_manager))} if run_manager else {}
-        return self._result(await self.router.ainvoke({"messages": list(messages)}, config, context=self.context))
+        with self._accounting():
+            output = await self.router.ainvoke({"messages": list(messages)}, config, context=self.context)
+        return self._result(output)
+
+    @override
+    def with_retry(self, **options: Any) -> Runnable[LanguageModelInput, AIMessage]:
+        """Return the model with retries; see `Runnable.with_retry`. The account includes what failed attempts spent."""
+        return _Retrying(self, options)
+
+    @contextmanager
+    def _accounting(self) -> Iterator[None]:
+        """Let the account on an error include earlier attempts, and keep it for the next one."""
+        try:
+            yield
+        except EngineError as error:
+            if self._earlier is not None and error.routing is not None:
+                error.routing = with_earlier(error.routing, self._earlier)
+                self._earlier = spending(error.routing["cost_usd"], error.routing["maybe_cost_usd"])
+            raise
 
     def _result(self, output: dict[str, Any]) -> ChatResult:
         message = output["messages"][-1]
-        message.response_metadata |= {"routing": output["routing"], "model_name": self.model_name}
+        routing = output["routing"] if self._earlier is None else with_earlier(output["routing"], self._earlier)
+        message.response_metadata |= {"routing": routing, "model_name": self.model_name}
         return ChatResult(generations=[ChatGeneration(message=message)])
+
+    @override
+    def _convert_cached_generations(self, cache_val: list[Generation]) -> list[ChatGeneration]:
+        generations = super()._convert_cached_generations(cache_val)
+        for generation in generations:
+            metadata = generation.message.response_metadata
+            if "routing" in metadata:
+                metadata = {**metadata, "routing": from_cache(metadata["routing"])}
+                generation.message = generation.message.model_copy(update={"response_metadata": metadata})
+        return generations
+
+
+class _Retrying(Runnable[LanguageModelInput, AIMessage]):
+    """A router with retries: for each question a copy that remembers what its failed attempts spent."""
+
+    def __init__(self, model: ChatRouterR1, options: dict[str, Any]) -> None:
+        self._model, self._options = model, options
+
+    @override
+    def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
+        return self._attempts().invoke(input, config, **kwargs)
+
+    @override
+    async def ainvoke(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AIMessage:
+        return await self._attempts().ainvoke(input, config, **kwargs)
+
+    def _attempts(self) -> Runnable[LanguageModelInput, AIMessage]:
+        model = self._model.model_copy()
+        model._earlier = spending(0.0, 0.0)
+        return BaseChatModel.with_retry(model, **self._options)
 
 
 def _heirs(manager: BaseRunManager) -> dict[str, Any]:

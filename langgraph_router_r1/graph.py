@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, cast
 
 from langchain_core.messages import AIMessage, AnyMessage
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -27,8 +29,9 @@ from langgraph.store.base import BaseStore
 from langgraph.types import All, Checkpointer, Command, Overwrite, Send
 from typing_extensions import override
 
-from langgraph_router_r1 import protocol
-from langgraph_router_r1.candidates import Candidates
+from langgraph_router_r1 import intents, protocol
+from langgraph_router_r1.accounting import account, add_spending, spending
+from langgraph_router_r1.candidates import PROMPT_OVERHEAD_TOKENS, Candidates
 from langgraph_router_r1.engines.base import (
     ContextFullError,
     EngineError,
@@ -43,7 +46,7 @@ from langgraph_router_r1.ledger import (
     PER_MILLION,
     Price,
     PriceLike,
-    Usage,
+    add_bounds,
     add_usage,
     affordable,
     cost,
@@ -55,7 +58,6 @@ from langgraph_router_r1.state import (
     DoneEvent,
     Hop,
     InfoEvent,
-    ModelBill,
     Refusal,
     RouteEvent,
     RouterCall,
@@ -64,6 +66,8 @@ from langgraph_router_r1.state import (
     RouterOutput,
     RouterState,
     Routing,
+    RunLimits,
+    Spending,
     StopReason,
     ThinkEvent,
 )
@@ -116,6 +120,9 @@ class _Limits:
         given = {field.name: getattr(context, field.name) for field in fields(self)}
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
+    def as_state(self) -> RunLimits:
+        return cast("RunLimits", asdict(self))
+
 
 @dataclass
 class _Turn:
@@ -160,6 +167,7 @@ class _Machine:
     max_tokens: int
     max_info_tokens: int
     router_price: Price
+    checkpointed: bool
 
     # think
 
@@ -170,6 +178,7 @@ class _Machine:
             return self._think(state)
         except EngineError as error:
             if self.fallback is None:
+                error.routing = self._account(self._after_failed_turn(state)[1])
                 raise
             return self._degrade(state, error, self._rank(self.fallback, state))
 
@@ -180,6 +189,7 @@ class _Machine:
             return await self._athink(state)
         except EngineError as error:
             if self.fallback is None:
+                error.routing = self._account(self._after_failed_turn(state)[1])
                 raise
             # It embeds the question, and may load what it does that with.
             ranking = await asyncio.to_thread(self._rank, self.fallback, state)
@@ -209,9 +219,9 @@ class _Machine:
         return self._decide(state, turn, generation)
 
     def _prepare(self, state: RouterState) -> _Turn:
-        limits = self.limits.with_context(get_runtime().context)
+        limits = self._run_limits(state)
         fresh = _is_fresh(state)
-        spent = 0.0 if fresh else self._spent(state)
+        spent = self._spent(state)
         added: list[Segment] = []
         if fresh:
             chat = self.prompt.render(
@@ -257,16 +267,16 @@ class _Machine:
                 update |= {"answer": text, "stop_reason": "answered" if turn.routing else "forced_answer"}
                 return Command(update=update, goto="answer")
             case protocol.Route(calls):
-                spent = (0.0 if turn.fresh else self._spent(state)) + cost(generation.usage, self.router_price)
-                sends = self._sends(calls, done, turn.limits, spent, [*turn.transcript, segment])
-                return Command(update={**update, "turn": done + 1}, goto=sends)
+                spent = self._spent(state) + cost(generation.usage, self.router_price)
+                planned = self._plan(calls, done, turn.limits, spent, [*turn.transcript, segment])
+                return self._route_to(planned, {**update, "turn": done + 1})
             case protocol.Invalid(reason):
                 if not turn.routing:
                     return self._finish(state, turn, "no_answer", update, segment["text"])
                 corrections = 0 if turn.fresh else state.get("corrections", 0)
                 if generation.finish == "length":
                     reason = f"it was cut off after {generation.usage['completion_tokens']} tokens"
-                spent = (0.0 if turn.fresh else self._spent(state)) + cost(generation.usage, self.router_price)
+                spent = self._spent(state) + cost(generation.usage, self.router_price)
                 routing_on = corrections < MAX_CORRECTIONS and self._can_ask(
                     turn.limits, spent, [*turn.transcript, segment]
                 )
@@ -276,10 +286,10 @@ class _Machine:
                 update |= {"corrections": corrections + 1, "routing_off": not routing_on}
                 return Command(update=update, goto="think")
 
-    def _sends(
+    def _plan(
         self, calls: Sequence[protocol.Call], turn: int, limits: _Limits, spent: float, transcript: list[Segment]
-    ) -> list[Send]:
-        """Return a `Send` for each call, those that must not be made marked so."""
+    ) -> list[RouterCall]:
+        """Return the calls of a turn, those that must not be made marked so."""
         payloads: list[RouterCall] = []
         for index, call in enumerate(calls):
             refusal: Refusal | None = None
@@ -288,16 +298,23 @@ class _Machine:
                 refusal = {"status": "unknown_model", "reason": self.registry.explain_unknown(model)}
             elif index >= limits.max_parallel:
                 refusal = {"status": "denied", "reason": f"at most {limits.max_parallel} models can be asked a turn"}
-            payloads.append({"turn": turn, "index": index, "model": model, "query": call.query, "refusal": refusal})
+            payloads.append(_call(turn, index, model, call.query, refusal))
         askable = [payload for payload in payloads if payload["refusal"] is None]
         left = self._left_for_calls(limits, spent, self._prompt_tokens(transcript))
         if left is not None:
             worst_cases = [self.candidates.worst_case(payload["model"], payload["query"]) for payload in askable]
             for payload, worst, fits in zip(askable, worst_cases, affordable(worst_cases, left), strict=True):
                 if not fits:
-                    reason = f"the call may cost ${worst:.2g} and ${max(left, 0.0):.2g} of the budget is left"
+                    may_cost = f"may cost ${worst:.2g}" if math.isfinite(worst) else "has no upper bound of its cost"
+                    reason = f"the call {may_cost} and ${max(left, 0.0):.2g} of the budget is left"
                     payload["refusal"] = {"status": "over_budget", "reason": reason}
-        return [Send("route", payload) for payload in payloads]
+        return payloads
+
+    def _route_to(self, calls: Sequence[RouterCall], update: dict[str, Any]) -> Next:
+        """Send the calls out, and keep in the state what they may cost, should the run break off meanwhile."""
+        worst = [self.candidates.worst_case(call["model"], call["query"]) for call in calls if call["refusal"] is None]
+        update["in_flight_usd"] = add_bounds(*(usd if math.isfinite(usd) else None for usd in worst))
+        return Command(update=update, goto=[Send("route", call) for call in calls])
 
     def _quote(self, hops: Sequence[Hop], *, routing: bool) -> str:
         """Return what the calls of a turn brought back as one block, in call order, cut to `max_info_tokens`."""
@@ -306,7 +323,7 @@ class _Machine:
         for hop in hops:
             if hop["status"] == "denied":
                 continue
-            said = hop["response"] if hop["status"] == "ok" else f"No reply: {_sentence(self._reason(hop))}"
+            said = _said(hop) if hop["status"] == "ok" else f"No reply: {_sentence(self._reason(hop))}"
             lines.append(self._harmless(said if len(hops) == 1 else f"{self._called(hop)}: {said}"))
         lines = self._share_out(lines, self.max_info_tokens)
         if denied:
@@ -345,10 +362,9 @@ class _Machine:
 
     def _rank(self, fallback: Fallback, state: RouterState) -> list[str]:
         """Return the pool in the order in which to ask it; from the cheapest on when the fallback fails too."""
-        limits = self.limits.with_context(get_runtime().context)
         names: list[str] = []
         try:
-            ranking = fallback.rank(_whole_question(state), cost_weight=limits.cost_weight)
+            ranking = fallback.rank(_whole_question(state), cost_weight=self._run_limits(state).cost_weight)
             names = [self.registry[name].name for name in ranking if name in self.registry]
         except Exception as error:  # noqa: BLE001 - whatever it is, the question is not lost
             # Its own words may hold a key.
@@ -359,10 +375,7 @@ class _Machine:
     def _degrade(self, state: RouterState, error: EngineError, ranking: Sequence[str]) -> Next:
         """Go on without the router LLM. The transcript stays as it was before the turn that failed."""
         logger.warning("the router LLM does not answer, and the fallback takes its place: %s", error)
-        update: dict[str, Any] = {}
-        if _is_fresh(state):
-            update = {**_new_run(state), "transcript": Overwrite([])}
-            state = {"messages": state["messages"]}
+        update, state = self._after_failed_turn(state)
         order = self._within_budget(state, ranking)[:MAX_FALLBACK_CALLS]
         asks = f"the fallback asks {', then '.join(order)}" if order else "the budget pays for no call without it"
         event: ThinkEvent = {
@@ -385,13 +398,12 @@ class _Machine:
             answer = replies[-1] if replies else ""
             return Command(update={**update, "answer": answer, "stop_reason": "degraded"}, goto="answer")
         turn = state.get("turn", 0)
-        query = _whole_question(state)
-        call: RouterCall = {"turn": turn, "index": 0, "model": order[0], "query": query, "refusal": None}
-        return Command(update={**update, "fallback": order[1:], "turn": turn + 1}, goto=[Send("route", call)])
+        call = _call(turn, 0, order[0], _whole_question(state))
+        return self._route_to([call], {**update, "fallback": order[1:], "turn": turn + 1})
 
     def _within_budget(self, state: RouterState, names: Sequence[str]) -> list[str]:
         """Return those of the models that the budget pays for: all of it, as the router LLM writes no more."""
-        budget = self.limits.with_context(get_runtime().context).budget_usd
+        budget = self._run_limits(state).budget_usd
         if budget is None:
             return list(names)
         left, query = budget - self._spent(state), _whole_question(state)
@@ -401,13 +413,15 @@ class _Machine:
 
     def route(self, call: RouterCall) -> dict[str, list[Hop]]:
         announce_call(call)
-        hop = self.candidates.ask(call)
+        again = self.checkpointed and call["refusal"] is None and intents.begin(call)
+        hop = self.candidates.ask(call, again=again)
         announce_hop(hop)
         return {"hops": [hop]}
 
     async def aroute(self, call: RouterCall) -> dict[str, list[Hop]]:
         announce_call(call)
-        hop = await self.candidates.aask(call)
+        again = self.checkpointed and call["refusal"] is None and await intents.abegin(call)
+        hop = await self.candidates.aask(call, again=again)
         announce_hop(hop)
         return {"hops": [hop]}
 
@@ -415,7 +429,7 @@ class _Machine:
 
     def answer(self, state: RouterState) -> dict[str, Any]:
         answer = state.get("answer", "")
-        routing = self._account(state)
+        routing = self._account({**state, "stop_reason": state.get("stop_reason") or "no_answer"})
         event: DoneEvent = {"type": "router_r1.done", "answer": answer, "routing": routing}
         get_stream_writer()(event)
         message = AIMessage(answer, response_metadata={"stop_reason": routing["stop_reason"]})
@@ -431,8 +445,22 @@ class _Machine:
             turns=state.get("turn", 0),
             router_tokens=add_usage(state.get("router_usage", [])),
             router_price=self.router_price,
-            stop_reason=state.get("stop_reason") or "no_answer",
+            stop_reason=state.get("stop_reason"),
+            earlier=state.get("earlier"),
+            before=state.get("before"),
         )
+
+    def _after_failed_turn(self, state: RouterState) -> tuple[dict[str, Any], RouterState]:
+        """Return the update that records a turn in which the router LLM did not answer, and the state with it."""
+        # The turn may have been sampled, and billed, all the same.
+        lost = spending(0.0, self._turn_worst_case(state))
+        update: dict[str, Any] = {}
+        if _is_fresh(state):
+            update = {**self._new_run(state), "transcript": Overwrite([])}
+            cleared: dict[str, Any] = {"hops": [], "router_usage": [], "transcript": []}
+            state = cast("RouterState", {"messages": state["messages"], **update, **cleared})
+        update["earlier"] = add_spending(state.get("earlier"), lost)
+        return update, {**state, "earlier": update["earlier"]}
 
     # shared by the halves of think
 
@@ -441,7 +469,68 @@ class _Machine:
         grown = [*turn.added, *segments]
         if not turn.fresh:
             return {"transcript": grown}
-        return {**_new_run(state), "transcript": Overwrite(grown)}
+        return {**self._new_run(state), "transcript": Overwrite(grown)}
+
+    def _new_run(self, state: RouterState) -> dict[str, Any]:
+        """Return the update that begins a run: limits settled, what was spent before carried over, the rest cleared."""
+        left = self._left_behind(state)
+        if state.get("question_id") == _question(state).id:  # the same question, sent again after it broke off
+            earlier, before = left, state.get("before")
+        else:
+            earlier, before = None, add_spending(state.get("before"), left)
+        return {
+            "question_id": _question(state).id,
+            "limits": self._run_limits(state).as_state(),
+            "hops": Overwrite([]),
+            "router_usage": Overwrite([]),
+            "turn": 0,
+            "corrections": 0,
+            "routing_off": False,
+            "fallback": None,
+            "in_flight_usd": 0.0,
+            "earlier": add_spending(earlier),
+            "before": add_spending(before),
+            "stop_reason": None,
+            "answer": "",
+            "routing": account(
+                [],
+                turns=0,
+                router_tokens=add_usage([]),
+                router_price=FREE,
+                stop_reason=None,
+                earlier=earlier,
+                before=before,
+            ),
+        }
+
+    def _left_behind(self, state: RouterState) -> Spending:
+        """Return what the run spent that the state holds, with what its unfinished steps may have cost."""
+        spent = self._account(state)
+        maybe = [spent["maybe_cost_usd"]]
+        if not _has_ended(state):
+            maybe.append(self._turn_worst_case(state))
+            if _calls_are_missing(state):
+                maybe.append(state.get("in_flight_usd", 0.0))
+        return spending(spent["cost_usd"], add_bounds(*maybe))
+
+    def _run_limits(self, state: RouterState) -> _Limits:
+        """Return what the run is held to: as it was built or, once it runs, as it began; a context has precedence."""
+        begun = state.get("limits")
+        limits = self.limits if begun is None or _is_fresh(state) else _Limits(**begun)
+        return limits.with_context(get_runtime().context)
+
+    def _turn_worst_case(self, state: RouterState) -> float:
+        """Return the most that one more turn of the router LLM can cost, in dollars."""
+        if self.router_price == FREE:
+            return 0.0
+        tokens = self.max_info_tokens + QUOTE_OVERHEAD_TOKENS + self._prompt_tokens(state.get("transcript", []))
+        if _is_fresh(state):
+            limits = self._run_limits(state)
+            chat = self.prompt.render(
+                state["messages"], self.registry, cost_weight=limits.cost_weight, max_turns=limits.max_turns
+            )
+            tokens = sum(len(message["content"].encode()) + PROMPT_OVERHEAD_TOKENS for message in chat)
+        return worst_case(tokens, self.max_tokens, self.router_price)
 
     def _finish(
         self,
@@ -458,9 +547,15 @@ class _Machine:
         return Command(update={**update, "answer": best, "stop_reason": stop_reason}, goto="answer")
 
     def _spent(self, state: RouterState) -> float:
-        """Return the dollars this run has spent so far."""
-        router = cost(add_usage(state.get("router_usage", [])), self.router_price)
-        return router + sum(hop["cost_usd"] for hop in state.get("hops", []))
+        """Return the dollars that count against the budget so far: spent for sure, and possibly billed."""
+        if _is_fresh(state):
+            again = state.get("question_id") == _question(state).id
+            spent = self._left_behind(state) if again else spending(0.0, 0.0)
+        else:
+            routing = self._account(state)
+            spent = spending(routing["cost_usd"], routing["maybe_cost_usd"])
+        maybe = spent["maybe_cost_usd"]
+        return spent["cost_usd"] + (math.inf if maybe is None else maybe)
 
     def _affordable_tokens(self, limits: _Limits, spent: float, transcript: list[Segment]) -> int:
         """Return how many tokens the router may sample: fewer than its limit when the budget pays for fewer."""
@@ -524,37 +619,6 @@ def announce_hop(hop: Hop) -> None:
     get_stream_writer()(event)
 
 
-def account(
-    hops: Sequence[Hop], *, turns: int, router_tokens: Usage, router_price: Price, stop_reason: StopReason | None
-) -> Routing:
-    """Return the account of a run: its hops in call order, and the sums of what they cost."""
-    hops = sorted(hops, key=lambda hop: (hop["turn"], hop["index"]))
-    by_model: dict[str, ModelBill] = {}
-    for hop in hops:
-        if hop["status"] not in {"ok", "error"}:
-            continue
-        name = hop["answered_by"] or hop["model"]
-        bill = by_model.setdefault(
-            name, {"calls": 0, "failed": 0, "cost_usd": 0.0, "prompt_tokens": 0, "completion_tokens": 0}
-        )
-        bill["calls"] += 1
-        bill["failed"] += hop["status"] != "ok"
-        bill["cost_usd"] += hop["cost_usd"]
-        bill["prompt_tokens"] += hop["usage"]["prompt_tokens"]
-        bill["completion_tokens"] += hop["usage"]["completion_tokens"]
-    router_cost = cost(router_tokens, router_price)
-    return {
-        "turns": turns,
-        "hops": hops,
-        "cost_usd": sum(hop["cost_usd"] for hop in hops) + router_cost,
-        "router_cost_usd": router_cost,
-        "by_model": by_model,
-        "router_tokens": router_tokens,
-        "candidate_tokens": add_usage(hop["usage"] for hop in hops),
-        "stop_reason": stop_reason,
-    }
-
-
 def build_router(
     engine: RouterEngine,
     registry: ModelRegistry,
@@ -568,6 +632,7 @@ def build_router(
     max_info_tokens: int = 600,
     router_price: PriceLike = "free",
     fallback: Fallback | Literal["pilot"] | None = None,
+    checkpointed: bool = True,
 ) -> StateGraph[RouterState, RouterContext, RouterInput, RouterOutput]:
     """Return the graph, not compiled, for those who add to it.
 
@@ -587,6 +652,8 @@ def build_router(
             three, until one replies; the run ends `degraded`. Should the fallback fail too, the cheapest are asked.
             None: such a run ends with the engine's `EngineError`. A pilot's first ranking loads its embeddings, which
             takes seconds; call `rank` once to have that behind you.
+        checkpointed: Whether checkpoints of the graph are stored whenever it has a checkpointer. False only for a graph
+            that is compiled with `checkpointer=False` and embedded in a graph that has one: then no call is noted.
 
     Raises:
         ValueError: A setting is out of its range, or the registry is empty or lacks the profile that a pilot needs.
@@ -610,6 +677,7 @@ def build_router(
         max_tokens=max_tokens,
         max_info_tokens=max_info_tokens,
         router_price=Price.parse(router_price),
+        checkpointed=checkpointed,
     )
     graph = StateGraph(RouterState, context_schema=RouterContext, input_schema=RouterInput, output_schema=RouterOutput)
     graph.add_node("think", Node(machine.think, machine.athink), destinations=("route", "think", "answer"))
@@ -667,6 +735,7 @@ def create_router(
         max_info_tokens=max_info_tokens,
         router_price=router_price,
         fallback=fallback,
+        checkpointed=checkpointer is not False,
     )
     return graph.compile(
         checkpointer=checkpointer,
@@ -727,35 +796,38 @@ def _whole_question(state: RouterState) -> str:
 
 def _is_fresh(state: RouterState) -> bool:
     """Return whether a run starts here: with another question, or with one that broke off while models were asked."""
-    if state.get("question_id") != _question(state).id:
-        return True
-    # Whoever sends a question again, instead of resuming, drops the calls in flight: their turn has no hop.
-    last = state.get("turn", 0) - 1
-    return last >= 0 and not any(hop["turn"] == last for hop in state.get("hops", []))
+    # Whoever sends a question again, instead of resuming, drops the calls in flight.
+    return state.get("question_id") != _question(state).id or _calls_are_missing(state)
 
 
 def _is_degraded(state: RouterState) -> bool:
     return state.get("fallback") is not None and not _is_fresh(state)
 
 
-def _new_run(state: RouterState) -> dict[str, Any]:
-    """Return the update that clears what an earlier run left, but for its transcript."""
-    return {
-        "question_id": _question(state).id,
-        "hops": Overwrite([]),
-        "router_usage": Overwrite([]),
-        "turn": 0,
-        "corrections": 0,
-        "routing_off": False,
-        "fallback": None,
-        "stop_reason": None,
-        "answer": "",
-        "routing": account([], turns=0, router_tokens=add_usage([]), router_price=FREE, stop_reason=None),
-    }
+def _calls_are_missing(state: RouterState) -> bool:
+    """Return whether the calls of the latest route turn have left no hop in the state."""
+    last = state.get("turn", 0) - 1
+    return last >= 0 and not any(hop["turn"] == last for hop in state.get("hops", []))
+
+
+def _has_ended(state: RouterState) -> bool:
+    """Return whether the run that the state holds, if any, came to its end."""
+    return state.get("question_id") is None
 
 
 def _stop(routing: bool) -> list[str]:
     return [protocol.SEARCH_END, protocol.ANSWER_END] if routing else [protocol.ANSWER_END]
+
+
+def _said(hop: Hop) -> str:
+    """Return a reply as the router reads it: one that was cut says so first, where no later cut can lose it."""
+    complete = hop["finish_reason"] in {None, "stop"}
+    return hop["response"] if complete else f"(This reply was cut off.) {hop['response']}"
+
+
+def _call(turn: int, index: int, model: str, query: str, refusal: Refusal | None = None) -> RouterCall:
+    call_id = uuid.uuid4().hex
+    return {"id": call_id, "turn": turn, "index": index, "model": model, "query": query, "refusal": refusal}
 
 
 def _sentence(text: str) -> str:

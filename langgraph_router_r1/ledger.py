@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 from typing_extensions import TypedDict
 
 PER_MILLION = 1e-6
+
+
+FinishReason = Literal["stop", "length", "filtered", "too_long"]
+"""`stop`: the reply is complete. `length`: the provider's limit of tokens cut it. `filtered`: the provider's content
+filter cut it. `too_long`: it had more than the descriptor's `max_reply_chars` characters and was cut here."""
 
 
 class Usage(TypedDict):
@@ -51,7 +56,7 @@ class Price:
         for part in ("prompt", "completion", "cached"):
             value = getattr(self, part)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e9:
-                msg = f"price.{part} is {value!r}; it must be a number of dollars per million tokens, 0 or more"
+                msg = f"price.{part} is {_shown(value)}; it must be a number of dollars per million tokens, 0 or more"
                 raise ValueError(msg)
 
     @classmethod
@@ -74,7 +79,7 @@ class Price:
         if isinstance(value, Mapping) and {"prompt", "completion"} <= set(value) <= {"prompt", "completion", "cached"}:
             return cls(**value)
         msg = (
-            f"price is {value!r}; it must be 'free', a number of dollars per million tokens, "
+            f"price is {_shown(value)}; it must be 'free', a number of dollars per million tokens, "
             "or a table with prompt, completion and perhaps cached"
         )
         raise ValueError(msg)
@@ -87,28 +92,44 @@ class Price:
         return f"${self.prompt:g}/M in, ${self.completion:g}/M out"
 
 
+def _shown(value: Any) -> str:
+    """Return a wrong price as an error may show it: a number as it is; of anything else, which may be a key, its type.
+
+    Example:
+        >>> _shown(-1), _shown("sk-secret")
+        ('-1', 'a str')
+    """
+    return repr(value) if isinstance(value, int | float) else f"a {type(value).__name__}"
+
+
 PriceLike = Price | float | str | Mapping[str, float]
 """The forms that `Price.parse` reads."""
 
 FREE = Price(0.0, 0.0)
 
 
-def reported_usage(metadata: Mapping[str, Any] | None) -> tuple[Usage | None, bool]:
-    """Return the tokens that a reply reports, None when it says nothing to go by; and whether it came from a cache.
+MAX_COUNT = 10**9
+"""The largest number of tokens that is believed of one call."""
+
+
+def reported_usage(metadata: Any) -> tuple[Usage | None, bool]:
+    """Return the tokens that a reply reports, None when it reports nothing usable; and whether it came from a cache.
 
     Args:
-        metadata: The `usage_metadata` of the reply. LangChain gives one from a cache a total cost of 0.
+        metadata: The `usage_metadata` of the reply, as the provider's package filled it in. LangChain gives a reply
+            from its cache a total cost of 0.
 
     Example:
         >>> reported_usage({"input_tokens": 10, "output_tokens": -5, "total_tokens": 5})
         (None, False)
     """
-    reported = metadata or {}
+    reported = metadata if isinstance(metadata, Mapping) else {}
     from_cache = reported.get("total_cost") == 0
     prompt, completion = reported.get("input_tokens"), reported.get("output_tokens")
     if not _is_count(prompt) or not _is_count(completion):
         return None, from_cache
-    cached = (reported.get("input_token_details") or {}).get("cache_read")
+    details = reported.get("input_token_details")
+    cached = details.get("cache_read") if isinstance(details, Mapping) else None
     return {
         "prompt_tokens": prompt,
         "cached_tokens": min(cached, prompt) if _is_count(cached) else 0,
@@ -117,9 +138,25 @@ def reported_usage(metadata: Mapping[str, Any] | None) -> tuple[Usage | None, bo
     }, from_cache
 
 
+def finish_of(metadata: Mapping[str, Any]) -> FinishReason:
+    """Return why a reply ended, from its `response_metadata`; each provider says it in its own way.
+
+    Example:
+        >>> finish_of({"finish_reason": "length"}), finish_of({"stop_reason": "max_tokens"}), finish_of({})
+        ('length', 'length', 'stop')
+    """
+    said = {str(metadata.get(key)).lower() for key in _FINISH_KEYS}
+    return "length" if said & _CUT_BY_LENGTH else "filtered" if said & _CUT_BY_FILTER else "stop"
+
+
+_FINISH_KEYS = ("finish_reason", "stop_reason", "stopReason", "done_reason", "status")
+_CUT_BY_LENGTH = {"length", "max_tokens", "model_length", "incomplete"}
+_CUT_BY_FILTER = {"content_filter", "content_filtered", "guardrail_intervened", "refusal", "safety"}
+
+
 def _is_count(value: Any) -> TypeGuard[int]:
-    # A server that reports less than nothing would pay for other calls.
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    # A negative count would make other calls cheaper, and a number of 400 digits is no cost that can be computed.
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_COUNT
 
 
 def cost(usage: Usage, price: Price) -> float:
@@ -148,6 +185,21 @@ def add_usage(usages: Iterable[Usage]) -> Usage:
         total["cached_tokens"] += usage["cached_tokens"]
         total["completion_tokens"] += usage["completion_tokens"]
         total["estimated"] = total["estimated"] or usage["estimated"]
+    return total
+
+
+def add_bounds(*bounds: float | None) -> float | None:
+    """Add up upper bounds in dollars; None stands for "no bound is known", and so is a sum that it is part of.
+
+    Example:
+        >>> add_bounds(0.25, 0.5), add_bounds(0.25, None)
+        (0.75, None)
+    """
+    total = 0.0
+    for bound in bounds:
+        if bound is None:
+            return None
+        total += bound
     return total
 
 

@@ -7,7 +7,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from string import Template
 
-from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage
+from langchain_core.messages import (
+    AIMessage,
+    AnyMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
 
 from langgraph_router_r1.protocol import fold, neutralise
 from langgraph_router_r1.registry import ModelRegistry
@@ -107,20 +114,20 @@ class RouterPrompt:
         max_turns: int,
         control_tokens: Collection[str] = (),
     ) -> list[dict[str, str]]:
-        """Return the router's chat: system messages and earlier turns as they are, then the question in the template.
+        """Return the router's chat: all other messages in their order as context, then the question in the template.
 
-        What users wrote is neutralised: it can become neither one of our tags nor a control token.
+        What users wrote is neutralised: it can become neither one of our tags nor a control token. Results of tools are
+        context, too, also those that follow the question; of a message that calls a tool, only its text is.
 
         Raises:
-            ValueError: There is no human message, or the last one has no text.
+            ValueError: There is no human message, the last one has no text, or a message holds something else.
         """
         last = last_question(messages)
         chat = []
-        for message in messages[:last]:
-            role = _role(message)
-            text = neutralise(message.text, control_tokens).strip()
-            if role and text:
-                chat.append({"role": role, "content": text})
+        for message in [*messages[:last], *messages[last + 1 :]]:
+            text = neutralise(_context(message), control_tokens).strip()
+            if text:
+                chat.append({"role": _role(message), "content": text})
         question = neutralise(messages[last].text, control_tokens).strip()
         told = self.told_weight(cost_weight, question)
         content = Template(self.template).substitute(
@@ -141,8 +148,10 @@ def last_question(messages: Sequence[AnyMessage]) -> int:
     """Return the place of the last human message.
 
     Raises:
-        ValueError: There is none, or it has no text.
+        ValueError: There is none, it has no text, or a message holds an image or something else that is not text.
     """
+    for place, message in enumerate(messages):
+        _require_text(place, message)
     for index in range(len(messages) - 1, -1, -1):
         if isinstance(messages[index], HumanMessage):
             if not messages[index].text.strip():
@@ -152,10 +161,32 @@ def last_question(messages: Sequence[AnyMessage]) -> int:
     raise ValueError(msg)
 
 
-def _role(message: AnyMessage) -> str | None:
+_MEDIA = frozenset({"image", "image_url", "audio", "input_audio", "video", "file", "input_file", "document", "media"})
+"""Types of content blocks that a router must not ignore in what another agent said; its tool calls are no content."""
+
+
+def _require_text(place: int, message: AnyMessage) -> None:
+    for block in [] if isinstance(message.content, str) else message.content:
+        kind = "text" if isinstance(block, str) else str(block.get("type"))[:40]
+        if kind in _MEDIA or (kind != "text" and not isinstance(message, AIMessage)):
+            msg = (
+                f"messages[{place}] holds a block of type {kind!r}; the router and the models that it asks read text "
+                "only: put what it shows into words, or ask a model for images directly"
+            )
+            raise ValueError(msg)
+
+
+def _context(message: AnyMessage) -> str:
+    """Return what a message other than the question says to the router."""
+    if isinstance(message, ToolMessage | FunctionMessage) and message.text.strip():
+        return f"Result of the tool {message.name or 'call'}: {message.text}"
+    return message.text
+
+
+def _role(message: AnyMessage) -> str:
     if isinstance(message, SystemMessage):
         return "system"
-    if isinstance(message, HumanMessage):
-        return "user"
-    # Tool calls and their results are another agent's business; what it said in words is context.
-    return "assistant" if isinstance(message, AIMessage) else None
+    if isinstance(message, AIMessage):
+        return "assistant"
+    # Chat templates know no common role for the result of a tool.
+    return "user"

@@ -125,6 +125,8 @@ class ModelDescriptor(BaseModel):
     """Name of the environment variable that holds the key."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Most seconds one attempt may take."""
+    max_reply_chars: int = Field(default=100_000, gt=0)
+    """Most characters kept of a reply; what is longer is cut before anything counts or stores it."""
     max_retries: int | None = Field(default=None, ge=0)
     """How often a call that failed for a passing reason (429, 5xx, no connection) is tried again; by default twice for
     a model given as a string, and never for one that is given as an object, which has its own way."""

@@ -10,7 +10,7 @@ from langchain_core.messages import AnyMessage, MessageLikeRepresentation
 from langgraph.graph.message import add_messages
 from typing_extensions import TypedDict
 
-from langgraph_router_r1.ledger import Usage
+from langgraph_router_r1.ledger import FinishReason, Usage
 from langgraph_router_r1.transcript import Segment
 
 HopStatus = Literal["ok", "error", "unknown_model", "over_budget", "denied"]
@@ -47,6 +47,16 @@ class Hop(TypedDict):
     latency_s: float
     answered_by: str | None
     """The model that replied: `model`, or one of its fallbacks."""
+    finish_reason: FinishReason | None
+    """Why the reply ended; None when there is none."""
+    maybe_cost_usd: float | None
+    """The most that may have been billed beside `cost_usd`: the worst case of each attempt that was given up, or that
+    failed after it was sent. None when no upper bound is known."""
+    maybe_billed_twice: bool
+    """Whether this call may have been made and billed once before: an earlier attempt had begun when its process, or
+    the run, was stopped, and left no reply. Its worst case is part of `maybe_cost_usd`."""
+    inner: Routing | None
+    """The account of the router that replied, when the routed model is itself a router."""
 
 
 class ModelBill(TypedDict):
@@ -66,13 +76,37 @@ class Routing(TypedDict):
     """Turns in which models were asked."""
     hops: list[Hop]
     cost_usd: float
-    """All that was spent: hops and router."""
+    """All that was spent on the question, as far as it is known: hops, router, and `earlier_cost_usd`."""
     router_cost_usd: float
+    earlier_cost_usd: float
+    """What attempts at the same question cost that broke off before this one; their calls are not in `hops`."""
+    maybe_cost_usd: float | None
+    """The most that may have been billed beside `cost_usd`; see `Hop.maybe_cost_usd`. None: no bound is known."""
+    maybe_billed_twice: int
+    """How many of the hops may have been billed twice; see `Hop.maybe_billed_twice`."""
+    thread_cost_usd: float
+    """What all questions of the thread cost so far, this one included; `cost_usd` when there is no checkpointer."""
     by_model: dict[str, ModelBill]
     router_tokens: Usage
     candidate_tokens: Usage
     stop_reason: StopReason | None
     """None while it runs."""
+
+
+class Spending(TypedDict):
+    """Dollars spent, and the most that may have been billed beside them (None: no bound is known)."""
+
+    cost_usd: float
+    maybe_cost_usd: float | None
+
+
+class RunLimits(TypedDict):
+    """What one run is held to; kept in the state, so that a resumed run is held to the same."""
+
+    max_turns: int
+    max_parallel: int
+    cost_weight: float
+    budget_usd: float | None
 
 
 class RouterInput(TypedDict):
@@ -109,6 +143,14 @@ class RouterState(TypedDict):
     """Whether the next turn must answer."""
     fallback: NotRequired[list[str] | None]
     """The models that are yet to be asked, best first, since the router LLM does not answer; None while it does."""
+    limits: NotRequired[RunLimits]
+    """The limits of the run, settled in its first turn."""
+    in_flight_usd: NotRequired[float | None]
+    """The most that the calls of the latest route turn can cost together; None: no bound is known."""
+    earlier: NotRequired[Spending]
+    """Spent by attempts at this question that broke off."""
+    before: NotRequired[Spending]
+    """Spent on this thread before this question."""
     stop_reason: NotRequired[StopReason | None]
     answer: NotRequired[str]
     routing: NotRequired[Routing]
@@ -124,6 +166,8 @@ class Refusal(TypedDict):
 class RouterCall(TypedDict):
     """The payload of one `Send("route", ...)`."""
 
+    id: NotRequired[str]
+    """Unique to the call and kept in the checkpoint: a resumed run makes the call under the same id."""
     turn: int
     index: int
     model: str
@@ -134,7 +178,10 @@ class RouterCall(TypedDict):
 
 @dataclass(kw_only=True)
 class RouterContext:
-    """Overrides for one run; what is None is as it was built. Give it again when an interrupted run is resumed.
+    """Overrides for one run; what is None is as it was built.
+
+    A run keeps its limits in its state, so an interrupted run is resumed with the limits that it had. A context that is
+    given when it is resumed changes them from there on.
 
     Example:
         >>> RouterContext(cost_weight=0.9, budget_usd=0.001)  # doctest: +ELLIPSIS

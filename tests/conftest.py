@@ -50,6 +50,15 @@ def ask(turns: Any, registry: ModelRegistry, question: str = "Which?", **setting
     )
 
 
+WAYS = ("invoke", "ainvoke")
+
+
+async def invoked(runnable: Any, way: str, *arguments: Any, **options: Any) -> Any:
+    """Return what a Runnable gives when it is called in one of the `WAYS`."""
+    result = getattr(runnable, way)(*arguments, **options)
+    return await result if way == "ainvoke" else result
+
+
 @pytest.fixture
 def collected() -> Iterator[None]:
     """Drop what a test leaves open here and now, and not in whatever test the garbage collector comes by next."""

@@ -57,7 +57,8 @@ def test_a_run_gives_the_answer_as_a_message_and_an_account() -> None:
     assert [type(message) for message in result["messages"]] == [HumanMessage, AIMessage]
     routing = result["routing"]
     assert set(routing) == {
-        "turns", "hops", "cost_usd", "router_cost_usd", "by_model", "router_tokens", "candidate_tokens", "stop_reason",
+        "turns", "hops", "cost_usd", "router_cost_usd", "earlier_cost_usd", "maybe_cost_usd", "maybe_billed_twice",
+        "thread_cost_usd", "by_model", "router_tokens", "candidate_tokens", "stop_reason",
     }  # fmt: skip
     assert routing["turns"] == 2
     assert [(hop["model"], hop["query"], hop["response"], hop["status"]) for hop in routing["hops"]] == [
@@ -140,7 +141,8 @@ def test_system_messages_and_earlier_turns_are_kept_and_the_last_human_message_i
     router = create_router(engine, pool(m="x"))
     router.invoke({"messages": messages})
     prompt = bytes(engine.prompts[0]).decode()
-    assert prompt.startswith("system: Be kind.\nuser: Hi\nassistant: Hello\nuser: Answer the question below.")
+    context = "system: Be kind.\nuser: Hi\nassistant: Hello\nassistant: …\nuser: Answer the question below."
+    assert prompt.startswith(context)
     assert "Question: Which?\n\nCost weight: 0 of 1. " in prompt
     assert prompt.endswith("\nassistant: ")
 
@@ -159,7 +161,7 @@ def test_a_run_without_a_question_is_refused_clearly(messages: list[Any]) -> Non
         ({"cost_weight": 1.5}, "cost_weight is 1.5"),
         ({"budget_usd": -0.1}, "budget_usd is -0.1"),
         ({"max_tokens": 0}, "max_tokens is 0"),
-        ({"router_price": "cheap"}, "price is 'cheap'"),
+        ({"router_price": "cheap"}, "price is a str; it must be 'free'"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_with_its_value(wrong: dict[str, Any], says: str) -> None:

@@ -302,7 +302,8 @@ async def test_sync_async_and_stream_agree_on_a_degraded_run(lives: int) -> None
     assert all(comparable(result) == comparable(results[0]) for result in results)
     events = list(fresh().stream(QUESTION, stream_mode="custom"))
     async_events = [event async for event in fresh().astream(QUESTION, stream_mode="custom")]
-    assert [event["type"] for event in events] == [event["type"] for event in async_events]
+    # Calls of one turn run side by side: which of their events comes first is not promised.
+    assert sorted(event["type"] for event in events) == sorted(event["type"] for event in async_events)
 
 
 async def test_the_ranking_does_not_hold_up_the_event_loop_and_knows_the_runs_own_settings() -> None:

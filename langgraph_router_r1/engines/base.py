@@ -5,14 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from langgraph_router_r1.ledger import Usage
 from langgraph_router_r1.transcript import Segment
 
+if TYPE_CHECKING:
+    from langgraph_router_r1.state import Routing
+
 
 class EngineError(RuntimeError):
     """The router's tokens can't be had; the message says from where, and why."""
+
+    routing: Routing | None = None
+    """The account of the run that this error ended, so far; None outside of a run."""
 
 
 class EngineUnavailableError(EngineError):

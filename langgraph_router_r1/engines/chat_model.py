@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, convert_to_messages
 
 from langgraph_router_r1.engines.base import ContextFullError, EngineError, Generation, cut_after_stop
-from langgraph_router_r1.ledger import NO_USAGE, reported_usage
+from langgraph_router_r1.event_loops import for_any_loop
+from langgraph_router_r1.ledger import NO_USAGE, finish_of, reported_usage
 from langgraph_router_r1.protocol import ANSWER_END, SEARCH_END
 from langgraph_router_r1.transcript import Segment
 
@@ -30,6 +30,7 @@ class ChatModelEngine:
     def __init__(self, chat_model: BaseChatModel, *, model: str | None = None) -> None:
         """Wrap a chat model; `model` is the policy's name in transcripts, by default the chat model's own."""
         self.chat_model = chat_model
+        self._client = for_any_loop(chat_model)
         self.model = model or str(getattr(chat_model, "model_name", None) or chat_model.get_name())
 
     async def aload(self) -> None:
@@ -55,7 +56,7 @@ class ChatModelEngine:
     def generate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
         """See `RouterEngine.generate`."""
         try:
-            reply = self.chat_model.invoke(_chat(transcript), stop=list(stop), max_tokens=max_tokens)
+            reply = self._client.invoke(_chat(transcript), stop=list(stop), max_tokens=max_tokens)
         except Exception as error:  # noqa: BLE001 - any provider, any exception
             raise self._error(error) from None
         return self._read(transcript, reply, stop)
@@ -63,7 +64,7 @@ class ChatModelEngine:
     async def agenerate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
         """See `RouterEngine.agenerate`."""
         try:
-            reply = await self.chat_model.ainvoke(_chat(transcript), stop=list(stop), max_tokens=max_tokens)
+            reply = await self._client.ainvoke(_chat(transcript), stop=list(stop), max_tokens=max_tokens)
         except Exception as error:  # noqa: BLE001 - any provider, any exception
             raise self._error(error) from None
         return self._read(transcript, reply, stop)
@@ -78,7 +79,7 @@ class ChatModelEngine:
         return EngineError(f"the router model {self.model!r} failed ({type(error).__name__})")
 
     def _read(self, transcript: Sequence[Segment], reply: AIMessage, stop: Sequence[str]) -> Generation:
-        cut_by_length = _is_cut(reply.response_metadata)
+        cut_by_length = finish_of(reply.response_metadata) == "length"
         # Half an emoji, as some JSON holds, is taken by no tokenizer.
         text = cut_after_stop(reply.text.encode("utf-8", "replace").decode(), stop)
         if not cut_by_length:
@@ -97,12 +98,6 @@ class ChatModelEngine:
             },
             finish="length" if cut_by_length else "stop",
         )
-
-
-def _is_cut(metadata: Mapping[str, Any]) -> bool:
-    """Return whether a provider says that its limit of tokens ended the reply; each says it in its own way."""
-    reasons = (metadata.get("finish_reason"), metadata.get("stop_reason"), metadata.get("status"))
-    return any(str(reason).lower() in {"length", "max_tokens", "incomplete"} for reason in reasons)
 
 
 def _chat(transcript: Sequence[Segment]) -> list[BaseMessage]:

@@ -1,0 +1,110 @@
+"""The account of a run: what it cost, what may have been billed beside that, and what was spent before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from langgraph_router_r1.ledger import Price, Usage, add_bounds, add_usage, cost
+from langgraph_router_r1.state import Hop, ModelBill, Routing, Spending, StopReason
+
+
+def account(
+    hops: Sequence[Hop],
+    *,
+    turns: int,
+    router_tokens: Usage,
+    router_price: Price,
+    stop_reason: StopReason | None,
+    earlier: Spending | None = None,
+    before: Spending | None = None,
+) -> Routing:
+    """Return the account of a run: its hops in call order, and the sums of what they cost.
+
+    Args:
+        hops: The routed calls, in any order.
+        turns: Route turns so far.
+        router_tokens: All tokens of the router LLM.
+        router_price: Their price.
+        stop_reason: Why the run ended; None while it runs.
+        earlier: What attempts at the same question spent that broke off.
+        before: What was spent on the thread before this question.
+    """
+    earlier, before = add_spending(earlier), add_spending(before)
+    hops = sorted(hops, key=lambda hop: (hop["turn"], hop["index"]))
+    by_model: dict[str, ModelBill] = {}
+    for hop in hops:
+        if hop["status"] not in {"ok", "error"}:
+            continue
+        name = hop["answered_by"] or hop["model"]
+        bill = by_model.setdefault(
+            name, {"calls": 0, "failed": 0, "cost_usd": 0.0, "prompt_tokens": 0, "completion_tokens": 0}
+        )
+        bill["calls"] += 1
+        bill["failed"] += hop["status"] != "ok"
+        bill["cost_usd"] += hop["cost_usd"]
+        bill["prompt_tokens"] += hop["usage"]["prompt_tokens"]
+        bill["completion_tokens"] += hop["usage"]["completion_tokens"]
+    router_cost = cost(router_tokens, router_price)
+    cost_usd = sum(hop["cost_usd"] for hop in hops) + router_cost + earlier["cost_usd"]
+    return {
+        "turns": turns,
+        "hops": hops,
+        "cost_usd": cost_usd,
+        "router_cost_usd": router_cost,
+        "earlier_cost_usd": earlier["cost_usd"],
+        "maybe_cost_usd": add_bounds(earlier["maybe_cost_usd"], *(hop["maybe_cost_usd"] for hop in hops)),
+        "maybe_billed_twice": sum(hop["maybe_billed_twice"] for hop in hops),
+        "thread_cost_usd": before["cost_usd"] + cost_usd,
+        "by_model": by_model,
+        "router_tokens": router_tokens,
+        "candidate_tokens": add_usage(hop["usage"] for hop in hops),
+        "stop_reason": stop_reason,
+    }
+
+
+def spending(cost_usd: float, maybe_cost_usd: float | None) -> Spending:
+    """Return dollars spent and, beside them, the most that may have been billed (None: no bound is known)."""
+    return {"cost_usd": cost_usd, "maybe_cost_usd": maybe_cost_usd}
+
+
+def add_spending(*spendings: Spending | None) -> Spending:
+    """Add up; None is nothing spent.
+
+    Example:
+        >>> add_spending(None, spending(0.25, 0.0), spending(0.5, 1.0))
+        {'cost_usd': 0.75, 'maybe_cost_usd': 1.0}
+    """
+    known = [spent for spent in spendings if spent is not None]
+    return spending(
+        sum(spent["cost_usd"] for spent in known), add_bounds(*(spent["maybe_cost_usd"] for spent in known))
+    )
+
+
+def with_earlier(routing: Routing, earlier: Spending) -> Routing:
+    """Return the account with what attempts at the same question spent that broke off before this one."""
+    return {
+        **routing,
+        "cost_usd": routing["cost_usd"] + earlier["cost_usd"],
+        "earlier_cost_usd": routing["earlier_cost_usd"] + earlier["cost_usd"],
+        "maybe_cost_usd": add_bounds(routing["maybe_cost_usd"], earlier["maybe_cost_usd"]),
+        "thread_cost_usd": routing["thread_cost_usd"] + earlier["cost_usd"],
+    }
+
+
+def from_cache(routing: Routing) -> Routing:
+    """Return the account of a run whose answer came from a cache: list prices stay, and nothing was spent."""
+    hops: list[Hop] = [
+        {**hop, "cost_usd": 0.0, "maybe_cost_usd": 0.0, "maybe_billed_twice": False} for hop in routing["hops"]
+    ]
+    by_model: dict[str, ModelBill] = {name: {**bill, "cost_usd": 0.0} for name, bill in routing["by_model"].items()}
+    return {
+        **routing,
+        "hops": hops,
+        "by_model": by_model,
+        "cost_usd": 0.0,
+        "router_cost_usd": 0.0,
+        "earlier_cost_usd": 0.0,
+        "maybe_cost_usd": 0.0,
+        "maybe_billed_twice": 0,
+        "thread_cost_usd": 0.0,
+    }

@@ -1,0 +1,80 @@
+"""Chat models that may be awaited in more than one event loop.
+
+The asynchronous client of a LangChain chat model keeps connections, and a connection belongs to the event loop it was
+opened in. Awaited in a second loop, as by a second `asyncio.run`, the client fails, possibly after the provider has
+been asked and has billed the request. LangChain's packages also share one client between chat models with the same
+settings, so building another chat model for each loop would not help.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
+from typing_extensions import override
+
+T = TypeVar("T")
+
+
+class AnyLoopModel(Runnable[Any, Any]):
+    """A chat model that is awaited in the first event loop that asks it, and called in a thread for all others.
+
+    Example:
+        >>> model = AnyLoopModel(ChatOpenAI(model="gpt-4o-mini"))                          # doctest: +SKIP
+        >>> for question in questions:                                                     # doctest: +SKIP
+        ...     asyncio.run(model.ainvoke(question))
+    """
+
+    def __init__(self, model: Runnable[Any, Any]) -> None:
+        """Wrap a chat model, or a binding of one."""
+        self.model = model
+        self._home: weakref.ref[asyncio.AbstractEventLoop] | None = None
+        self._lock = threading.Lock()
+
+    @override
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        return self.model.invoke(input, config, **kwargs)
+
+    @override
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        if self._is_home(asyncio.get_running_loop()):
+            return await self.model.ainvoke(input, config, **kwargs)
+        return await asyncio.wrap_future(in_thread(lambda: self.model.invoke(input, config, **kwargs)))
+
+    def _is_home(self, loop: asyncio.AbstractEventLoop) -> bool:
+        with self._lock:
+            if self._home is None:
+                self._home = weakref.ref(loop)
+            return self._home() is loop
+
+
+def for_any_loop(model: Runnable[Any, Any]) -> Runnable[Any, Any]:
+    """Return the model such that it can be awaited in any event loop; other Runnables than chat models as they are."""
+    inner = model.bound if isinstance(model, RunnableBinding) else model
+    return AnyLoopModel(model) if isinstance(inner, BaseChatModel) else model
+
+
+def in_thread(call: Callable[[], T]) -> Future[T]:
+    """Run a blocking call in a daemon thread of its own; return its future.
+
+    Python can't end a thread. A call that hangs for ever is left behind, and does not delay the end of the program.
+    """
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # from here on it can't be cancelled, only left behind
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - raised where the result is waited for
+            future.set_exception(error)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(run,), daemon=True, name="router-r1-call").start()
+    return future
