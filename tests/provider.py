@@ -66,6 +66,13 @@ class Provider:
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.server.server_address[1]}/v1"
 
+    def wait_for(self, requests: int, timeout_s: float = 10.0) -> None:
+        """Block until so many requests have come."""
+        until = time.monotonic() + timeout_s
+        while len(self.requests) < requests:
+            assert time.monotonic() < until, f"{len(self.requests)} requests after {timeout_s:g} s"
+            time.sleep(0.01)
+
     def completion(self, request: Request) -> dict[str, Any]:
         text = self.reply(request)
         message = {"role": "assistant", "content": text}
