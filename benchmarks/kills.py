@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -30,7 +31,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import typer
-from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from rich.console import Console
@@ -116,8 +116,7 @@ def write(transcript: Sequence[Any]) -> str:
 
 def take_part(way: Way, url: str, database: Path, name: str, result: Connection) -> None:
     """Begin the run of this name, or resume it; send its answer and account when it ends."""
-    model = ChatOpenAI(model="m", base_url=url, api_key="none", max_retries=0)
-    registry = ModelRegistry([ModelDescriptor(name="m", model=model, price=1.0)])
+    registry = ModelRegistry([ModelDescriptor(name="m", model="openai:m", base_url=url, price=1.0, max_retries=0)])
     config: Any = {"configurable": {"thread_id": name}}
     question: Any = {"messages": [("user", f"{name} ?")]}
     settings: Any = {"max_turns": SERIAL + 1}
@@ -235,13 +234,11 @@ def main(kills: int = 300, seed: int = 0) -> None:
         bar = progress.add_task("kills", total=kills)
         number = 0
         while (done := sum(tally.kills for tally in tallies.values())) < kills:
-            way: Way = "sync" if number % 2 else "async"
+            way = "sync" if number % 2 else "async"
             name = f"{way}-{number}"
             number += 1
-            most = lengths[way]
-            answer, routing = run_once(
-                context, way, url, Path(folder) / f"{way}.sqlite", name, lambda m=most: draw.uniform(0, m), tallies[way]
-            )
+            life = functools.partial(draw.uniform, 0, lengths[way])
+            answer, routing = run_once(context, way, url, Path(folder) / f"{way}.sqlite", name, life, tallies[way])
             pipe.send("counts")
             tallies[way].add(name, answer, routing, pipe.recv())
             progress.update(bar, completed=done)

@@ -31,7 +31,7 @@ from typing_extensions import override
 
 from langgraph_router_r1 import intents, protocol
 from langgraph_router_r1.accounting import account, add_spending, spending
-from langgraph_router_r1.candidates import PROMPT_OVERHEAD_TOKENS, Candidates
+from langgraph_router_r1.candidates import Candidates
 from langgraph_router_r1.engines.base import (
     ContextFullError,
     EngineError,
@@ -178,7 +178,7 @@ class _Machine:
             return self._think(state)
         except EngineError as error:
             if self.fallback is None:
-                error.routing = self._account(self._after_failed_turn(state)[1])
+                error.routing = self._account(self._begun(state)[1] if _is_fresh(state) else state)
                 raise
             return self._degrade(state, error, self._rank(self.fallback, state))
 
@@ -189,7 +189,7 @@ class _Machine:
             return await self._athink(state)
         except EngineError as error:
             if self.fallback is None:
-                error.routing = self._account(self._after_failed_turn(state)[1])
+                error.routing = self._account(self._begun(state)[1] if _is_fresh(state) else state)
                 raise
             # It embeds the question, and may load what it does that with.
             ranking = await asyncio.to_thread(self._rank, self.fallback, state)
@@ -375,7 +375,9 @@ class _Machine:
     def _degrade(self, state: RouterState, error: EngineError, ranking: Sequence[str]) -> Next:
         """Go on without the router LLM. The transcript stays as it was before the turn that failed."""
         logger.warning("the router LLM does not answer, and the fallback takes its place: %s", error)
-        update, state = self._after_failed_turn(state)
+        update: dict[str, Any] = {}
+        if _is_fresh(state):
+            update, state = self._begun(state)
         order = self._within_budget(state, ranking)[:MAX_FALLBACK_CALLS]
         asks = f"the fallback asks {', then '.join(order)}" if order else "the budget pays for no call without it"
         event: ThinkEvent = {
@@ -450,17 +452,11 @@ class _Machine:
             before=state.get("before"),
         )
 
-    def _after_failed_turn(self, state: RouterState) -> tuple[dict[str, Any], RouterState]:
-        """Return the update that records a turn in which the router LLM did not answer, and the state with it."""
-        # The turn may have been sampled, and billed, all the same.
-        lost = spending(0.0, self._turn_worst_case(state))
-        update: dict[str, Any] = {}
-        if _is_fresh(state):
-            update = {**self._new_run(state), "transcript": Overwrite([])}
-            cleared: dict[str, Any] = {"hops": [], "router_usage": [], "transcript": []}
-            state = cast("RouterState", {"messages": state["messages"], **update, **cleared})
-        update["earlier"] = add_spending(state.get("earlier"), lost)
-        return update, {**state, "earlier": update["earlier"]}
+    def _begun(self, state: RouterState) -> tuple[dict[str, Any], RouterState]:
+        """Return the update that begins a run without a turn of the router LLM, and the state with it."""
+        update = {**self._new_run(state), "transcript": Overwrite([])}
+        cleared: dict[str, Any] = {"hops": [], "router_usage": [], "transcript": []}
+        return update, cast("RouterState", {"messages": state["messages"], **update, **cleared})
 
     # shared by the halves of think
 
@@ -504,33 +500,16 @@ class _Machine:
         }
 
     def _left_behind(self, state: RouterState) -> Spending:
-        """Return what the run spent that the state holds, with what its unfinished steps may have cost."""
+        """Return what the run spent that the state holds, with what its calls in flight may have cost."""
         spent = self._account(state)
-        maybe = [spent["maybe_cost_usd"]]
-        if not _has_ended(state):
-            maybe.append(self._turn_worst_case(state))
-            if _calls_are_missing(state):
-                maybe.append(state.get("in_flight_usd", 0.0))
-        return spending(spent["cost_usd"], add_bounds(*maybe))
+        in_flight = state.get("in_flight_usd", 0.0) if not _has_ended(state) and _calls_are_missing(state) else 0.0
+        return spending(spent["cost_usd"], add_bounds(spent["maybe_cost_usd"], in_flight))
 
     def _run_limits(self, state: RouterState) -> _Limits:
         """Return what the run is held to: as it was built or, once it runs, as it began; a context has precedence."""
         begun = state.get("limits")
         limits = self.limits if begun is None or _is_fresh(state) else _Limits(**begun)
         return limits.with_context(get_runtime().context)
-
-    def _turn_worst_case(self, state: RouterState) -> float:
-        """Return the most that one more turn of the router LLM can cost, in dollars."""
-        if self.router_price == FREE:
-            return 0.0
-        tokens = self.max_info_tokens + QUOTE_OVERHEAD_TOKENS + self._prompt_tokens(state.get("transcript", []))
-        if _is_fresh(state):
-            limits = self._run_limits(state)
-            chat = self.prompt.render(
-                state["messages"], self.registry, cost_weight=limits.cost_weight, max_turns=limits.max_turns
-            )
-            tokens = sum(len(message["content"].encode()) + PROMPT_OVERHEAD_TOKENS for message in chat)
-        return worst_case(tokens, self.max_tokens, self.router_price)
 
     def _finish(
         self,

@@ -124,15 +124,6 @@ def test_calls_in_flight_when_the_question_is_sent_again_may_have_been_billed() 
     assert 100e-6 < routing["maybe_cost_usd"] < 300e-6
 
 
-def test_a_turn_of_the_router_that_failed_may_have_been_billed() -> None:
-    engine = ScriptedEngine(failing(search("m: a?"), None))
-    router = create_router(engine, pool(m="Lima"), router_price=1.0, max_tokens=100)
-    with pytest.raises(EngineError) as caught:
-        router.invoke(asked())
-    assert caught.value.routing is not None
-    assert 100e-6 < caught.value.routing["maybe_cost_usd"] < 3000e-6
-
-
 # Limits of a run that is resumed
 
 
