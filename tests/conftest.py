@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
@@ -15,6 +18,12 @@ from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 # Speed is measured in benchmarks/; no test fails because the machine was busy.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] | trim }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""The chat template of `tiny_tokenizer`."""
 
 
 def search(*lines: str) -> str:
@@ -57,6 +66,21 @@ async def invoked(runnable: Any, way: str, *arguments: Any, **options: Any) -> A
     """Return what a Runnable gives when it is called in one of the `WAYS`."""
     result = getattr(runnable, way)(*arguments, **options)
     return await result if way == "ainvoke" else result
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a byte-level tokenizer, two control tokens and a chat template."""
+    directory = tmp_path_factory.mktemp("tokenizer")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = {"eos_token": "<|im_end|>", "chat_template": TEMPLATE}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return directory
 
 
 @pytest.fixture

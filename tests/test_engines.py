@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import answer
+from conftest import TEMPLATE, answer
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.language_models.fake_chat_models import FakeMessagesListChatModel
 from langchain_core.messages import AIMessage
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer
 
 from langgraph_router_r1 import create_router
 from langgraph_router_r1.engines import (
@@ -33,26 +33,7 @@ from langgraph_router_r1.engines.base import info_segment
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] | trim }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 HELLO = [{"role": "user", "content": "Hello"}]
-
-
-@pytest.fixture(scope="session")
-def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a byte-level tokenizer, two control tokens and a chat template."""
-    directory = tmp_path_factory.mktemp("tokenizer")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    tokenizer.save(str(directory / "tokenizer.json"))
-    config = {"eos_token": "<|im_end|>", "chat_template": TEMPLATE}
-    (directory / "tokenizer_config.json").write_text(json.dumps(config))
-    return directory
 
 
 @pytest.fixture(scope="session")
@@ -305,11 +286,12 @@ Handler = Callable[[str, dict[str, Any]], tuple[int, dict[str, Any]]]
 
 
 class PlayedVLLM:
-    """An HTTP server that answers what a function says, and counts connections."""
+    """An HTTP server that answers what a function says, and counts connections: all of them, and those still open."""
 
     def __init__(self, handle: Handler) -> None:
         played = self
         self.connections = 0
+        self.open = 0
         self.bodies: list[dict[str, Any]] = []
 
         class Requests(BaseHTTPRequestHandler):
@@ -317,7 +299,12 @@ class PlayedVLLM:
 
             def setup(self) -> None:
                 played.connections += 1
+                played.open += 1
                 super().setup()
+
+            def finish(self) -> None:
+                super().finish()
+                played.open -= 1
 
             def do_GET(self) -> None:
                 self.reply({})
@@ -390,10 +377,27 @@ def test_an_engine_that_is_dropped_leaves_no_connection_open(tiny_tokenizer: Pat
     with PlayedVLLM(completes) as played:
         engine = VLLMEngine(played.url, "router", tokenizer=tiny_tokenizer)
         engine.generate([engine.begin(HELLO)], stop=[], max_tokens=9)
-        client = engine._client
+        assert played.open == 1
         del engine
         gc.collect()
-        assert client.is_closed
+        wait_until(lambda: played.open == 0)
+
+
+def test_a_closed_engine_leaves_no_thread_behind_and_can_be_used_again(tiny_tokenizer: Path) -> None:
+    before = threading.active_count()
+    with PlayedVLLM(completes) as played, VLLMEngine(played.url, "router", tokenizer=tiny_tokenizer) as engine:
+        for _ in range(2):
+            assert engine.generate([engine.begin(HELLO)], stop=[], max_tokens=9).segment["token_ids"] == [39, 40]
+            engine.close()
+            wait_until(lambda: played.open == 0)
+    wait_until(lambda: threading.active_count() <= before)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert holds()
 
 
 async def test_asynchronous_connections_are_reused_too(tiny_tokenizer: Path) -> None:
@@ -511,9 +515,9 @@ async def test_a_server_that_hangs_is_given_up_in_time_in_both_worlds(tiny_token
         VLLMEngine(played.url, "router", tokenizer=tiny_tokenizer, timeout_s=0.3) as engine,
     ):
         started = time.monotonic()
-        with pytest.raises(EngineUnavailableError, match=r"gave no reply within 0\.3 s"):
+        with pytest.raises(EngineUnavailableError, match=r"gave no whole reply within 0\.3 s"):
             engine.generate([engine.begin(HELLO)], stop=[], max_tokens=9)
-        with pytest.raises(EngineUnavailableError, match=r"gave no reply within 0\.3 s"):
+        with pytest.raises(EngineUnavailableError, match=r"gave no whole reply within 0\.3 s"):
             await engine.agenerate([engine.begin(HELLO)], stop=[], max_tokens=9)
         assert time.monotonic() - started < 3
         await engine.aclose()

@@ -123,6 +123,10 @@ class ChatTokenizer:
         text: str = self._control.decode(list(ids), skip_special_tokens=skip_control)
         return text
 
+    def knows(self, token_id: int) -> bool:
+        """Return whether the vocabulary has a token of this id, which must be from 0 to 2**31 - 1."""
+        return self._control.id_to_token(token_id) is not None
+
     def truncate(self, text: str, max_tokens: int) -> str:
         """Return the start of a text, at most so many tokens long, without half a character at its end."""
         ids = self.encode(text)

@@ -1,16 +1,31 @@
-"""A router served by vLLM: token ids out, token ids back, over HTTP."""
+"""A router served by vLLM: token ids go out and come back over HTTP.
+
+The server is not trusted. A turn ends within `timeout_s` whatever the server does, a reply must fit `_Completion` to
+be used, and the server's own words are cut and cleaned of the key before they appear in an error.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import functools
+import html
+import json
+import os
+import re
+import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, ValidationInfo, model_validator
+from pydantic_core import from_json
 
 from langgraph_router_r1.engines.base import (
     ContextFullError,
@@ -21,6 +36,22 @@ from langgraph_router_r1.engines.base import (
 )
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer, TokenEngine
 from langgraph_router_r1.transcript import Segment, token_ids
+
+API_KEY_ENV = "ROUTER_R1_API_KEY"
+"""The environment variable that holds the key of the router's server, and of the local servers that we start."""
+
+CONNECT_TIMEOUT_S = 5.0
+"""Most seconds until a server accepts a connection, if `timeout_s` is not shorter."""
+
+MAX_REPLY_BYTES = 16 * 2**20
+"""Most bytes that are read of a reply. A turn of 32,000 tokens after a prompt of 1,000,000 takes about 12 MB."""
+
+MAX_SHOWN_CHARACTERS = 200
+"""Most characters of the server's text that an error shows."""
+
+T = TypeVar("T")
+
+_Clients = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient]
 
 
 class VLLMEngine(TokenEngine):
@@ -52,12 +83,16 @@ class VLLMEngine(TokenEngine):
             temperature: 0 for use; 1 for training.
             seed: Seed of each request, for sampling that can be repeated.
             logprobs: Whether to record the log-probability of each sampled token.
-            timeout_s: Most seconds a turn may take.
-            api_key: Key of the server, if it was started with one.
+            timeout_s: Most seconds that a turn may take in all, from connecting to the last byte of the reply.
+            api_key: Key of the server; by default the value of the environment variable `ROUTER_R1_API_KEY`, if set.
+
+        Raises:
+            ValueError: `base_url` is not the address of an API.
         """
         url = httpx.URL(base_url)
-        if url.scheme not in {"http", "https"} or not url.host:
-            shown = "an address with a password" if "@" in base_url else repr(base_url)
+        if url.scheme not in {"http", "https"} or not url.host or url.query or url.fragment:
+            # A password or a query string may be a secret.
+            shown = repr(base_url) if not set("@?#") & set(base_url) else "an address with a password, '?' or '#'"
             msg = f"base_url is {shown}; it must be an address such as 'http://127.0.0.1:8000/v1'"
             raise ValueError(msg)
         self.base_url = str(url.copy_with(userinfo=b"")).rstrip("/")
@@ -68,22 +103,25 @@ class VLLMEngine(TokenEngine):
         self.logprobs = logprobs
         self.timeout_s = timeout_s
         self._tokenizer_source = tokenizer
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        api_key = api_key or os.environ.get(API_KEY_ENV)
+        self._secret = _secret_pattern(api_key, url.username, url.password)
         self._options: dict[str, Any] = {
-            "headers": headers,
+            "headers": {
+                # A compressed reply could be a thousand times larger than what is counted.
+                "Accept-Encoding": "identity",
+                **({"Authorization": f"Bearer {api_key}"} if api_key else {}),
+            },
             "auth": (url.username, url.password) if url.userinfo else None,
-            "timeout": httpx.Timeout(timeout_s, connect=min(5.0, timeout_s)),
+            # The limits of httpx are per read; the whole turn is limited in `_in_time`.
+            "timeout": httpx.Timeout(None, connect=min(CONNECT_TIMEOUT_S, timeout_s)),
             # Every trajectory in flight holds a connection; vLLM does the queueing.
             # Idle ones are dropped before the server drops them, in mid-request, after five seconds.
             "limits": httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=2.0),
         }
-        self._client = httpx.Client(**self._options)
-        # An engine that nobody closes, as inside a router that is simply dropped, leaves no open connection behind.
-        weakref.finalize(self, self._client.close)
         # A connection belongs to the event loop it was opened in.
-        self._async_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._clients: _Clients = weakref.WeakKeyDictionary()
+        self._loop: _LoopThread | None = None
+        self._starting_loop = threading.Lock()
 
     @functools.cached_property
     def tokenizer(self) -> ChatTokenizer:  # type: ignore[override]
@@ -91,7 +129,7 @@ class VLLMEngine(TokenEngine):
         source = self._tokenizer_source
         if isinstance(source, ChatTokenizer):
             return source
-        return ChatTokenizer.load(source or self._served_source())
+        return ChatTokenizer.load(source or self._clean(self._run(self._served_root())))
 
     async def aload(self) -> None:
         """See `RouterEngine.aload`."""
@@ -104,37 +142,37 @@ class VLLMEngine(TokenEngine):
         Raises:
             EngineError: The server can't be asked.
         """
-        return [card["id"] for card in self._cards()]
+        return [card.id for card in self._run(self._cards())]
+
+    def post(self, path: str, body: Mapping[str, Any]) -> None:
+        """Make a request of vLLM's own kind, such as `load_lora_adapter`, with the engine's key and time limit.
+
+        Raises:
+            EngineError: The server does not reply in time, or refuses.
+        """
+        self._run(self._post(path, body))
 
     def generate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
         """See `RouterEngine.generate`."""
-        body = self._body(transcript, stop, max_tokens)
-        try:
-            response = self._client.post(f"{self.base_url}/completions", json=body)
-        except httpx.HTTPError as error:
-            raise self._unavailable(error) from error
-        return self._read(response)
+        asked = _Asked(token_ids(transcript), max_tokens, self.logprobs, self.tokenizer)
+        return self._run(self._complete(asked, stop))
 
     async def agenerate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
         """See `RouterEngine.agenerate`."""
-        body = self._body(transcript, stop, max_tokens)
-        loop = asyncio.get_running_loop()
-        client = self._async_clients.get(loop)
-        if client is None:
-            client = self._async_clients[loop] = httpx.AsyncClient(**self._options)
-        try:
-            response = await client.post(f"{self.base_url}/completions", json=body)
-        except httpx.HTTPError as error:
-            raise self._unavailable(error) from error
-        return self._read(response)
+        await self.aload()
+        asked = _Asked(token_ids(transcript), max_tokens, self.logprobs, self.tokenizer)
+        return await self._in_time(self._complete(asked, stop))
 
     def close(self) -> None:
         """Close the connections of synchronous use."""
-        self._client.close()
+        with self._starting_loop:
+            if self._loop is not None:
+                self._loop.close()
+                self._loop = None
 
     async def aclose(self) -> None:
         """Close the connections of asynchronous use in this event loop."""
-        client = self._async_clients.pop(asyncio.get_running_loop(), None)
+        client = self._clients.pop(asyncio.get_running_loop(), None)
         if client is not None:
             await client.aclose()
 
@@ -158,11 +196,82 @@ class VLLMEngine(TokenEngine):
     def __repr__(self) -> str:
         return f"VLLMEngine({self.base_url!r}, model={self.model!r})"
 
-    def _body(self, transcript: Sequence[Segment], stop: Sequence[str], max_tokens: int) -> dict[str, Any]:
+    # Requests
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for work on the engine's own event loop, for synchronous callers."""
+        with self._starting_loop:
+            if self._loop is None or not self._loop.is_alive():  # it does not live on in a forked process
+                self._loop = _LoopThread(self._clients)
+                # An engine that nobody closes, as inside a router that is simply dropped, leaves nothing open behind.
+                weakref.finalize(self, self._loop.stop)
+        return self._loop.run(self._in_time(work))
+
+    async def _in_time(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for work, `timeout_s` at most.
+
+        Raises:
+            EngineUnavailableError: It took longer.
+        """
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                return await work
+        except TimeoutError:
+            problem = f"the router's server at {self.base_url} gave no whole reply within {self.timeout_s:g} s"
+        raise EngineUnavailableError(problem)
+
+    async def _complete(self, asked: _Asked, stop: Sequence[str]) -> Generation:
+        status, content = await self._send("POST", "completions", self._body(asked, stop))
+        if status != httpx.codes.OK:
+            raise await self._refused(status, content)
+        return self._generation(self._parse(_Completion, content, asked), asked.tokenizer)
+
+    async def _cards(self) -> list[_Card]:
+        status, content = await self._send("GET", "models")
+        if status != httpx.codes.OK:
+            raise self._refusal(status, _message(content))
+        return self._parse(_Cards, content).data
+
+    async def _post(self, path: str, body: Mapping[str, Any]) -> None:
+        status, content = await self._send("POST", path, body)
+        if status != httpx.codes.OK:
+            raise self._refusal(status, _message(content))
+
+    async def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, bytes]:
+        """Make a request; return the status and the body of the reply.
+
+        Raises:
+            EngineUnavailableError: There is no whole reply, or none that is HTTP.
+            EngineError: The reply is too long, or compressed.
+        """
+        loop = asyncio.get_running_loop()
+        client = self._clients.get(loop)
+        if client is None:
+            client = self._clients[loop] = httpx.AsyncClient(**self._options)
+        content = bytearray()
+        try:
+            async with client.stream(method, f"{self.base_url}/{path}", json=body) as response:
+                if response.headers.get("Content-Encoding", "identity") != "identity":
+                    raise EngineError(f"the server at {self.base_url} sent a compressed reply, and was asked not to")
+                async for chunk in response.aiter_raw():
+                    content += chunk
+                    if len(content) > MAX_REPLY_BYTES:
+                        raise EngineError(f"{self.base_url} sent a reply of more than {MAX_REPLY_BYTES:,} bytes")
+                return response.status_code, bytes(content)
+        except httpx.ConnectTimeout:
+            problem = f"accepts no connection within {min(CONNECT_TIMEOUT_S, self.timeout_s):g} s"
+        except httpx.ConnectError:
+            problem = "is down (ConnectError)"
+        except httpx.HTTPError as error:
+            problem = f"gave no whole reply ({type(error).__name__})"
+        # Raised outside the handlers: the exceptions of httpx hold the request, whose headers hold the key.
+        raise EngineUnavailableError(f"the router's server at {self.base_url} {problem}")
+
+    def _body(self, asked: _Asked, stop: Sequence[str]) -> dict[str, Any]:
         return {
             "model": self.model,
-            "prompt": token_ids(transcript),
-            "max_tokens": max_tokens,
+            "prompt": asked.prompt,
+            "max_tokens": asked.max_tokens,
             "temperature": self.temperature,
             # The policy alone: vLLM takes what is not said here from the model's generation_config.json, and the
             # log-probabilities that it reports would not show it.
@@ -177,81 +286,252 @@ class VLLMEngine(TokenEngine):
             **({"seed": self.seed} if self.seed is not None else {}),
         }
 
-    def _read(self, response: httpx.Response) -> Generation:
-        if response.is_error:
-            raise self._refused(response)
-        try:
-            return self._generation(response.json())
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise self._no_vllm(error) from error
+    # Replies
 
-    def _generation(self, payload: dict[str, Any]) -> Generation:
-        choice = payload["choices"][0]
-        ids: list[int] = choice["token_ids"]
+    def _parse(self, kind: type[M], content: bytes, asked: _Asked | None = None) -> M:
+        """Return the reply as what it should be.
+
+        Raises:
+            EngineError: It is something else; the message names the field, and shows nothing of the content.
+        """
+        try:
+            return kind.model_validate_json(content, context=asked)
+        except ValidationError as error:
+            [problem, *_] = error.errors(include_url=False, include_context=False, include_input=False)
+        field = ".".join(map(str, problem["loc"])) or "reply"
+        what = self._shown(f"{field}: {problem['msg'].removeprefix('Value error, ')}")
+        raise EngineError(f"{self.base_url} does not answer as vLLM does ({what}): is it one, and a recent one?")
+
+    def _generation(self, reply: _Completion, tokenizer: ChatTokenizer) -> Generation:
+        [choice], usage = reply.choices, reply.usage
         segment: Segment = {
             "kind": "model",
-            "text": self.tokenizer.decode(ids, skip_control=True),
-            "token_ids": ids,
+            "text": tokenizer.decode(choice.token_ids, skip_control=True),
+            "token_ids": choice.token_ids,
             "policy": self.model,
         }
         if self.logprobs:
-            segment["logprobs"] = choice["logprobs"]["token_logprobs"]
-        usage = payload["usage"]
-        details: Mapping[str, Any] = usage.get("prompt_tokens_details") or {}
+            assert choice.logprobs is not None
+            segment["logprobs"] = choice.logprobs.token_logprobs
         return Generation(
             segment=segment,
             usage={
-                "prompt_tokens": usage["prompt_tokens"],
-                "cached_tokens": details.get("cached_tokens") or 0,
-                "completion_tokens": usage["completion_tokens"],
+                "prompt_tokens": usage.prompt_tokens,
+                "cached_tokens": usage.cached_tokens,
+                "completion_tokens": usage.completion_tokens,
                 "estimated": False,
             },
-            finish="length" if choice["finish_reason"] == "length" else "stop",
+            finish=choice.finish_reason,
         )
 
-    def _cards(self) -> list[dict[str, Any]]:
-        try:
-            response = self._client.get(f"{self.base_url}/models")
-        except httpx.HTTPError as error:
-            raise self._unavailable(error) from error
-        if response.is_error:
-            raise self._refused(response)
-        try:
-            return [{"root": card["id"], **card} for card in response.json()["data"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._no_vllm(error) from error
-
-    def _served_source(self) -> str:
+    async def _served_root(self) -> str:
         """Where the tokenizer is: the root of the served model, or of the base model behind an adapter."""
-        cards = {card["id"]: card for card in self._cards()}
+        cards = {card.id: card for card in await self._cards()}
         if self.model not in cards:
-            raise UnknownPolicyError(self._unknown(cards))
+            raise self._unknown(cards)
         card = cards[self.model]
-        return str(cards.get(card.get("parent") or "", card)["root"])
+        card = cards.get(card.parent or "", card)
+        return card.root or card.id
 
-    def _unavailable(self, error: httpx.HTTPError) -> EngineUnavailableError:
-        why = f"gave no reply within {self.timeout_s:g} s" if isinstance(error, httpx.TimeoutException) else "is down"
-        msg = f"the router's server at {self.base_url} {why} ({type(error).__name__})"
-        return EngineUnavailableError(msg)
+    async def _refused(self, status: int, content: bytes) -> EngineError:
+        """Return the error of a turn that the server refused."""
+        message = _message(content)
+        if status == httpx.codes.NOT_FOUND and "does not exist" in message:
+            try:
+                served = [card.id for card in await self._cards()]
+            except EngineError:
+                served = []
+            return self._unknown(served)
+        if status == httpx.codes.BAD_REQUEST and "context length" in message:
+            return ContextFullError(f"the router's context is full: {self._shown(message)}")
+        return self._refusal(status, message)
 
-    def _no_vllm(self, error: Exception) -> EngineError:
-        msg = f"{self.base_url} does not answer as vLLM does ({type(error).__name__}): is it one, and a recent one?"
-        return EngineError(msg)
+    def _refusal(self, status: int, message: str) -> EngineError:
+        if status in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
+            return EngineError(
+                f"the server at {self.base_url} refused the key ({status}): {API_KEY_ENV} or api_key must hold the one "
+                "that it was started with"
+            )
+        return EngineError(f"the server at {self.base_url} answered {status}: {self._shown(message)}")
 
-    def _unknown(self, served: Sequence[str] | Mapping[str, Any]) -> str:
-        names = ", ".join(repr(name) for name in served)
-        return f"the server at {self.base_url} does not serve {self.model!r}; it serves: {names}"
+    def _unknown(self, served: Iterable[str]) -> UnknownPolicyError:
+        names = self._shown(", ".join(map(repr, served))) or "nothing that it tells"
+        return UnknownPolicyError(f"the server at {self.base_url} does not serve {self.model!r}; it serves: {names}")
 
-    def _refused(self, response: httpx.Response) -> EngineError:
+    def _clean(self, text: str) -> str:
+        """Return text of the server without the key, the user and the password, which it may have echoed."""
+        return self._secret.sub("***", text) if self._secret else text
+
+    def _shown(self, text: str) -> str:
+        """Return what an error may show of the server's text: cleaned, short, and printable."""
+        # Of megabytes, the start is enough; it is cleaned before it is cut, as half a key is part of one.
+        text = self._clean(text[: 500 * MAX_SHOWN_CHARACTERS])
+        if len(text) > MAX_SHOWN_CHARACTERS:
+            text = text[:MAX_SHOWN_CHARACTERS] + "…"
+        return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a turn was asked for, to hold the reply against."""
+
+    prompt: list[int]
+    max_tokens: int
+    logprobs: bool
+    tokenizer: ChatTokenizer
+
+
+class _Reply(BaseModel):
+    """JSON from the server. The types are strict: `true` and `"1"` are no numbers, and NaN is none either."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+M = TypeVar("M", bound=_Reply)
+
+_Count = Annotated[int, Field(ge=0, lt=2**53)]
+_TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+# vLLM computes (logit - greatest logit) - log(sum of exponentials), in float32: neither part is ever above 0.
+_LogProb = Annotated[float, Field(le=0)]
+
+
+class _CachedTokens(_Reply):
+    cached_tokens: _Count | None = None
+
+
+class _Usage(_Reply):
+    prompt_tokens: _Count
+    completion_tokens: _Count
+    prompt_tokens_details: _CachedTokens | None = None
+
+    @property
+    def cached_tokens(self) -> int:
+        return (self.prompt_tokens_details and self.prompt_tokens_details.cached_tokens) or 0
+
+
+class _LogProbs(_Reply):
+    # FailFast: a list of a million wrong items makes one error, not a million.
+    token_logprobs: Annotated[list[_LogProb], FailFast()]
+
+
+class _Choice(_Reply):
+    token_ids: Annotated[list[_TokenId], FailFast(), Field(min_length=1)]
+    logprobs: _LogProbs | None = None
+    finish_reason: Literal["stop", "length"]
+
+
+class _Completion(_Reply):
+    """The reply to one turn. It is bought, recorded and trained on, so its numbers must fit what was asked."""
+
+    choices: Annotated[list[_Choice], FailFast(), Field(min_length=1, max_length=1)]
+    usage: _Usage
+
+    @model_validator(mode="after")
+    def _fits_what_was_asked(self, info: ValidationInfo) -> Self:
+        asked: _Asked = info.context
+        [choice], usage = self.choices, self.usage
+        sampled, sent = len(choice.token_ids), len(asked.prompt)
+        if sampled > asked.max_tokens:
+            raise ValueError(f"token_ids has {sampled} tokens, and at most {asked.max_tokens} were asked for")
+        if unknown := [token for token in choice.token_ids if not asked.tokenizer.knows(token)]:
+            raise ValueError(f"token_ids has {unknown[0]}, which the tokenizer does not know")
+        if asked.logprobs and (choice.logprobs is None or len(choice.logprobs.token_logprobs) != sampled):
+            found = 0 if choice.logprobs is None else len(choice.logprobs.token_logprobs)
+            raise ValueError(f"logprobs has {found} values for {sampled} tokens")
+        # The token that ends a turn is among the ids, and is counted.
+        if usage.completion_tokens != sampled:
+            raise ValueError(f"usage.completion_tokens is {usage.completion_tokens} for {sampled} tokens")
+        if usage.prompt_tokens != sent:
+            raise ValueError(f"usage.prompt_tokens is {usage.prompt_tokens} for a prompt of {sent} tokens")
+        if usage.cached_tokens > sent:
+            raise ValueError(f"usage has {usage.cached_tokens} cached tokens of a prompt of {sent}")
+        return self
+
+
+_Name = Annotated[str, Field(max_length=1000)]
+
+
+class _Card(_Reply):
+    """A served model, as `/models` describes it."""
+
+    id: _Name
+    root: _Name | None = None
+    parent: _Name | None = None
+
+
+class _Cards(_Reply):
+    data: Annotated[list[_Card], FailFast()]
+
+
+def _message(content: bytes) -> str:
+    """Return the message of an error reply, wherever in it this server's version puts it; else all of its text."""
+    text = content.decode(errors="replace")
+    try:
+        payload = from_json(content)
+    except ValueError:
+        return text
+    inner = payload.get("error", payload) if isinstance(payload, dict) else payload
+    message = inner.get("message") if isinstance(inner, dict) else inner
+    return message if isinstance(message, str) else text
+
+
+def _secret_pattern(api_key: str | None, user: str, password: str) -> re.Pattern[str] | None:
+    """Return a pattern of everything secret that a request shows, also as JSON, HTML or an address would write it."""
+    basic = base64.b64encode(f"{user}:{password}".encode()).decode() if user or password else ""
+    secrets = filter(None, (api_key, user, password, basic))
+    written = {write(secret) for secret in secrets for write in (str, html.escape, quote, _quote_all, _in_json)}
+    # The longest first: one may be the start of another.
+    return re.compile("|".join(map(re.escape, sorted(written, key=len, reverse=True)))) if written else None
+
+
+def _quote_all(text: str) -> str:
+    return quote(text, safe="")
+
+
+def _in_json(text: str) -> str:
+    return json.dumps(text)[1:-1]
+
+
+class _LoopThread:
+    """An event loop in a thread of its own, on which synchronous methods run asynchronous ones.
+
+    An asynchronous request can be ended at any moment. A blocking one can't: the time limit of a blocking socket
+    starts again with every byte.
+    """
+
+    def __init__(self, clients: _Clients) -> None:
+        """Start it; at its end it closes the client that it has among these."""
+        self._clients = clients
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True, name="router-r1-engine")
+        self._thread.start()
+        self._started.wait()
+
+    async def _serve(self) -> None:
+        self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
+        self._started.set()
+        await self._stopped.wait()
+        client = self._clients.pop(self._loop, None)
+        if client is not None:
+            await client.aclose()
+
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            payload = response.json()
-            detail = str(payload.get("error", payload).get("message", payload))
-        except (ValueError, AttributeError):
-            detail = response.text[:200]
-        if response.status_code == 404 and "does not exist" in detail:
-            return UnknownPolicyError(self._unknown(self.served_models()))
-        if response.status_code == 400 and "context length" in detail:
-            return ContextFullError(f"the router's context is full: {detail}")
-        if response.status_code in (401, 403):
-            return EngineError(f"the server at {self.base_url} refused the key ({response.status_code})")
-        return EngineError(f"the server at {self.base_url} answered {response.status_code}: {detail}")
+            return future.result()
+        except BaseException:  # such as Ctrl-C, while it waits
+            future.cancel()
+            raise
+
+    def stop(self) -> None:
+        """End it soon. Called from any thread, this one too, by whoever drops the engine."""
+        with contextlib.suppress(RuntimeError):  # it has ended
+            self._loop.call_soon_threadsafe(self._stopped.set)
+
+    def close(self) -> None:
+        """End it, and wait until its connections are closed."""
+        self.stop()
+        self._thread.join()
