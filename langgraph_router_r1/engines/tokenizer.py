@@ -135,7 +135,7 @@ class ChatTokenizer:
 
 def _finder(source: str | Path) -> Any:
     directory = Path(source)
-    if directory.is_dir():
+    if _is_directory(directory):
         return lambda name: directory / name if (directory / name).is_file() else None
 
     from huggingface_hub import hf_hub_download
@@ -151,6 +151,13 @@ def _finder(source: str | Path) -> Any:
             raise EngineError(msg) from error
 
     return download
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # such as a name that is too long to be one
+        return False
 
 
 def _raise_template_error(message: str) -> None:

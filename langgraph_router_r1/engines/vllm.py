@@ -262,7 +262,7 @@ class VLLMEngine(TokenEngine):
             problem = f"accepts no connection within {min(CONNECT_TIMEOUT_S, self.timeout_s):g} s"
         except httpx.ConnectError:
             problem = "is down (ConnectError)"
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:  # the URL is one that the server redirects to
             problem = f"gave no whole reply ({type(error).__name__})"
         # Raised outside the handlers: the exceptions of httpx hold the request, whose headers hold the key.
         raise EngineUnavailableError(f"the router's server at {self.base_url} {problem}")
