@@ -53,7 +53,7 @@ from typing_extensions import override
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router, protocol
 from langgraph_router_r1.candidates import Candidates
 from langgraph_router_r1.engines import RouterEngine, VLLMEngine
-from langgraph_router_r1.engines.base import info_segment
+from langgraph_router_r1.engines.base import API_KEY_ENV, info_segment
 from langgraph_router_r1.evaluation.tasks import Task, load_tasks
 from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.state import RouterCall
@@ -359,7 +359,8 @@ async def raw_completions(base_url: str, requests: Sequence[tuple[list[int], int
 
     gate = asyncio.Semaphore(TRAJECTORIES)
     limits = httpx.Limits(max_connections=None, keepalive_expiry=2.0)
-    async with httpx.AsyncClient(timeout=600, limits=limits) as client:
+    headers = {"Authorization": f"Bearer {os.environ[API_KEY_ENV]}"}
+    async with httpx.AsyncClient(timeout=600, limits=limits, headers=headers) as client:
 
         async def one(prompt: list[int], length: int) -> int:
             body = {"model": ROUTER_NAME, "prompt": prompt, "max_tokens": length, "ignore_eos": True}

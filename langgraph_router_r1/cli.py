@@ -21,6 +21,7 @@ from rich.text import Text
 
 from langgraph_router_r1.candidates import Candidates, build_model
 from langgraph_router_r1.engines import EngineError, RouterEngine
+from langgraph_router_r1.engines.base import API_KEY_ENV
 from langgraph_router_r1.graph import build_router, create_router
 from langgraph_router_r1.pocket import (
     MAX_ROUTER_TOKENS,
@@ -263,8 +264,12 @@ def serve_router(
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port on the loopback interface; by default a free one.")] = None,
 ) -> None:
-    """Start vLLM with the router, and keep it running until Ctrl-C."""
+    """Start vLLM with the router, and keep it running until Ctrl-C.
+
+    Its key is the value of ROUTER_R1_API_KEY; when that is not set, a new one is made and shown.
+    """
     console = _output()
+    key_is_new = not os.environ.get(API_KEY_ENV)
     adapters = {}
     for entry in adapter or []:
         name, equals, path = entry.partition("=")
@@ -276,6 +281,8 @@ def serve_router(
         with _running(server, console):
             served = ", ".join([server.served_name, *server.adapters])
             console.print(f"{server.base_url}  serves: {served}", markup=False)
+            if key_is_new:
+                console.print(f"Its clients need its key: export {API_KEY_ENV}={server.api_key}", soft_wrap=True)
             console.print("Ctrl-C stops it.")
             try:
                 code = server.wait()

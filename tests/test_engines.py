@@ -239,12 +239,17 @@ def test_a_chat_models_reply_from_a_cache_costs_nothing_and_half_an_emoji_is_tex
     assert made.segment["text"].encode() == b"Lima ?"
 
 
-def test_a_chat_model_that_fails_does_not_show_its_providers_words() -> None:
-    engine = ChatModelEngine(ScriptedChatModel([ValueError("key sk-secret")]))
+async def test_a_chat_model_that_fails_does_not_show_its_providers_words() -> None:
+    engine = ChatModelEngine(ScriptedChatModel([ValueError("key sk-secret"), ValueError("key sk-secret")]))
+    prompt = [engine.begin(HELLO)]
     with pytest.raises(EngineError) as caught:
-        engine.generate([engine.begin(HELLO)], stop=[], max_tokens=9)
-    assert "sk-secret" not in str(caught.value)
-    assert caught.value.__suppress_context__
+        engine.generate(prompt, stop=[], max_tokens=9)
+    with pytest.raises(EngineError) as caught_too:
+        await engine.agenerate(prompt, stop=[], max_tokens=9)
+    for error in (caught.value, caught_too.value):
+        assert "sk-secret" not in str(error)
+        assert error.__cause__ is None
+        assert error.__context__ is None
 
 
 def test_transformers_logprobs_are_those_of_a_plain_forward_pass(tiny_transformers: Any) -> None:
@@ -293,6 +298,7 @@ class PlayedVLLM:
         self.connections = 0
         self.open = 0
         self.bodies: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
 
         class Requests(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -314,6 +320,7 @@ class PlayedVLLM:
 
             def reply(self, body: dict[str, Any]) -> None:
                 played.bodies.append(body)
+                played.keys.append(self.headers["Authorization"])
                 status, payload = handle(self.path, body)
                 content = json.dumps(payload).encode()
                 self.send_response(status)
@@ -426,6 +433,13 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
         VLLMEngine(address, "router")
 
 
+@pytest.mark.parametrize("secret", ["?key=hunter2", "#hunter2"])
+def test_an_address_with_a_query_string_is_refused_and_not_shown(secret: str) -> None:
+    with pytest.raises(ValueError, match="base_url is an address with") as caught:
+        VLLMEngine(f"http://127.0.0.1:8000/v1{secret}", "router")
+    assert "hunter2" not in str(caught.value)
+
+
 def test_a_password_in_the_address_is_not_shown(tiny_tokenizer: Path) -> None:
     with VLLMEngine("http://me:hunter2@127.0.0.1:9/v1", "router", tokenizer=tiny_tokenizer) as engine:
         with pytest.raises(EngineUnavailableError) as caught:
@@ -453,6 +467,52 @@ async def test_the_tokenizer_is_loaded_off_the_event_loop(
 
             await create_router(engine, pool(m="x"), max_turns=0).ainvoke({"messages": [("user", "?")]})
     assert threads == [False]
+
+
+async def test_what_the_server_is_asked_after_a_404_does_not_block_the_event_loop(tiny_tokenizer: Path) -> None:
+    asked, released, in_time = threading.Event(), threading.Event(), []
+
+    def refuse(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if path.endswith("/models"):
+            asked.set()
+            in_time.append(released.wait(5))
+        return refuses(404, "The model `routr` does not exist.")(path, body)
+
+    with PlayedVLLM(refuse) as played:
+        async with VLLMEngine(played.url, "routr", tokenizer=tiny_tokenizer) as engine:
+            turn = asyncio.create_task(engine.agenerate([engine.begin(HELLO)], stop=[], max_tokens=9))
+            await asyncio.to_thread(asked.wait, 5)
+            released.set()  # by the event loop, while the server waits
+            with pytest.raises(UnknownPolicyError):
+                await turn
+    assert in_time == [True]
+
+
+async def test_asking_the_server_what_it_serves_takes_no_longer_than_a_turn_may(tiny_tokenizer: Path) -> None:
+    release = threading.Event()
+
+    def hang(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        release.wait(10)
+        return 500, {}
+
+    with PlayedVLLM(hang) as played:
+        async with VLLMEngine(played.url, "router", timeout_s=0.3) as engine:
+            started = time.monotonic()
+            with pytest.raises(EngineUnavailableError, match=r"within 0\.3 s"):
+                engine.served_models()
+            with pytest.raises(EngineUnavailableError, match=r"within 0\.3 s"):
+                await engine.aload()
+            assert time.monotonic() - started < 3
+        release.set()
+
+
+def test_the_key_is_read_from_the_environment(tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROUTER_R1_API_KEY", "sk-of-the-environment")
+    with PlayedVLLM(completes) as played:
+        for given in (None, "sk-given"):
+            with VLLMEngine(played.url, "router", tokenizer=tiny_tokenizer, api_key=given) as engine:
+                engine.generate([engine.begin(HELLO)], stop=[], max_tokens=9)
+    assert played.keys == ["Bearer sk-of-the-environment", "Bearer sk-given"]
 
 
 def test_one_engine_serves_several_event_loops(tiny_tokenizer: Path) -> None:

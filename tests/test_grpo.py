@@ -558,7 +558,9 @@ def test_adapters_are_published_under_new_names_and_older_ones_are_unloaded(tmp_
 
         lora_server.served["router-v4"] = lora_server.served["router-v3"]
         sync.engine.served_models = lambda: ["smol"]  # type: ignore[method-assign]
-        with pytest.raises(SyncError, match=r"load_lora_adapter answered 400 to .*router-v4.*no such thing"):
+        with pytest.raises(
+            SyncError, match=r"load_lora_adapter failed: .*answered 400: no such thing.*router-v4.*lora_rank"
+        ):
             sync.publish()
 
 
@@ -748,7 +750,9 @@ def test_what_vllm_samples_is_the_trainers_policy_token_for_token(tmp_path: Path
     # What another model's own settings would do to what is sampled, if we let them.
     unwanted = ["--override-generation-config", '{"top_p": 0.5, "top_k": 3, "repetition_penalty": 3.0}']
     with (
-        pocket_server(dtype="float32", extra_args=["--logprobs-mode", "processed_logprobs", *unwanted]) as server,
+        pocket_server(
+            dtype="float32", lora_rank=8, extra_args=["--logprobs-mode", "processed_logprobs", *unwanted]
+        ) as server,
         VLLMEngine(server.base_url, "smol", tokenizer=tokenizer, temperature=1.0, logprobs=True) as engine,
         contextlib.ExitStack() as stack,
     ):

@@ -584,16 +584,16 @@ def test_without_the_extra_a_pilot_is_refused_when_the_router_is_built(
 
 
 @pytest.mark.vllm
-async def test_killing_the_server_under_load_loses_no_question() -> None:
+async def test_killing_the_server_under_load_loses_no_question_and_is_an_error_without_a_fallback() -> None:
     pytest.importorskip("vllm", reason="the [pocket] extra is not installed")
     from langgraph_router_r1.pocket import ROUTER_NAME, pocket_registry, pocket_server
 
-    killed = threading.Lock()
+    killing = threading.Lock()
     with pocket_server() as server:
 
         def reply(messages: Any) -> str:
-            if killed.acquire(blocking=False):
-                server.stop()
+            with killing:
+                server.stop()  # the first reply kills it; whoever gets one meets a dead server in the next turn
             return "Peru"
 
         registry = ModelRegistry(
@@ -608,7 +608,13 @@ async def test_killing_the_server_under_load_loses_no_question() -> None:
         questions: list[Any] = [{"messages": [("user", f"What is the capital of {name}?")]} for name in countries]
         async with VLLMEngine(server.base_url, ROUTER_NAME, timeout_s=20) as engine:
             router = create_router(engine, registry, max_tokens=256, fallback=fallback)
-            results = await asyncio.gather(*map(router.ainvoke, questions))
-    assert killed.locked()
+            bare = create_router(engine, registry, max_tokens=256)
+            started = time.monotonic()
+            *results, error = await asyncio.gather(
+                *map(router.ainvoke, questions), asyncio.to_thread(bare.invoke, questions[0]), return_exceptions=True
+            )
+            assert time.monotonic() - started < 40
     assert all(result["answer"] for result in results)
     assert "degraded" in {result["routing"]["stop_reason"] for result in results}
+    assert isinstance(error, EngineUnavailableError)
+    assert server.base_url in str(error)

@@ -18,10 +18,11 @@ from typing import Any
 import httpx
 import pytest
 
-from langgraph_router_r1 import ModelDescriptor, create_router, protocol
-from langgraph_router_r1.engines import EngineUnavailableError, VLLMEngine
+from langgraph_router_r1 import create_router, protocol
+from langgraph_router_r1.candidates import build_model
+from langgraph_router_r1.engines import EngineError, VLLMEngine
 from langgraph_router_r1.evaluation.metrics import exact_match
-from langgraph_router_r1.pocket import ROUTER_NAME, pocket_registry, pocket_router, pocket_server
+from langgraph_router_r1.pocket import ADAPTERS, ROUTER_NAME, pocket_registry, pocket_router, pocket_server
 from langgraph_router_r1.pocket.world import countries, questions
 from langgraph_router_r1.serving.vllm import VLLMServer
 from langgraph_router_r1.transcript import sampled_mask, token_ids
@@ -148,24 +149,18 @@ def cache_hits(url: str) -> float:
 
 
 @pytest.mark.vllm
-def test_killing_the_server_in_mid_run_is_an_engine_error_that_names_it() -> None:
-    with pocket_server() as server:
-
-        def kill(messages: Any) -> str:
-            server.stop()
-            return "Peru"
-
-        from langchain_core.runnables import RunnableLambda
-
-        registry = pocket_registry(server.base_url)
-        for name in registry.names:
-            registry = registry.with_model(ModelDescriptor(name=name, model=RunnableLambda(kill), price="free"))
-        with VLLMEngine(server.base_url, ROUTER_NAME, timeout_s=20) as engine:
-            router = create_router(engine, registry, max_tokens=256)
-            started = time.monotonic()
-            with pytest.raises(EngineUnavailableError, match=re.escape(server.base_url)):
-                router.invoke({"messages": [("user", "What is the capital of Peru?")]})
-            assert time.monotonic() - started < 40
+def test_a_server_answers_nobody_without_its_key_and_loads_no_adapter_unless_asked_to(pocket: Any) -> None:
+    assert httpx.get(f"{pocket.base_url}/models").status_code == 401
+    assert httpx.get(f"{pocket.url}/health").status_code == 200
+    with (
+        VLLMEngine(pocket.base_url, ROUTER_NAME, api_key="wrong") as engine,
+        pytest.raises(EngineError, match=r"refused the key \(401\): ROUTER_R1_API_KEY or api_key"),
+    ):
+        engine.served_models()
+    with VLLMEngine(pocket.base_url, ROUTER_NAME) as engine:
+        assert ROUTER_NAME in engine.served_models()
+        with pytest.raises(EngineError, match="answered 404"):
+            engine.post("load_lora_adapter", {"lora_name": "mine", "lora_path": str(ADAPTERS / ROUTER_NAME)})
 
 
 # The command that starts a server
@@ -186,6 +181,40 @@ def test_a_server_makes_room_for_its_adapters_and_for_later_ones_and_for_no_more
     assert "--enable-lora" in command
     assert command[command.index("--max-loras") + 1] == slots
     assert command[command.index("--max-lora-rank") + 1] == rank, "the smallest that vLLM has and that all fit in"
+
+
+def test_a_server_loads_adapters_while_it_runs_only_when_it_makes_room_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "True")
+    allows = [
+        VLLMServer("base", adapters={"a": "a"}, lora_rank=rank).environment()["VLLM_ALLOW_RUNTIME_LORA_UPDATING"]
+        for rank in (0, 8)
+    ]
+    assert allows == ["False", "True"]
+
+
+def test_servers_and_clients_of_a_process_share_a_random_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROUTER_R1_API_KEY", "")
+    assert pocket_registry("http://127.0.0.1/v1")["smol"].api_key_env is None
+    servers = [VLLMServer("base"), VLLMServer("base")]
+    [key] = {server.api_key for server in servers}
+    assert len(key) >= 32
+    assert servers[0].environment()["VLLM_API_KEY"] == key
+    assert key not in " ".join([*servers[0].command(), repr(servers[0])]), "every user can list processes"
+    registry = pocket_registry(servers[0].base_url)
+    for model in registry:
+        client = build_model(model)
+        assert client.openai_api_key.get_secret_value() == key  # type: ignore[attr-defined]
+    assert key not in repr(list(registry))
+
+    monkeypatch.setenv("ROUTER_R1_API_KEY", "")
+    assert VLLMServer("base").api_key != key
+
+
+def test_a_key_of_ones_own_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROUTER_R1_API_KEY", "sk-mine")
+    assert VLLMServer("base").environment()["VLLM_API_KEY"] == "sk-mine"
 
 
 def test_a_server_without_adapters_has_no_room_for_any() -> None:

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
 
-from langgraph_router_r1.engines import TransformersEngine, VLLMEngine
+from langgraph_router_r1.engines import EngineError, TransformersEngine, VLLMEngine
 from training.sft import save_adapter
 
 PROBE_TOKENS = 48
@@ -192,17 +191,16 @@ class VLLMSync(Sync):
         dtype: torch.dtype = torch.bfloat16,
         tolerance: Tolerance | None = None,
         name: str = "router",
-        api_key: str | None = None,
     ) -> None:
         """Say where adapters are written; nothing is sent yet.
 
         Args:
-            engine: On a server that loads adapters at run time, as `VLLMServer` does, and reads the same files.
+            engine: On a server that loads adapters while it runs, as one with `VLLMServer(lora_rank=...)` does, and
+                that reads the same files. Adapters are loaded with the engine's key and time limit.
             directory: Of the adapters; only the one in use stays there.
             dtype: What the server computes in; adapters are written in it.
             tolerance: By default what `dtype` allows.
             name: What the names of the adapters start with.
-            api_key: Key of the server, if it was started with one.
 
         Raises:
             ValueError: The engine records no log-probabilities, or repeats itself.
@@ -216,7 +214,6 @@ class VLLMSync(Sync):
         self.directory = Path(directory).absolute()
         self.dtype = dtype
         self.name = name
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     def publish(self) -> None:
         """See `Sync.publish`: write, load, point the engine at it, unload what came before."""
@@ -244,19 +241,16 @@ class VLLMSync(Sync):
         save_adapter(self._model, path, dtype=self.dtype)
 
     def _post(self, what: str, body: dict[str, str]) -> None:
-        url = f"{self.engine.base_url}/{what}"
         try:
-            response = httpx.post(url, json=body, headers=self._headers, timeout=60.0)
-        except httpx.HTTPError as error:
-            raise SyncError(f"{url} does not answer ({type(error).__name__}): {body}") from error
-        if response.is_success:
-            return
-        hint = (
-            "; it loads adapters at run time when it is started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and LoRA"
-            if response.status_code in {404, 405} and what.startswith("load")
-            else ""
-        )
-        raise SyncError(f"{url} answered {response.status_code} to {body}: {response.text[:300]}{hint}")
+            self.engine.post(what, body)
+        except EngineError as error:
+            hint = (
+                "; it loads adapters while it runs only when it is started with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True "
+                "and LoRA, as by VLLMServer(lora_rank=...)"
+                if what.startswith("load")
+                else ""
+            )
+            raise SyncError(f"{what} failed: {error}; it was asked for with {body}{hint}") from error
 
 
 def _precision(dtype: torch.dtype) -> torch.dtype:

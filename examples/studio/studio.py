@@ -1,6 +1,7 @@
 """The router in LangGraph Studio: run `langgraph dev` in this directory (pip install 'langgraph-cli[inmem]').
 
-With the pocket router behind it, when `ROUTER_R1_URL` holds the address that this prints:
+With the pocket router behind it, when `ROUTER_R1_URL` and `ROUTER_R1_API_KEY` hold the address and the key that this
+prints:
 
     router-r1 serve-router
 

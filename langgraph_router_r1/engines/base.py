@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from langgraph_router_r1.state import Routing
 
 
+API_KEY_ENV = "ROUTER_R1_API_KEY"
+"""The environment variable with the key of the router's server; servers that we start take their key from it too."""
+
+
 class EngineError(RuntimeError):
     """The router's tokens can't be had; the message says from where, and why."""
 

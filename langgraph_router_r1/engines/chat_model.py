@@ -58,16 +58,21 @@ class ChatModelEngine:
         try:
             reply = self._client.invoke(_chat(transcript), stop=list(stop), max_tokens=max_tokens)
         except Exception as error:  # noqa: BLE001 - any provider, any exception
-            raise self._error(error) from None
-        return self._read(transcript, reply, stop)
+            problem = self._error(error)
+        else:
+            return self._read(transcript, reply, stop)
+        # Raised outside the handler: the provider's exception, which may hold a key, would be its context.
+        raise problem
 
     async def agenerate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
         """See `RouterEngine.agenerate`."""
         try:
             reply = await self._client.ainvoke(_chat(transcript), stop=list(stop), max_tokens=max_tokens)
         except Exception as error:  # noqa: BLE001 - any provider, any exception
-            raise self._error(error) from None
-        return self._read(transcript, reply, stop)
+            problem = self._error(error)
+        else:
+            return self._read(transcript, reply, stop)
+        raise problem
 
     def __repr__(self) -> str:
         return f"ChatModelEngine({self.model!r})"

@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, Va
 from pydantic_core import from_json
 
 from langgraph_router_r1.engines.base import (
+    API_KEY_ENV,
     ContextFullError,
     EngineError,
     EngineUnavailableError,
@@ -36,9 +37,6 @@ from langgraph_router_r1.engines.base import (
 )
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer, TokenEngine
 from langgraph_router_r1.transcript import Segment, token_ids
-
-API_KEY_ENV = "ROUTER_R1_API_KEY"
-"""The environment variable that holds the key of the router's server, and of the local servers that we start."""
 
 CONNECT_TIMEOUT_S = 5.0
 """Most seconds until a server accepts a connection, if `timeout_s` is not shorter."""

@@ -661,7 +661,12 @@ class _Routers:
             return ChatModelEngine(init_chat_model(row.spec.model, temperature=0))
         assert self._server is not None
         return ChatModelEngine(
-            init_chat_model(f"openai:{row.spec.model}", base_url=self._server.base_url, api_key="none", temperature=0)
+            init_chat_model(
+                f"openai:{row.spec.model}",
+                base_url=self._server.base_url,
+                api_key=self._server.api_key,
+                temperature=0,
+            )
         )
 
     async def _vllm(self, model: str, url: str | None = None) -> Any:

