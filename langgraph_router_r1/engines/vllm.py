@@ -148,7 +148,7 @@ class VLLMEngine(TokenEngine):
         Raises:
             EngineError: The server does not reply in time, or refuses.
         """
-        self._run(self._post(path, body))
+        self._run(self._request("POST", path, body))
 
     def generate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
         """See `RouterEngine.generate`."""
@@ -225,15 +225,14 @@ class VLLMEngine(TokenEngine):
         return self._generation(self._parse(_Completion, content, asked), asked.tokenizer)
 
     async def _cards(self) -> list[_Card]:
-        status, content = await self._send("GET", "models")
-        if status != httpx.codes.OK:
-            raise self._refusal(status, _message(content))
-        return self._parse(_Cards, content).data
+        return self._parse(_Cards, await self._request("GET", "models")).data
 
-    async def _post(self, path: str, body: Mapping[str, Any]) -> None:
-        status, content = await self._send("POST", path, body)
+    async def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
+        """Make a request; return the body of the reply, or raise what a refusal means."""
+        status, content = await self._send(method, path, body)
         if status != httpx.codes.OK:
             raise self._refusal(status, _message(content))
+        return content
 
     async def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, bytes]:
         """Make a request; return the status and the body of the reply.
@@ -426,7 +425,8 @@ class _Completion(_Reply):
 
     @model_validator(mode="after")
     def _fits_what_was_asked(self, info: ValidationInfo) -> Self:
-        asked: _Asked = info.context
+        asked = info.context
+        assert isinstance(asked, _Asked)
         [choice], usage = self.choices, self.usage
         sampled, sent = len(choice.token_ids), len(asked.prompt)
         if sampled > asked.max_tokens:
@@ -500,14 +500,18 @@ class _LoopThread:
     def __init__(self, clients: _Clients) -> None:
         """Start it; at its end it closes the client that it has among these."""
         self._clients = clients
-        self._started = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True, name="router-r1-engine")
+        # Without a factory, it would become the event loop of the thread that makes it, too.
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = self._runner.get_loop()
+        self._stopped = asyncio.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True, name="router-r1-engine")
         self._thread.start()
-        self._started.wait()
 
-    async def _serve(self) -> None:
-        self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
-        self._started.set()
+    def _work(self) -> None:
+        with self._runner:
+            self._runner.run(self._wait())
+
+    async def _wait(self) -> None:
         await self._stopped.wait()
         client = self._clients.pop(self._loop, None)
         if client is not None:
