@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_files import full_disk
 from typer.testing import CliRunner
 
 from langgraph_router_r1.cli import cli
 from langgraph_router_r1.evaluation import report
 from langgraph_router_r1.evaluation.bench import RUNS_FILE, Bench, BenchError
+from langgraph_router_r1.evaluation.files import JsonLinesWriter
 from langgraph_router_r1.evaluation.page import publish, results_page
 from langgraph_router_r1.evaluation.report import Results, frontier, frontier_areas
 from langgraph_router_r1.evaluation.tasks import TaskError
@@ -199,6 +201,65 @@ def test_a_line_that_a_crash_cut_off_is_run_again(tmp_path: Path) -> None:
     text = file.read_text()
     file.write_text(text[: len(text) // 2])
     assert figures(run(bench)) == figures(whole)
+
+
+def test_looking_at_the_runs_changes_no_file(tmp_path: Path) -> None:
+    bench = Bench.from_file(recorded(tmp_path), tmp_path / "runs")
+    run(bench)
+    file = tmp_path / "runs" / RUNS_FILE
+    file.write_bytes(half := file.read_bytes()[:-20])
+    assert len(bench.finished()) == half.count(b"\n")
+    assert file.read_bytes() == half, "another process may be writing that line"
+
+
+def test_a_benchmark_on_a_full_disk_is_a_clear_error_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    file = recorded(tmp_path)
+    whole = run(Bench.from_file(file, tmp_path / "whole"))
+    bench = Bench.from_file(file, tmp_path / "runs")
+    with full_disk(40_000), pytest.raises(TaskError, match=r"runs\.jsonl' can't be written: File too large"):
+        run(bench)
+    lines = (tmp_path / "runs" / RUNS_FILE).read_text().split("\n")
+    assert len(lines) > 2
+    assert all(json.loads(line) for line in lines[:-1])
+    assert not lines[-1]
+    assert figures(run(bench)) == figures(whole)
+
+
+def test_a_benchmark_that_another_process_is_running_is_not_run_a_second_time(tmp_path: Path) -> None:
+    bench = Bench.from_file(recorded(tmp_path), tmp_path / "runs")
+    with (
+        JsonLinesWriter(tmp_path / "runs" / RUNS_FILE),
+        pytest.raises(TaskError, match=r"runs\.jsonl' is being written by"),
+    ):
+        run(bench)
+    run(bench)
+    assert not [entry for entry in (tmp_path / "runs").iterdir() if "partial" in entry.name]
+
+
+def test_a_file_of_replies_that_is_no_cache_is_a_clear_error(tmp_path: Path) -> None:
+    bench = Bench.from_file(recorded(tmp_path), tmp_path / "runs")
+    run(bench)
+    (tmp_path / "runs" / "calls.sqlite").write_text("no database" * 100)
+    (tmp_path / "runs" / RUNS_FILE).unlink()
+    with pytest.raises(BenchError, match=r"calls\.sqlite' can't be used: file is not a database"):
+        run(bench)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a = " + "[" * 5000, "is nested too deeply"),
+        ("a = " + "1" * 5000, "can't be read: "),
+        ('title = "x"\napi_key = "sk-canary"', "api_key: extra inputs are not permitted"),
+        ("router_price = inf", "router_price: input should be a finite number"),
+        ("router_price = -1", "router_price: .* and is -1"),
+    ],
+)
+def test_a_hostile_benchmark_file_is_a_clear_error_without_secrets(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "b.toml").write_text(text)
+    with pytest.raises(BenchError, match=message) as raised:
+        Bench.from_file(tmp_path / "b.toml", tmp_path / "runs")
+    assert "canary" not in str(raised.value)
 
 
 def test_runs_can_be_scored_anew_from_their_file(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import hashlib
 import json
 import os
 import platform
+import sqlite3
 import time
 import tomllib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,9 +31,10 @@ from langgraph_router_r1.candidates import Candidates
 from langgraph_router_r1.evaluation.baselines import LEARNING, Kind, create_baseline, estimate_tokens
 from langgraph_router_r1.evaluation.cache import remember
 from langgraph_router_r1.evaluation.extractor import ADAPTERS, EXTRACTOR_NAME, Extractor, adapter_version
+from langgraph_router_r1.evaluation.files import JsonLinesWriter, replace_file
 from langgraph_router_r1.evaluation.judge import Judge
 from langgraph_router_r1.evaluation.metrics import METRICS
-from langgraph_router_r1.evaluation.pools import TASK_ID, RecordedPool, mend_last_line, quality
+from langgraph_router_r1.evaluation.pools import TASK_ID, RecordedPool, quality
 from langgraph_router_r1.evaluation.report import Results, score_runs
 from langgraph_router_r1.evaluation.tasks import (
     Split,
@@ -70,7 +72,7 @@ class BenchError(ValueError):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class PoolSpec(_Strict):
@@ -158,15 +160,22 @@ class BenchSpec(_Strict):
         path = Path(path)
         try:
             return cls(**tomllib.loads(path.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise BenchError(f"benchmark file {str(path)!r} can't be read: {error}") from None
+        except OSError as error:
+            raise BenchError(f"benchmark file {str(path)!r} can't be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise BenchError(f"benchmark file {str(path)!r} can't be read: it is not UTF-8 text") from None
+        except RecursionError:
+            raise BenchError(f"benchmark file {str(path)!r} can't be read: it is nested too deeply") from None
         except ValidationError as error:
             problems = [
                 f"{'.'.join(map(str, detail['loc']))}: {detail['msg'].lower()}"
-                + (f", and is {detail['input']!r}" if isinstance(detail["input"], str | int | float) else "")
+                # Text is not shown: a key may stand in the wrong place.
+                + (f", and is {detail['input']!r}" if isinstance(detail["input"], int | float) else "")
                 for detail in error.errors()
             ]
             raise BenchError("\n  ".join([f"benchmark file {str(path)!r} is wrong:", *problems])) from None
+        except ValueError as error:  # no TOML, or a number with too many digits
+            raise BenchError(f"benchmark file {str(path)!r} can't be read: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -333,21 +342,27 @@ class Bench:
             BenchError: The directory holds runs of another benchmark, or of a row that is another one now.
         """
         file = self.output / RUNS_FILE
-        if not file.exists() and not (self.output / CALLS_FILE).exists():
+        # A run that has just started has created the file, and no fingerprint yet.
+        has_runs = file.exists() and file.stat().st_size > 0
+        if not has_runs and not (self.output / CALLS_FILE).exists():
             return {}
         if (changed := self._changed()) is not None:
             raise BenchError(
                 f"{str(self.output)!r} holds runs of another version of {self.name!r} ({changed}): "
                 "remove it, or give another --output"
             )
-        mend_last_line(file)
         # Where there are two of a task, the later one is a second try.
-        runs = {(run["row"], run["task_id"]): run for _, run in json_lines(file)} if file.exists() else {}
+        lines = json_lines(file, may_be_cut_off=True) if file.exists() else ()
+        try:
+            runs = {(run["row"], run["task_id"]): run for _, run in lines}
+        except (KeyError, TypeError):
+            raise BenchError(f"{str(file)!r} holds something else than runs: give another --output") from None
         rows = {row.name: row.settings for row in self.rows}
         for (name, _), run in runs.items():
-            if name in rows and run["settings"] != rows[name]:
+            if name in rows and run.get("settings") != rows[name]:
                 raise BenchError(
-                    f"{str(file)!r} holds runs of another row {name!r} ({run['settings']} instead of {rows[name]}): "
+                    f"{str(file)!r} holds runs of another row {name!r} ({run.get('settings')} instead of "
+                    f"{rows[name]}): "
                     "give this one a 'name' of its own, or remove the lines of that one"
                 )
         if retry_failed:
@@ -359,8 +374,12 @@ class Bench:
         file = self.output / SPEC_FILE
         try:
             then, now = json.loads(file.read_text(encoding="utf-8")), self._fingerprint()
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            return f"{SPEC_FILE} can't be read: {error.strerror}"
+        except (ValueError, RecursionError) as error:
             return f"{SPEC_FILE} can't be read: {error}"
+        if not isinstance(then, dict):
+            return f"{SPEC_FILE} holds a {type(then).__name__} and must hold an object"
         for part in ("spec", "tasks", "files"):
             if then.get(part) != now[part]:
                 return f"its {part} differ"
@@ -420,24 +439,28 @@ class Bench:
 
         Raises:
             EngineError: A router LLM can't be reached. What was run stays.
+            BenchError: The cache of replies can't be used.
+            TaskError: The file of runs can't be written, or another process writes it. What was run stays.
         """
         done = self.finished(retry_failed=retry_failed)
-        missing = [(row, task) for row in self.rows for task in self.tasks if (row.name, task.id) not in done]
-        if missing:
-            self.output.mkdir(parents=True, exist_ok=True)
-            partial = self.output / f"{SPEC_FILE}.partial"
-            partial.write_text(json.dumps(self._fingerprint_to_keep(), indent=2), encoding="utf-8")
-            partial.replace(self.output / SPEC_FILE)
-            with (self.output / RUNS_FILE).open("a", encoding="utf-8") as file:
+        if self._missing(done):
+            # Not synced: a run that a power failure took is made again, with the replies in the cache.
+            with JsonLinesWriter(self.output / RUNS_FILE, sync=False) as file:
+                # Again, now that no other process can add to the file.
+                done = self.finished(retry_failed=retry_failed)
 
                 def keep(run: dict[str, Any]) -> None:
                     done[run["row"], run["task_id"]] = run
-                    file.write(json.dumps(run, ensure_ascii=False) + "\n")
-                    file.flush()
+                    file.append(run)
                     progress(run)
 
-                await self._run(missing, keep)
+                fingerprint = json.dumps(self._fingerprint_to_keep(), indent=2)
+                replace_file(self.output / SPEC_FILE, fingerprint)
+                await self._run(self._missing(done), keep)
         return [done[row.name, task.id] for row in self.rows for task in self.tasks]
+
+    def _missing(self, done: Container[tuple[str, str]]) -> list[tuple[Row, Task]]:
+        return [(row, task) for row in self.rows for task in self.tasks if (row.name, task.id) not in done]
 
     def results(self, runs: Sequence[dict[str, Any]]) -> Results:
         """Return what the runs say, with what it takes to make them again."""
@@ -491,7 +514,10 @@ class Bench:
         """Give the routers of these rows; the server that they need is up for the length of the block."""
         from langgraph.cache.sqlite import SqliteCache
 
-        cache: BaseCache[Any] = SqliteCache(path=str(self.output / CALLS_FILE))
+        try:
+            cache: BaseCache[Any] = SqliteCache(path=str(self.output / CALLS_FILE))
+        except sqlite3.Error as error:
+            raise BenchError(f"{str(self.output / CALLS_FILE)!r} can't be used: {error}") from None
         judge = self.spec.judge
         local = (
             self.spec.pool.pocket

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from typing_extensions import override
 
 from langgraph_router_r1.candidates import build_model
 from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
+
+logger = logging.getLogger(__name__)
 
 _Key = tuple[tuple[str, ...], str]
 
@@ -62,6 +65,8 @@ class _Remembering(Runnable[Any, AIMessage]):
         # Not its address: a local server has another port each time.
         named = descriptor.model if isinstance(descriptor.model, str) else ""
         settings = json.dumps({"model": named, "params": descriptor.params}, sort_keys=True, default=str)
+        self._unsaved: dict[_Key, Any] = {}
+        """Replies that the cache did not take, because the disk is full for instance: paid for, and tried again."""
         self._namespace = ("call", descriptor.name, hashlib.sha256(settings.encode()).hexdigest())
 
     @override
@@ -89,13 +94,20 @@ class _Remembering(Runnable[Any, AIMessage]):
         return self._namespace, hashlib.sha256(text.encode()).hexdigest()
 
     def _known(self, key: _Key) -> AIMessage | None:
-        found = self._cache.get([key])
+        found = self._unsaved.get(key) or self._cache.get([key]).get(key)
         if not found:
             return None
-        usage = found[key]["usage"]
-        return AIMessage(found[key]["text"], usage_metadata=usage and {**usage, "total_cost": 0})
+        usage = found["usage"]
+        return AIMessage(found["text"], usage_metadata=usage and {**usage, "total_cost": 0})
 
     def _keep(self, key: _Key, reply: Any) -> AIMessage:
         message = AIMessage(reply) if isinstance(reply, str) else reply
-        self._cache.set({key: ({"text": message.text, "usage": message.usage_metadata}, None)})
+        self._unsaved[key] = {"text": message.text, "usage": message.usage_metadata}
+        try:
+            # The newest first: one that no cache can take does not keep it from being saved.
+            for unsaved, value in reversed(list(self._unsaved.items())):
+                self._cache.set({unsaved: (value, None)})
+                self._unsaved.pop(unsaved, None)
+        except Exception as error:  # noqa: BLE001 - any cache, any exception; whoever asked gets the reply all the same
+            logger.warning("%d replies can't be saved yet (%s)", len(self._unsaved), type(error).__name__)
         return message

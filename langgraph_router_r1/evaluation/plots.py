@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.report import MICRO, Results, Scores, families, short
 
 if TYPE_CHECKING:
@@ -33,8 +35,9 @@ def _draw(draw: Any, results: Results, path: Path) -> Path:
         axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)
         draw(axes, results)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None, "Creator": None})
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
+    replace_file(path, drawn.getvalue())
     return path
 
 

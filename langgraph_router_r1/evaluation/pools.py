@@ -17,14 +17,12 @@ Lines of the same id add up, so `Recorder` can write one line a reply, at once a
 from __future__ import annotations
 
 import asyncio
-import errno
+import contextlib
 import json
 import math
-import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +39,7 @@ from typing_extensions import override
 
 from langgraph_router_r1.candidates import build_model
 from langgraph_router_r1.engines.chat_model import CHARACTERS_PER_TOKEN
+from langgraph_router_r1.evaluation.files import JsonLinesWriter, replace_file
 from langgraph_router_r1.evaluation.metrics import contains, without_tags
 from langgraph_router_r1.evaluation.tasks import Split, Task, TaskError, as_task, json_lines
 from langgraph_router_r1.ledger import PER_MILLION, Price, PriceLike
@@ -103,7 +102,8 @@ class RecordedPool:
         """
         pool = cls(source=", ".join(Path(path).name for path in paths))
         for path in map(Path, paths):
-            for line, row in json_lines(path):
+            # The last line may be cut off: a recorder writes the file, or was killed while it did.
+            for line, row in json_lines(path, may_be_cut_off=True):
                 pool._add(row, f"{path.name}, line {line}", path.stem, line)
         return pool
 
@@ -161,7 +161,7 @@ class RecordedPool:
                 for model, outcome in self.outcomes[task.id].items()
             }
             lines.append(json.dumps(_task_row(task) | {"outcomes": outcomes}))
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        replace_file(path, "\n".join(lines) + "\n")
 
     def of_split(self, split: Split) -> RecordedPool:
         """Return the part of it that belongs to a split."""
@@ -316,11 +316,15 @@ class RecordedChatModel(BaseChatModel):
 
 
 class Recorder:
-    """Wraps a registry: its models answer as ever, and what they say to a task is written down before anybody reads it.
+    """Wraps a registry: its models answer as before, and each reply to a task is written down.
 
-    The file is what `RecordedPool` reads. A reply that it holds already is not asked for again, so a run that was
-    killed goes on where it stopped. A sub-question that a router made up is asked, and not written: it would pass for
-    what the model says to the task. One process writes a file at a time.
+    The file is what `RecordedPool` reads. A reply that the file holds already is not asked for again, so a run that was
+    killed continues where it stopped. A sub-question that a router made up is asked and not written, because the
+    reply to it is not a reply to the task.
+
+    Only one process at a time can write a file. When a reply can't be written, because the disk is full for instance,
+    the caller still gets it, and the recorder keeps it in memory. Until it is written, calls that are not recorded yet
+    fail before the model is asked.
 
     Example:
         >>> with Recorder("answers.jsonl", registry, tasks) as recorder:                     # doctest: +SKIP
@@ -332,19 +336,14 @@ class Recorder:
         """Open the file, with what an earlier run wrote; a last line that was cut off by a crash is dropped.
 
         Raises:
-            TaskError: The file can't be written or holds something else, or two questions have the same id.
+            TaskError: The file can't be written, another process is writing it, it holds something else, or two
+                questions have the same id.
         """
         self.path = Path(path)
         self.tasks: dict[str, Task] = {}
         for task in tasks:
             self._check_question(self.tasks.setdefault(task.id, task), task, "another task")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            mend_last_line(self.path)
-            # Unbuffered: a line is one write.
-            self._file = self.path.open("ab", buffering=0)
-        except OSError as error:
-            raise TaskError(f"{str(self.path)!r} can't be written: {error.strerror}") from None
+        self._file = JsonLinesWriter(self.path)
         try:
             self.pool = RecordedPool.from_file(self.path)
             for task in self.tasks.values():
@@ -352,8 +351,6 @@ class Recorder:
         except TaskError:
             self._file.close()
             raise
-        self.error: OSError | None = None
-        """Why the file could not be written any more; nothing is asked from then on."""
         self._lock = threading.Lock()
         self._running = self._started = 0
         self.registry = ModelRegistry(
@@ -375,25 +372,24 @@ class Recorder:
             raise TaskError(f"task {task.id!r} has another question in {where}: {known.question!r}")
 
     def write(self, task_id: str, model: str, outcome: Mapping[str, Any]) -> None:
-        """Append one outcome, on the disk when this returns.
-
-        Raises:
-            OSError: The disk is full, or gone; see `error`.
-        """
+        """Append one outcome. It is on the disk when this returns, or in memory if the disk does not take it."""
         task = self.tasks[task_id]
         row = _task_row(task) | {"outcomes": {model: dict(outcome)}}
-        line = (json.dumps(row) + "\n").encode()  # in ASCII: no line break and no half character of a reply gets out
         with self._lock:
-            try:
-                if self._file.write(line) != len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(self._file.fileno())
-            except OSError as error:
-                self.error = error
-                raise
             self.pool._add(row, self.path.name, self.path.stem, 0)
+            with contextlib.suppress(TaskError):  # `check_writable` raises it before the next call
+                self._file.append(row)
 
-    @contextmanager
+    def check_writable(self) -> None:
+        """Try again to write the replies that wait in memory, if there are any.
+
+        Raises:
+            TaskError: The file still can't be written.
+        """
+        with self._lock:
+            self._file.flush()
+
+    @contextlib.contextmanager
     def timing(self) -> Iterator[_Timing]:
         """Time the block; what came of it stands in what this gives, once the block is over."""
         timing = _Timing()
@@ -411,7 +407,11 @@ class Recorder:
                 timing.alone = alone and self._started == number
 
     def close(self) -> None:
-        """Close the file."""
+        """Write what waits in memory, and close the file.
+
+        Raises:
+            TaskError: Some replies could not be written; the message says how many.
+        """
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -484,9 +484,11 @@ class _Recording(Runnable[Any, AIMessage]):
 
     def _known(self, task_id: str) -> AIMessage | None:
         outcome = self._recorder.pool.outcomes.get(task_id, {}).get(self._descriptor.name)
-        if outcome is None and self._recorder.error:
-            raise self._recorder.error
-        return None if outcome is None else as_message(outcome)
+        if outcome is None:
+            # A reply that could not be kept would be paid for and asked for again.
+            self._recorder.check_writable()
+            return None
+        return as_message(outcome)
 
     def _write(self, task_id: str, reply: Any, timing: _Timing) -> AIMessage:
         message = _message(reply)
@@ -544,14 +546,3 @@ def run_metadata(config: RunnableConfig | None) -> dict[str, Any]:
     config = ensure_config(config)
     inherited = getattr(config.get("callbacks"), "inheritable_metadata", None) or {}
     return {**inherited, **config.get("metadata", {})}
-
-
-def mend_last_line(path: Path) -> None:
-    """Drop the end of a JSON-lines file that a crash cut off in mid-line; other lines stay as they are."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        data = file.read()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            file.truncate(whole)

@@ -19,11 +19,8 @@ import dataclasses
 import datetime as dt
 import itertools
 import math
-import os
 import random
-import shutil
 import statistics
-import tempfile
 import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,6 +35,7 @@ from tomlkit.items import InlineTable, Table
 
 from langgraph_router_r1.candidates import Candidates
 from langgraph_router_r1.engines.chat_model import CHARACTERS_PER_TOKEN
+from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import wilson
 from langgraph_router_r1.evaluation.pools import TASK_ID, Outcome, Recorder, outcome_cost, quality
 from langgraph_router_r1.evaluation.tasks import Split, Task, TaskError, draw
@@ -119,8 +117,6 @@ async def profile(
             await run.ask_the_rest(in_flight)
         except ExceptionGroup as group:  # of one: the first error ends the others
             raise group.exceptions[0] from None
-        if recorder.error:
-            raise TaskError(f"{str(path)!r} can't be written any more: {recorder.error.strerror}")
     return {model.name: measured for model in registry if (measured := run.measured(model))}
 
 
@@ -330,7 +326,7 @@ def set_fields(path: str | Path, fields: Mapping[str, Mapping[str, Any]], *, out
     edited = tomlkit.dumps(document)
     if tomllib.loads(edited) != expected:
         raise RegistryError(f"{str(path)!r} can't be edited: write each model as one table [models.NAME]")
-    _replace(Path(output or path), edited, mode_of=Path(path))
+    replace_file(output or path, edited, mode_of=Path(path))
 
 
 def _update(table: Any, new: Mapping[str, Any]) -> None:
@@ -377,17 +373,3 @@ def _short(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _short(inner) for key, inner in value.items()}
     return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def _replace(path: Path, text: str, *, mode_of: Path) -> None:
-    path = path.resolve()  # a link stays one
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-        try:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-            shutil.copymode(mode_of, file.name)
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink()
-            raise

@@ -21,6 +21,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import METRICS, Estimate, bootstrap, paired_p_value, wilson, without_tags
 from langgraph_router_r1.evaluation.tasks import TaskError, json_lines
 from langgraph_router_r1.trace import printable
@@ -117,10 +118,7 @@ class Results:
         """Write a file: a line of facts, then a line a row. All or nothing."""
         head = {key: value for key, value in asdict(self).items() if key != "rows"}
         lines = [json.dumps(head), *(json.dumps(_rounded(asdict(row))) for row in self.rows)]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        partial.replace(path)
+        replace_file(path, "\n".join(lines) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Results:

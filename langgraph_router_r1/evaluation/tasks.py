@@ -161,8 +161,12 @@ def distinct(tasks: Iterable[Task]) -> list[Task]:
     return list(found.values())
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_lines(path: Path, *, may_be_cut_off: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the objects of a JSON-lines file with their line numbers, from 1.
+
+    Args:
+        path: The file.
+        may_be_cut_off: Leave out a last line without a line break that is no JSON: its writer was killed, or writes.
 
     Raises:
         TaskError: The file can't be read, or a line is no JSON object.
@@ -170,15 +174,21 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         # Not splitlines: other line separators may stand inside a string.
         lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"{str(path)!r} can't be read: {error}") from None
+    except OSError as error:
+        raise TaskError(f"{str(path)!r} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise TaskError(f"{str(path)!r} can't be read: it is not UTF-8 text") from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise TaskError(f"{path.name}, line {number}: is no JSON ({error.msg})") from None
+        except (ValueError, RecursionError) as error:
+            if may_be_cut_off and number == len(lines):
+                return
+            too = "nested too deeply" if isinstance(error, RecursionError) else "a number with too many digits"
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else too
+            raise TaskError(f"{path.name}, line {number}: is no JSON ({reason})") from None
         if not isinstance(row, dict):
             raise TaskError(f"{path.name}, line {number}: is a {type(row).__name__}; it must be an object")
         yield number, row
