@@ -157,6 +157,27 @@ def test_what_a_reader_finds_after_a_kill_is_every_whole_line(tmp_path: Path, re
     assert path.read_bytes() == before, "a reader changes nothing: somebody may be writing"
 
 
+def test_the_next_writer_removes_half_a_line_and_keeps_a_whole_one_without_its_line_break(
+    tmp_path: Path, registry: ModelRegistry, model: ScriptedChatModel
+) -> None:
+    path = tmp_path / "answers.jsonl"
+    with Recorder(path, registry, TASKS) as recorder:
+        ask(recorder, 0)
+        ask(recorder, 1)
+    whole = path.read_bytes()
+    for damaged, expected in ((whole[:-1], whole), (whole + b'{"id": "t2', whole), (whole[:-2], whole.split(b"\n")[0])):
+        path.write_bytes(damaged)
+        with JsonLinesWriter(path):
+            pass
+        assert path.read_bytes() == expected.rstrip(b"\n") + b"\n"
+    path.write_bytes(whole[:-1])
+    with Recorder(path, registry, TASKS) as recorder:
+        ask(recorder, 1)
+        ask(recorder, 2)
+    assert ids(path) == ["t0", "t1", "t2"]
+    assert len(model.calls) == 3
+
+
 def test_a_line_that_is_wrong_in_the_middle_is_named_and_nothing_is_removed(
     tmp_path: Path, registry: ModelRegistry
 ) -> None:

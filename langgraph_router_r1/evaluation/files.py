@@ -27,7 +27,7 @@ class JsonLinesWriter:
     """Appends JSON objects to a file, one per line; no other process can write to the file in the meantime.
 
     The file holds whole lines, or whole lines and the beginning of one more when the process was killed. The next
-    writer removes that beginning. When an object can't be written, because the disk is full for instance, it is kept
+    writer removes that beginning when it opens the file. When an object can't be written, because the disk is full for instance, it is kept
     in memory, and the next call of `append`, `flush` or `close` tries again.
 
     The lock is on the file itself. The operating system releases it when the process ends, however it ends, so there
@@ -70,7 +70,13 @@ class JsonLinesWriter:
                     "wait until it ends, or write to another file"
                 )
             self._file.seek(0)
-            self._end = self._file.read().rfind(b"\n") + 1
+            data = self._file.read()
+            self._end = data.rfind(b"\n") + 1
+            if _is_whole(data[self._end :]):
+                # Only the line break is missing, as editors leave it.
+                self._end = len(data)
+                self._unwritten = b"\n"
+                self.flush()
             self._file.truncate(self._end)
         except OSError as error:
             self._file.close()
@@ -165,6 +171,14 @@ def replace_file(path: str | Path, text: str, *, mode_of: Path | None = None) ->
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _is_whole(line: bytes) -> bool:
+    """Return whether a line without its line break is complete: no beginning of a JSON object is one itself."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _holder(descriptor: int) -> str:
