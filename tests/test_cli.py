@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,146 @@ def test_an_adapter_that_is_no_directory_is_refused() -> None:
     result = run.invoke(cli, ["serve-router", "--adapter", "router=/nowhere"])
     assert result.exit_code == 1
     assert "must be NAME=DIRECTORY" in result.stderr
+
+
+def hostile_files(directory: Path) -> None:
+    """Files that a command may be pointed at by mistake or by malice, by what is wrong with them."""
+    (directory / "models.toml").write_text(REGISTRY)
+    (directory / "models.json").write_text("{}")
+    (directory / "directory.toml").mkdir()
+    (directory / "directory.jsonl").mkdir()
+    (directory / "empty.toml").write_text("")
+    (directory / "empty.jsonl").write_text("")
+    (directory / "binary.toml").write_bytes(bytes(range(256)))
+    (directory / "binary.jsonl").write_bytes(bytes(range(256)))
+    (directory / "deep.toml").write_text("a = " + "[" * 5000)
+    (directory / "deep.jsonl").write_text("[" * 100_000 + "\n")
+    (directory / "number.toml").write_text("a = " + "1" * 5000)
+    (directory / "list.jsonl").write_text("[]\n")
+    (directory / "wrong.jsonl").write_text('{"question": 1}\n')
+    (directory / "tasks.jsonl").write_text('{"id": "1", "question": "Who?", "golden_answers": ["x"]}\n')
+    (directory / "key.toml").write_text('title = "x"\napi_key = "sk-canary"\n')
+    (directory / "locked.toml").write_text(REGISTRY)
+    (directory / "locked.toml").chmod(0)
+    (directory / "adapter").mkdir()
+    (directory / "none").mkdir()
+    (directory / "nobody").write_text("")
+    (directory / "models.profile.jsonl").write_text("not mine\n")
+
+
+WRONG_COMMAND_LINES = [
+    # No such thing
+    ("nonesuch", 2, "No such command 'nonesuch'"),
+    ("ask", 2, "Missing argument"),
+    ("ask Which? --nonesuch", 2, "No such option: --nonesuch"),
+    ("graph extra", 2, "unexpected extra argument"),
+    # Registries
+    ("models --registry absent.toml", 1, "'absent.toml' can't be read: No such file"),
+    ("models --registry directory.toml", 1, "Is a directory"),
+    ("models --registry empty.toml", 1, "has no models"),
+    ("models --registry binary.toml", 1, "it is not UTF-8 text"),
+    ("models --registry deep.toml", 1, "nested too deeply"),
+    ("models --registry models.json", 1, "must end in .toml, .yaml or .yml"),
+    ("models --registry \udcff.toml", 1, "can't be read"),
+    ("ask Which? --router http://127.0.0.1:9/v1 --registry absent.toml", 1, "can't be read"),
+    # Routers
+    ("ask Which? --router localhost:8000", 1, "starts with http:// or https://"),
+    ("ask Which? --router 127.0.0.1:8000/v1", 1, "starts with http:// or https://"),
+    ("ask Which? --router router.example/v1", 1, "starts with http:// or https://"),
+    ("ask Which? --router ftp://user:canary@router.example", 1, "starts with http:// or https://"),
+    ("ask Which? --router ''", 1, "starts with http:// or https://"),
+    ("ask Which? --router http://", 1, "it must be an address"),
+    ("ask Which? --router http://127.0.0.1:9/v1", 1, "is down"),
+    ("ask Which? --router http://127.0.0.1:99999/v1", 1, ""),
+    ("ask Which? --router openai:gpt-x", 1, "with --router-price"),
+    ("ask Which? --router openai:gpt-x --router-price 1", 1, "needs --registry"),
+    ("ask Which? --router nobody:x --router-price 1 --registry models.toml", 1, "can't be set up"),
+    ("ask Which? --registry models.toml", 1, "--registry needs --router"),
+    ("check --router localhost:8000", 1, "starts with http:// or https://"),
+    ("check --router http://127.0.0.1:9/v1 --registry models.toml", 1, "is down"),
+    ("check --router http://127.0.0.1:9/v1 --timeout 0", 2, "--timeout"),
+    ("check --router http://127.0.0.1:9/v1 --timeout nan", 2, "--timeout"),
+    # Numbers
+    ("ask Which? --cost-weight 2", 2, "--cost-weight"),
+    ("ask Which? --cost-weight nan", 2, "--cost-weight"),
+    ("ask Which? --cost-weight much", 2, "--cost-weight"),
+    ("ask Which? --budget -1", 2, "--budget"),
+    ("ask Which? --budget inf", 2, "--budget"),
+    ("ask Which? --router-price nan", 2, "--router-price"),
+    # Questions
+    ("ask ''", 1, "the question is empty"),
+    ("ask \udcff\udcfe", 1, "not UTF-8 text"),
+    # Profiles
+    ("profile", 1, "--output"),
+    ("profile models.toml", 1, "--tasks"),
+    ("profile absent.toml --tasks tasks.jsonl", 1, "can't be read"),
+    ("profile models.json --tasks tasks.jsonl", 1, "is not a .toml file"),
+    ("profile deep.toml --tasks tasks.jsonl", 1, "nested too deeply"),
+    ("profile models.toml --tasks nonesuch", 1, "there are no tasks 'nonesuch'"),
+    ("profile models.toml --tasks absent.jsonl", 1, "can't be read: No such file"),
+    ("profile models.toml --tasks directory.jsonl", 1, "can't be read: Is a directory"),
+    ("profile models.toml --tasks empty.jsonl", 1, "there are no tasks to ask"),
+    ("profile models.toml --tasks binary.jsonl", 1, "it is not UTF-8 text"),
+    ("profile models.toml --tasks deep.jsonl", 1, "nested too deeply"),
+    ("profile models.toml --tasks list.jsonl", 1, "it must be an object"),
+    ("profile models.toml --tasks wrong.jsonl", 1, "'question' is 1; it must be a text"),
+    ("profile models.toml --tasks tasks.jsonl", 1, "models.profile.jsonl, line 1: is no JSON"),
+    ("profile models.toml --tasks tasks.jsonl --output directory.toml", 1, "is a directory"),
+    ("profile models.toml --tasks tasks.jsonl --output nobody/x.toml", 1, "can't be written"),
+    ("profile models.toml --tasks tasks.jsonl --sample 0", 2, "--sample"),
+    ("profile models.toml --tasks tasks.jsonl --in-flight 0", 2, "--in-flight"),
+    ("profile models.toml --tasks tasks.jsonl --budget nan", 2, "--budget"),
+    ("profile models.toml --tasks tasks.jsonl --split nonesuch", 2, "--split"),
+    ("profile models.toml --tasks tasks.jsonl --seed x", 2, "--seed"),
+    # Servers
+    ("serve-router --port 99999", 2, "--port"),
+    ("serve-router --port -1", 2, "--port"),
+    ("serve-router --port http", 2, "--port"),
+    ("serve-router --model /nonexistent", 1, "is no directory"),
+    ("serve-router --model models.toml", 1, "is no directory"),
+    ("serve-router --model ./none", 1, "holds no model"),
+    ("serve-router --model 'no such/model here'", 1, "Repo id"),
+    ("serve-router --adapter router", 1, "must be NAME=DIRECTORY"),
+    ("serve-router --adapter =adapter", 1, "must be NAME=DIRECTORY"),
+    ("serve-router --adapter router=models.toml", 1, "must be NAME=DIRECTORY"),
+    ("serve-router --adapter router=adapter", 1, "holds no adapter"),
+    # Benchmarks
+    ("bench", 2, "Missing argument"),
+    ("bench absent.toml", 1, "can't be read: No such file"),
+    ("bench directory.toml", 1, "can't be read: Is a directory"),
+    ("bench empty.toml", 1, "title: field required"),
+    ("bench binary.toml", 1, "it is not UTF-8 text"),
+    ("bench deep.toml", 1, "nested too deeply"),
+    ("bench number.toml", 1, "can't be read"),
+    ("bench key.toml", 1, "api_key: extra inputs are not permitted"),
+    ("bench empty.toml --output nobody", 1, "'nobody' is a file"),
+    ("bench empty.toml --publish nobody", 1, "'nobody' is a file"),
+    ("bench empty.toml --compare one", 1, "needs two rows"),
+    # The page of results
+    ("results", 1, "run this in a clone of the repository"),
+    ("results --benchmarks absent", 1, "run this in a clone of the repository"),
+    ("results --page /nonexistent/x.md", 1, "a file in a directory that exists"),
+    ("results --page none", 1, "a file in a directory that exists"),
+]
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message"), WRONG_COMMAND_LINES, ids=[case[0] for case in WRONG_COMMAND_LINES]
+)
+def test_a_wrong_command_line_is_one_clear_error(
+    line: str, code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile_files(tmp_path)
+    (tmp_path / "docs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    result = run.invoke(cli, shlex.split(line), env={"COLUMNS": "300"})
+    assert isinstance(result.exception, SystemExit), result.exception
+    said = " ".join((result.stderr + result.stdout).split())
+    assert (result.exit_code, message in said) == (code, True), said
+    assert "Traceback" not in said
+    assert "canary" not in said
+    assert len(said) < 1500, "one paragraph"
 
 
 def traced(*turns: str, **replies: Any) -> tuple[str, Trace]:

@@ -608,8 +608,8 @@ def test_profile_goes_on_where_it_was_stopped(files: Callable[[Server], Path], m
         path = files(server)
         before = path.read_text()
         result = run(path, "--in-flight", "1", "--split", "train")
-        assert result.exit_code == 1
-        assert "the same command goes on from there" in " ".join(result.stderr.split())
+        assert result.exit_code == 130
+        assert "the same command continues" in " ".join(result.stderr.split())
         assert path.read_text() == before
         result = run(path, "--split", "train")
     assert result.exit_code == 0, result.output

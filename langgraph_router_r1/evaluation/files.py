@@ -24,11 +24,11 @@ from langgraph_router_r1.evaluation.tasks import TaskError
 
 
 class JsonLinesWriter:
-    """Appends JSON objects to a file, one per line; no other process can write to the file in the meantime.
+    r"""Appends JSON objects to a file, one per line; no other process can write to the file in the meantime.
 
     The file holds whole lines, or whole lines and the beginning of one more when the process was killed. The next
-    writer removes that beginning when it opens the file. When an object can't be written, because the disk is full for instance, it is kept
-    in memory, and the next call of `append`, `flush` or `close` tries again.
+    writer removes that beginning when it opens the file. When an object can't be written, because the disk is full for
+    instance, it is kept in memory, and the next call of `append`, `flush` or `close` tries again.
 
     The lock is on the file itself. The operating system releases it when the process ends, however it ends, so there
     is no lock file to remove. Not thread-safe.
@@ -40,7 +40,7 @@ class JsonLinesWriter:
         ...     with JsonLinesWriter(path) as file:
         ...         file.append({"id": "t1"})
         ...     path.read_text()
-        '{"id": "t1"}\\n'
+        '{"id": "t1"}\n'
     """
 
     def __init__(self, path: str | Path, *, sync: bool = True) -> None:
@@ -150,7 +150,7 @@ def replace_file(path: str | Path, text: str, *, mode_of: Path | None = None) ->
     next call overwrites it. Only one process may write the same file at a time. A symbolic link stays one.
 
     Args:
-        path: The file; its directory is created if need be.
+        path: The file, in a directory that exists.
         text: What it is to hold.
         mode_of: The file whose permissions it gets; by default those of a new file.
 
@@ -158,7 +158,6 @@ def replace_file(path: str | Path, text: str, *, mode_of: Path | None = None) ->
         OSError: The file can't be written; it is as it was.
     """
     path = Path(path).resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:

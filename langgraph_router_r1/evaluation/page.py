@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from langgraph_router_r1.evaluation.bench import BenchSpec
+from langgraph_router_r1.evaluation.bench import BenchError, BenchSpec
 from langgraph_router_r1.evaluation.plots import draw_plots
 from langgraph_router_r1.evaluation.report import Results, agreement, frontier_areas, markdown_table, short
 
@@ -26,9 +26,19 @@ def results_page(benchmarks: Path, results: Path) -> str:
     Args:
         benchmarks: Directory of benchmark files.
         results: Directory of result files, the plots among them.
+
+    Raises:
+        BenchError: There are no benchmark files in that directory, or one of them is wrong.
+        TaskError: A result file is wrong.
     """
     parts = [PAGE_HEAD]
-    for path in sorted(benchmarks.glob("*.toml")):
+    files = sorted(benchmarks.glob("*.toml"))
+    if not files:
+        raise BenchError(
+            f"{str(benchmarks)!r} is no directory with benchmark files (.toml): "
+            "run this in a clone of the repository, or name the directory"
+        )
+    for path in files:
         spec = BenchSpec.from_file(path)
         file = results / f"{path.stem}.jsonl"
         command = f"router-r1 bench {benchmarks.name}/{path.name} --publish docs/results"

@@ -37,6 +37,7 @@ def _draw(draw: Any, results: Results, path: Path) -> Path:
         draw(axes, results)
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, drawn.getvalue())
     return path
 

@@ -118,6 +118,7 @@ class Results:
         """Write a file: a line of facts, then a line a row. All or nothing."""
         head = {key: value for key, value in asdict(self).items() if key != "rows"}
         lines = [json.dumps(head), *(json.dumps(_rounded(asdict(row))) for row in self.rows)]
+        path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, "\n".join(lines) + "\n")
 
     @classmethod

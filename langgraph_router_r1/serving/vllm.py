@@ -158,12 +158,11 @@ class VLLMServer:
             progress: Called about once a second with the seconds since the start.
 
         Raises:
-            ServerError: It ended, or did not serve in time.
+            ServerError: Its port can't be used, it ended, or it did not serve in time.
         """
         if self._process is not None:
             raise ServerError(f"{self!r} is running already")
-        if self._serves():
-            raise ServerError(f"port {self.port} is taken: another server answers at {self.url}")
+        _check_port(self.host, self.port)
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("wb") as log:
             self._process = subprocess.Popen(
@@ -251,6 +250,17 @@ def _has_cpu_build() -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raise a `ServerError` when a port can't be listened on; vLLM itself finds out half a minute later."""
+    with socket.socket() as probe:
+        # As servers do: a connection that was closed a moment ago does not hold the port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServerError(f"port {port} of {host} can't be used: {error.strerror}") from None
 
 
 def _free_port(host: str) -> int:
