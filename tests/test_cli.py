@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import io
 import json
+import os
 import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +22,13 @@ from conftest import answer, pool, search
 from rich.console import Console
 from typer.testing import CliRunner
 
-from langgraph_router_r1 import create_router
-from langgraph_router_r1.cli import cli
+from langgraph_router_r1 import ModelRegistry, create_router
+from langgraph_router_r1.cli import EXTRAS, cli
 from langgraph_router_r1.testing import ScriptedEngine
 from langgraph_router_r1.trace import Trace, bill_table, printable
 
 run = CliRunner()
+ROOT = Path(__file__).parent.parent
 
 REGISTRY = """
 [models.small]
@@ -77,8 +87,6 @@ def test_a_chat_model_as_router_needs_its_price_and_its_key(registry: str, monke
 
 
 def test_cost_weight_and_budget_reach_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    import contextlib
-
     engine = ScriptedEngine([search("m: a?") + answer("Lima")])
     monkeypatch.setattr("langgraph_router_r1.cli._pool", lambda *_: contextlib.nullcontext((engine, pool(m="x"))))
     result = run.invoke(cli, ["ask", "Which?", "--cost-weight", "1", "--budget", "0", "--json"])
@@ -256,6 +264,146 @@ def test_a_wrong_command_line_is_one_clear_error(
     assert "Traceback" not in said
     assert "canary" not in said
     assert len(said) < 1500, "one paragraph"
+
+
+def test_version_prints_the_installed_version() -> None:
+    result = run.invoke(cli, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"router-r1 {importlib.metadata.version('langgraph-router-r1')}\n")
+
+
+@pytest.fixture
+def hung() -> Iterator[int]:
+    """The port of a server that takes connections and never says anything."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_check_gives_up_a_hung_router_and_a_hung_model_in_the_time_that_it_is_given(tmp_path: Path, hung: int) -> None:
+    file = tmp_path / "models.toml"
+    # Retries and a fallback would hide that the first one does not answer.
+    file.write_text(
+        f'[models.first]\nmodel = "openai:x"\nbase_url = "http://127.0.0.1:{hung}/v1"\nprice = 1\n'
+        'fallbacks = ["second"]\n'
+        f'[models.second]\nmodel = "openai:x"\nbase_url = "http://127.0.0.1:{hung}/v1"\nprice = 1\n'
+    )
+    started = time.monotonic()
+    arguments = ["check", "--router", f"http://127.0.0.1:{hung}/v1", "--registry", str(file), "--timeout", "0.5"]
+    result = run.invoke(cli, arguments, env={"COLUMNS": "200", "OPENAI_API_KEY": "none"})
+    assert time.monotonic() - started < 15
+    assert (result.exit_code, result.stdout.count("✗")) == (1, 3), result.output
+    for who in ("the router", "first", "second"):
+        assert f"asking {who}" in result.stderr, "it says what it waits for"
+
+
+def test_check_does_not_take_a_fallback_that_answers_for_the_model_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = ModelRegistry([*pool(first=ConnectionError("gone")), *pool(second="yes")])
+    models = models.with_model(models["first"].model_copy(update={"fallbacks": ("second",)}))
+    engine = ScriptedEngine([answer("yes")])
+    monkeypatch.setattr("langgraph_router_r1.cli._pool", lambda *_, **__: contextlib.nullcontext((engine, models)))
+    result = run.invoke(cli, ["check"], env={"COLUMNS": "200"})
+    rows = {
+        line.split("│")[2].strip(): line.split("│")[1].strip() for line in result.stdout.splitlines() if "│" in line
+    }
+    assert rows == {"router": "✓", "first": "✗", "second": "✓"}
+
+
+def test_a_port_that_another_program_holds_is_named_before_vllm_is_started(hung: int, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    arguments = ["serve-router", "--model", str(tmp_path), "--port", str(hung)]
+    result = run.invoke(cli, arguments, env={"COLUMNS": "200"})
+    assert result.exit_code == 1
+    assert f"port {hung} of 127.0.0.1 can't be used: Address already in use" in result.stderr
+
+
+# Real processes
+
+WITHOUT = """
+import sys
+
+missing = sys.argv.pop(1).split(",")
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+from langgraph_router_r1.cli import main
+main()
+"""
+
+
+def router_r1(*arguments: str, without: str = "", cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+    """Start the command in a process of its own, in which some modules are not installed."""
+    return subprocess.Popen(
+        [sys.executable, "-c", WITHOUT, without, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )
+
+
+NOT_IN_THE_BASE = ",".join({module.partition(".")[0] for module in EXTRAS} - {"langgraph"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        (["demo"], "pocket"),
+        (["ask", "Which?"], "pocket"),
+        (["check"], "pocket"),
+        (["serve-router"], "pocket"),
+        (["profile"], "eval"),
+        (["bench", "b.toml"], "eval"),
+        (["results"], "eval"),
+        (["ask", "Which?", "--router", "http://127.0.0.1:9/v1", "--registry", "models.toml"], "openai"),
+        (["check", "--router", "http://127.0.0.1:9/v1", "--registry", "models.toml"], "openai"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_a_base_install_names_the_extra_that_a_command_needs(
+    arguments: list[str], extra: str, tmp_path: Path, registry: str
+) -> None:
+    process = router_r1(*arguments, without=NOT_IN_THE_BASE, cwd=tmp_path, OPENAI_API_KEY="none")
+    printed, said = process.communicate(timeout=120)
+    assert (process.returncode, printed) == (1, "")
+    assert said.endswith(f"is not installed: pip install 'langgraph-router-r1[{extra}]'\n"), said
+    assert said.startswith("Error: ")
+
+
+def test_every_extra_that_is_named_exists() -> None:
+    provided = importlib.metadata.metadata("langgraph-router-r1").get_all("Provides-Extra")
+    assert set(EXTRAS.values()) <= set(provided or [])
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(hung: int) -> None:
+    process = router_r1("check", "--router", f"http://127.0.0.1:{hung}/v1", "--timeout", "60")
+    assert process.stderr is not None
+    assert process.stderr.readline() == "asking the router\n"
+    process.send_signal(signal.SIGINT)
+    printed, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in printed + said
+
+
+def test_a_reader_who_has_read_enough_ends_a_command_without_a_traceback() -> None:
+    process = router_r1("models")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert "Traceback" not in (said := process.stderr.read())
+    assert "Exception" not in said
+    assert process.wait() in (0, 1)
+    process.stderr.close()
+
+
+def test_a_terminal_that_knows_ascii_only_gets_everything_else_as_question_marks() -> None:
+    process = router_r1("models", PYTHONIOENCODING="ascii")
+    printed, said = process.communicate(timeout=120)
+    assert (process.returncode, said) == (0, "")
+    assert "generalist" in printed
 
 
 def traced(*turns: str, **replies: Any) -> tuple[str, Trace]:
