@@ -1,6 +1,6 @@
 # Everything runs from a fresh machine: Python 3.11+ and make are enough.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint type format overhead constraints train-pocket clean
+.PHONY: help demo test test-fast mutants lint type format overhead constraints train-pocket clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,6 +29,9 @@ test: $(VENV)/.installed  ## Run all tests, with a real vLLM
 
 test-fast: $(VENV)/.installed  ## Run the tests that need no vLLM
 	LANGGRAPH_STRICT_MSGPACK=true $(BIN)/python -m pytest -m 'not vllm'
+
+mutants: $(VENV)/.installed  ## Plant small bugs, and count those that the fast tests notice (MODULE=ledger for one)
+	$(BIN)/python benchmarks/mutants.py $(MODULE)
 
 lint: $(VENV)/.installed  ## Check style and formatting
 	$(BIN)/ruff check .

@@ -18,6 +18,8 @@ from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 # Speed is measured in benchmarks/; no test fails because the machine was busy.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+# The same few examples each time, for `make mutants`: whether a planted bug is noticed must not be a matter of luck.
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50, database=None)
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] | trim }}<|im_end|>\n"

@@ -1,0 +1,198 @@
+"""Mutation testing: which small bugs would the fast tests not notice?
+
+    python benchmarks/mutants.py                       # all modules; or: make mutants
+    python benchmarks/mutants.py ledger protocol       # some; or: make mutants MODULE=ledger
+    python benchmarks/mutants.py --report              # write docs/mutants.md from the results there are
+
+mutmut plants one bug at a time (`<=` for `<`, `+` for `-`, a dropped argument) and runs the tests of the module.
+A bug that a test fails on, or that makes the tests run into the time limit, is killed; any other survives.
+
+Everything happens in copies under `build/mutants/MODULE`: the working tree stays as it is. A run that was stopped goes
+on where it was. All mutants of a module are tested again when one of its test files changes, and those of a function
+when the function changes. Hypothesis uses the same few examples each time, so results repeat.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import tomlkit
+import typer
+from mutmut.stats import status_by_exit_code
+from rich.console import Console
+from rich.progress import track
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / "build" / "mutants"
+PAGE = ROOT / "docs" / "mutants.md"
+BEGIN, END = "<!-- Written by benchmarks/mutants.py: begin -->", "<!-- end -->"
+
+KILLED = {"killed", "timeout", "segfault"}
+"""The outcomes that count as noticed."""
+
+NOT_MUTATED = (
+    r"^\s*(assert|logger\.|@)",
+    r"^\s*(msg|reason) = (\()?f?\"",
+)
+"""Lines without mutants, as patterns: what is checked by the type checker, log messages, and the wording of errors."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A module and the fast tests that are about it."""
+
+    path: str
+    tests: tuple[str, ...]
+
+
+SUITES = {
+    "protocol": Suite("langgraph_router_r1/protocol.py", ("test_protocol.py", "test_protocol_exactly.py")),
+    "ledger": Suite("langgraph_router_r1/ledger.py", ("test_ledger.py", "test_money.py")),
+    "transcript": Suite("langgraph_router_r1/transcript.py", ("test_transcript.py",)),
+    "candidates": Suite("langgraph_router_r1/candidates.py", ("test_candidates.py", "test_fallback_order.py")),
+    "graph": Suite(
+        "langgraph_router_r1/graph.py",
+        ("test_graph.py", "test_money.py", "test_fallback_order.py", "test_candidates.py"),
+    ),
+    "rewards": Suite("training/rewards.py", ("test_rewards.py",)),
+}
+
+
+@dataclass(frozen=True)
+class Survivor:
+    """A mutant that no test failed on."""
+
+    function: str
+    before: str
+    after: str
+    tested: bool
+    """Whether any test runs the function at all."""
+
+    def __str__(self) -> str:
+        return f"`{self.function}`: `{self.before or '(nothing)'}` → `{self.after or '(nothing)'}`"
+
+
+def prepare(name: str) -> Path:
+    """Make the folder in which mutmut works on a module: links to the sources, and its configuration."""
+    suite, folder = SUITES[name], WORK / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for linked in ("langgraph_router_r1", "training", "tests"):
+        if not (folder / linked).exists():
+            (folder / linked).symlink_to(ROOT / linked)
+    tests = [f"tests/{test}" for test in suite.tests]
+    document = tomlkit.parse((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    document["tool"]["mutmut"] = {  # type: ignore[index]
+        "source_paths": ["langgraph_router_r1", "training"],
+        "only_mutate": [suite.path],
+        "do_not_mutate_patterns": list(NOT_MUTATED),
+        "pytest_add_cli_args": ["-p", "no:cacheprovider", "--hypothesis-profile=repeatable"],
+        "pytest_add_cli_args_test_selection": tests,
+        "process_isolation": "forkserver",
+        "timeout_constant": 2.0,
+        "timeout_multiplier": 5.0,
+        "cache_invalidation_files": [*tests, "tests/conftest.py"],
+        "on_dependency_change": "rerun",
+        "use_git_change_detection": False,
+    }
+    (folder / "pyproject.toml").write_text(tomlkit.dumps(document), encoding="utf-8")
+    return folder
+
+
+def mutmut(folder: Path, *arguments: str, show: bool = False) -> str:
+    """Run a command of mutmut in a module's folder; return what it wrote, or show it as it comes."""
+    ran = subprocess.run(
+        [Path(sys.executable).with_name("mutmut"), *arguments],
+        cwd=folder,
+        env={**os.environ, "LANGGRAPH_STRICT_MSGPACK": "true", "PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=None if show else subprocess.PIPE,
+        text=True,
+    )
+    if ran.returncode:
+        raise SystemExit(f"'mutmut {' '.join(arguments)}' failed in {folder}")
+    return ran.stdout or ""
+
+
+def outcomes(name: str) -> dict[str, str]:
+    """Return what became of each mutant of a module: "killed", "survived", "not checked", ..."""
+    meta = WORK / name / "mutants" / f"{SUITES[name].path}.meta"
+    if not meta.is_file():
+        return {}
+    codes = json.loads(meta.read_text(encoding="utf-8"))["exit_code_by_key"]
+    return {mutant: status_by_exit_code[code] for mutant, code in codes.items()}
+
+
+def survivors(name: str) -> list[Survivor]:
+    """Return the mutants that no test failed on."""
+    found = []
+    alive = [(mutant, status) for mutant, status in outcomes(name).items() if status not in KILLED]
+    for mutant, status in track(alive, description=f"{name}: reading survivors", transient=True):
+        diff = mutmut(WORK / name, "show", mutant).splitlines()
+        changed = {
+            sign: " ".join(line[1:].strip() for line in diff if re.match(rf"\{sign}(?!\{sign}\{sign})", line))
+            for sign in "-+"
+        }
+        function = mutant.rpartition(".")[2].partition("__mutmut_")[0]
+        function = function.removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
+        found.append(Survivor(function, changed["-"], changed["+"], status != "no tests"))
+    return found
+
+
+def report(names: list[str]) -> str:
+    """Return the table of all modules, and the survivors that the page does not explain yet."""
+    page = PAGE.read_text(encoding="utf-8")
+    explained = page.partition(END)[2]
+    rows, open_ones = [], []
+    for name in names:
+        results = outcomes(name)
+        if not results or "not checked" in results.values():
+            rows.append(f"| `{SUITES[name].path}` | {len(results) or '?'} | not finished | | | |")
+            continue
+        alive = survivors(name)
+        known = [survivor for survivor in alive if str(survivor) in explained]
+        open_ones += [f"- {name}: {survivor}" for survivor in alive if survivor not in known]
+        killed = len(results) - len(alive)
+        rows.append(
+            f"| `{SUITES[name].path}` | {len(results)} | {killed} | {killed / len(results):.1%} | {len(alive)} | "
+            f"{len(known)} |"
+        )
+    lines = [
+        f"{datetime.now(UTC):%Y-%m-%d}, `make mutants`:",
+        "",
+        "| module | mutants | killed | share | survivors | explained below |",
+        "|---|---|---|---|---|---|",
+        *rows,
+    ]
+    if open_ones:
+        lines += ["", "Survivors that are not explained yet:", "", *sorted(open_ones)]
+    return "\n".join(lines)
+
+
+def main(
+    modules: Annotated[list[str] | None, typer.Argument(help=f"Any of: {', '.join(SUITES)}. Default: all.")] = None,
+    report_only: Annotated[bool, typer.Option("--report", help="Run nothing; write the page only.")] = False,
+    processes: Annotated[int, typer.Option(help="How many mutants to test at the same time.")] = 1,
+) -> None:
+    """Test the tests: plant small bugs and count those that no test notices."""
+    for name in modules or SUITES:
+        if name not in SUITES:
+            raise typer.BadParameter(f"module is {name!r}; it must be one of {', '.join(SUITES)}")
+    console = Console()
+    for name in [] if report_only else modules or SUITES:
+        console.rule(name)
+        mutmut(prepare(name), "run", "--max-children", str(processes), show=True)
+    table = report(list(SUITES))
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    console.print(table, markup=False)
+
+
+if __name__ == "__main__":
+    typer.run(main)
