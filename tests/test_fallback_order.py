@@ -69,6 +69,21 @@ async def test_when_all_fail_the_hop_says_why_the_model_itself_failed() -> None:
         assert hop["latency_s"] > 0
 
 
+def test_the_worst_case_of_a_call_is_that_of_the_most_expensive_model_that_may_answer() -> None:
+    registry = ModelRegistry(
+        [
+            ModelDescriptor(name="cheap", model=ScriptedChatModel(["x"]), price=1.0, fallbacks=("expensive",)),
+            ModelDescriptor(name="expensive", model=ScriptedChatModel(["x"]), price=50.0),
+            ModelDescriptor(name="unlimited", model=RunnableLambda(lambda _: "x"), price=0.1),
+            ModelDescriptor(name="free", model=ScriptedChatModel(["x"]), price="free", fallbacks=("unlimited",)),
+        ]
+    )
+    candidates = Candidates(registry, count_tokens=len)
+    assert candidates.worst_case("cheap", "a?") == candidates.worst_case("expensive", "a?") > 0
+    assert candidates.worst_case("unlimited", "a?") == candidates.worst_case("free", "a?") == float("inf")
+    assert candidates.least_worst_case() == candidates.worst_case("cheap", "?")
+
+
 async def test_a_hop_carries_the_place_and_the_query_of_its_call() -> None:
     for hop in [*await hops(ScriptedChatModel(["Lima"])), *await hops(ScriptedChatModel([ValueError("x")]))]:
         assert (hop["turn"], hop["index"], hop["model"], hop["query"]) == (3, 2, "m", "Capital of Peru?")
@@ -142,9 +157,9 @@ async def test_a_provider_is_asked_as_often_as_the_descriptor_says_and_never_mor
     """A client that tries again by itself makes calls that are paid for and in no account."""
     with provider(500) as (url, requests):
         candidates = Candidates(ModelRegistry([hosted(url, max_retries=retries)]), count_tokens=len)
-        for made, hop in ((1, candidates.ask(CALL)), (2, await candidates.aask(CALL))):
+        for hop in (candidates.ask(CALL), await candidates.aask(CALL)):
             assert (hop["status"], hop["reason"]) == ("error", "m had a server error (5xx)")
-        assert len(requests) == made * (retries + 1)
+        assert len(requests) == 2 * (retries + 1)
 
 
 @pytest.mark.usefixtures("collected")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from langgraph_router_r1.protocol import (
-    Answer,
     Call,
     Invalid,
     Route,
@@ -50,7 +49,11 @@ def test_blank_lines_before_the_first_name_do_not_count() -> None:
     assert searched("\n  \n capitals : Peru? \n") == Route((Call("capitals", "Peru?"),))
 
 
-@pytest.mark.parametrize("body", ["no colon here\ncapitals: a?", ": a?", " : \ncapitals: a?"])
+def test_a_name_without_a_colon_asks_nobody() -> None:
+    assert searched("capitals: a?\ndialling codes\nb?") == Route((Call("capitals", "a?\ndialling codes\nb?"),))
+
+
+@pytest.mark.parametrize("body", ["no colon here\ncapitals: a?", ": a?", " : \ncapitals: a?", "capitals\nPeru?"])
 def test_text_before_the_first_name_makes_a_search_invalid(body: str) -> None:
     action = searched(body)
     assert isinstance(action, Invalid)
@@ -233,6 +236,9 @@ def test_a_run_without_a_turn_says_so() -> None:
         ("<think> a </think><answer> b </answer><think> c </think>", "one answer, and is think, answer, think"),
         ("<think> a </think><search> b </search><answer> c </answer>", "one answer, and is think, search, answer"),
         ("before <think> a </think><answer> Lima </answer>", "text outside the tags"),
+        (".<think> a </think><answer> Lima </answer>", "text outside the tags"),
+        ("<think> a </think>.<answer> Lima </answer>", "text outside the tags"),
+        ("<think> a </think><answer> Lima </answer>.", "text outside the tags"),
         ("<think> a </think> between <answer> Lima </answer>", "text outside the tags"),
         ("<think> a </think><answer> Lima </answer> after", "text outside the tags"),
     ],
