@@ -253,6 +253,23 @@ def test_what_one_turn_cost_is_missing_in_the_next() -> None:
     assert routing["cost_usd"] <= 1.7 * worst
 
 
+def test_a_call_that_costs_its_worst_case_leaves_the_router_enough_to_answer() -> None:
+    """Whatever the budget: once a model was asked, the router can read its reply and say something."""
+    reply = AIMessage("word " * 60)
+    reply.usage_metadata = {"input_tokens": 110, "output_tokens": 100, "total_tokens": 210}
+    registry = ModelRegistry([bounded("m", ScriptedChatModel([reply]))])
+    turns = [search("m: a?") + answer("Lima")] * 6
+    calls = 0
+    for budget in range(1500, 9000, 150):
+        settings: Any = {"router_price": 1.0, "max_tokens": 200, "max_info_tokens": 300}
+        result = ask(turns, registry, budget_usd=budget / 1e6, **settings)
+        calls += len(result["routing"]["hops"])
+        assert result["routing"]["cost_usd"] <= budget / 1e6
+        if result["routing"]["hops"]:
+            assert (result["answer"], result["routing"]["stop_reason"] != "budget_exhausted") == ("Lima", True)
+    assert calls > 20
+
+
 # What an account says
 
 
