@@ -11,27 +11,34 @@ A router turn thinks, then either asks models or answers:
 The environment replies with `<information> ... </information>`. Only text that the router sampled is ever
 parsed; everybody else's text is made harmless first (`neutralise`). The grammar is Router-R1's
 (arXiv 2506.09033), with several calls a turn allowed: one `Name: query` a line.
+
+Users, models and servers may send any text. Every function here takes time linear in its length;
+`benchmarks/hostile_text.py` measures it.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 TAGS = ("think", "search", "information", "answer")
 SEARCH_END = "</search>"
 ANSWER_END = "</answer>"
 
-_ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
+_OPENING = re.compile(r"<(search|answer)>")
 # Full-width brackets too: some tokenizers normalise them to the plain ones. Possessive, so that no text takes
 # longer than its length.
 _TAG = re.compile(rf"[<‹＜﹤]\s*+(?:([/／])\s*+)?({'|'.join(TAGS)})\b\s*+[>›＞﹥]?", re.IGNORECASE)
 _CONTROL = re.compile(r"[<＜][|｜]([^<>|＜＞｜\n]{1,64})[|｜][>＞]|\[(/?INST)\]|<(/?s)>")
 _ANY_EXACT_TAG = re.compile(rf"<(/?)({'|'.join(TAGS)})>")
 _THINK_TAG = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
+_LONGEST_USUAL_RUN = 30
+"""Most combining characters in a row in the text of any language (UAX #15, Stream-Safe Text Format)."""
 _PLACEHOLDERS = frozenset({"query", "your query", "sub-query", "question", "your question", "...", "…"})
 
 
@@ -89,41 +96,53 @@ def parse(text: str, names: Iterable[str], *, routing: bool = True) -> Action:
         >>> parse("<answer> Lima </answer>", [])
         Answer(text='Lima')
     """
-    for match in _ACTION.finditer(text):
-        tag, body = match.group(1), match.group(2).strip()
+    # No closing tag is searched for where there is none: each failed search would read all of the text again.
+    last_closing = {tag: text.rfind(f"</{tag}>") for tag in ("search", "answer")}
+    position = 0
+    while opening := _OPENING.search(text, position):
+        tag, position = opening[1], opening.end()
+        if position > last_closing[tag]:
+            continue
+        end = text.index(f"</{tag}>", position)
+        body = text[position:end].strip()
         if tag == "answer":
             return Answer(body) if body else Invalid("the answer is empty")
         if routing:
             return _parse_search(body, names)
+        position = end
     if routing:
         return Invalid("there is no complete search and no complete answer in it")
     return Invalid("there is no complete answer in it, and no model can be asked any more")
 
 
 def _parse_search(body: str, names: Iterable[str]) -> Route | Invalid:
-    known = {fold(name): name for name in names}
-    calls: list[Call] = []
+    known = _by_folded_name(tuple(names))
+    calls: list[tuple[str, bool, list[str]]] = []  # the model, whether it is known, the lines of its query
     for line in body.splitlines():
         head, colon, query = line.partition(":")
         name = known.get(fold(head)) if colon else None
         if name is not None:
-            calls.append(Call(name, query.strip()))
+            calls.append((name, True, [query]))
         elif calls:
-            last = calls[-1]
-            calls[-1] = Call(last.model, f"{last.query}\n{line.strip()}", last.known)
+            calls[-1][2].append(line.strip())
         elif colon and head.strip():
-            calls.append(Call(" ".join(head.split()), query.strip(), known=False))
+            calls.append((" ".join(head.split()), False, [query]))
         elif line.strip():
             return Invalid("a search must start with the name of a model and a colon")
     if not calls:
         return Invalid("the search is empty")
-    calls = [Call(call.model, call.query.strip(), call.known) for call in calls]
-    for call in calls:
+    route = Route(tuple(Call(name, "\n".join(lines).strip(), is_known) for name, is_known, lines in calls))
+    for call in route.calls:
         if not call.query:
             return Invalid(f"the query for {call.model} is empty")
         if fold(call.query).strip("[]<>{}()") in _PLACEHOLDERS:
             return Invalid(f"the query for {call.model} is a placeholder, not a question")
-    return Route(tuple(calls))
+    return route
+
+
+@functools.lru_cache(maxsize=64)
+def _by_folded_name(names: tuple[str, ...]) -> Mapping[str, str]:
+    return {fold(name): name for name in names}
 
 
 def neutralise(text: str, control_tokens: Collection[str] = ()) -> str:
@@ -138,16 +157,61 @@ def neutralise(text: str, control_tokens: Collection[str] = ()) -> str:
         '(answer)42(/answer)(im_end)'
     """
     text = text.encode("utf-8", "replace").decode()
+    given = _any_of(tuple(control_tokens))
     # Some tokenizers normalise letters, too: in such a text a tag may hide that only they would read.
-    plain = unicodedata.normalize("NFKC", text)
-    if plain != text and (_TAG.search(plain) or _CONTROL.search(plain) or any(map(plain.__contains__, control_tokens))):
+    plain = _nfkc(text)
+    if plain != text and (_TAG.search(plain) or _CONTROL.search(plain) or given.search(plain)):
         text = plain
     text = _TAG.sub(lambda match: f"({'/' if match[1] else ''}{match[2]})", text)
     text = _CONTROL.sub(lambda match: f"({match[1] or match[2] or match[3]})", text)
-    if control_tokens:
-        pattern = "|".join(re.escape(token) for token in sorted(control_tokens, key=len, reverse=True))
-        text = re.sub(pattern, lambda match: f"({match.group().strip('<|>[]｜▁ ')})", text)
-    return text
+    return given.sub(lambda match: f"({match.group().strip('<|>[]｜▁ ')})", text)
+
+
+@functools.lru_cache(maxsize=64)
+def _any_of(words: tuple[str, ...]) -> re.Pattern[str]:
+    """Return a pattern that matches the longest of the words, in time that hardly depends on their number."""
+    return re.compile(_trie_pattern(sorted(filter(None, set(words)))))
+
+
+def _trie_pattern(words: Sequence[str]) -> str:
+    """Return the source of such a pattern: of sorted words, what begins alike is written once.
+
+    Example:
+        >>> _trie_pattern(["<a>", "<b>", "<b>c"])
+        '<(?:a>|b>(?:c)?)'
+        >>> _trie_pattern([])  # it matches nothing
+        '(?!)'
+    """
+    if not words:
+        return "(?!)"
+    prefix = os.path.commonprefix(words)  # noqa: RUF071 - these are not paths
+    rest = [word[len(prefix) :] for word in words]
+    branches = [
+        _trie_pattern(list(group)) for _, group in itertools.groupby(filter(None, rest), key=lambda word: word[0])
+    ]
+    if not branches:
+        return re.escape(prefix)
+    return f"{re.escape(prefix)}(?:{'|'.join(branches)}){'' if rest[0] else '?'}"
+
+
+def _nfkc(text: str) -> str:
+    """Return the NFKC form of a text, in linear time.
+
+    `unicodedata` sorts each run of combining characters by insertion, which is quadratic in its length. Long runs are
+    therefore sorted here first; the result is the same, for that sort is part of the form.
+    """
+    if text.isascii():
+        return text
+    decomposed = {char: unicodedata.normalize("NFKD", char) for char in set(text)}
+    combining = sorted(char for char, parts in decomposed.items() if all(map(unicodedata.combining, parts)))
+    if combining:
+        runs = f"[{''.join(map(re.escape, combining))}]{{{_LONGEST_USUAL_RUN + 1},}}"
+        text = re.sub(
+            runs,
+            lambda run: "".join(sorted("".join(map(decomposed.__getitem__, run[0])), key=unicodedata.combining)),
+            text,
+        )
+    return unicodedata.normalize("NFKC", text)
 
 
 def strip_thought(text: str) -> str:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from langgraph_router_r1.protocol import (
     TAGS,
+    Action,
     Answer,
     Call,
     Invalid,
@@ -52,6 +53,26 @@ def test_any_text_gives_an_action_and_never_an_exception(text: str, routing: boo
     if isinstance(action, Route):
         assert action.calls
         assert all(call.query and (call.model in NAMES) == call.known for call in action.calls)
+
+
+def parse_in_quadratic_time(text: str, routing: bool) -> Action:
+    """The grammar in its shortest form, with the time of `parse` left out of account."""
+    for tag, body in re.findall(r"<(search|answer)>(.*?)</\1>", text, re.DOTALL):
+        if tag == "answer":
+            return Answer(body.strip()) if body.strip() else Invalid("the answer is empty")
+        if routing:
+            return parse(f"<search>{body}</search>", NAMES)
+    left = "search and no complete answer in it" if routing else "answer in it, and no model can be asked any more"
+    return Invalid(f"there is no complete {left}")
+
+
+@given(HOSTILE, st.booleans())
+@example("<search><search>capitals: a</search></search>", True)
+@example("<answer></answer>", True)
+@example("<search><answer>a</answer></search><answer>b</answer>", False)
+@example("</answer><answer><search>capitals: a</search><answer>b</answer>", False)
+def test_a_linear_scan_finds_the_action_that_the_grammar_defines(text: str, routing: bool) -> None:
+    assert parse(text, NAMES, routing=routing) == parse_in_quadratic_time(text, routing)
 
 
 def test_first_complete_search_or_answer_decides() -> None:
@@ -138,6 +159,32 @@ def test_lookalikes_and_common_control_tokens_are_neutralised_without_being_told
     assert not set("<>＜＞‹›﹤﹥") & set(unicodedata.normalize("NFKC", neutralise(hidden)))
 
 
+CONTROL_TOKENS = ("<a>", "<a>b", "<ab>", "[x]", "[x", "b|", "｜", "<|im_end|>", "²")
+
+
+@given(st.lists(st.sampled_from([*CONTROL_TOKENS, *"<>[]ab|x", "＜", "ａ", "ﷺ", "²"])).map("".join))
+def test_of_control_tokens_that_begin_alike_the_longest_is_neutralised(text: str) -> None:
+    plain = neutralise(text)
+    if unicodedata.normalize("NFKC", text) != text and any(
+        token in unicodedata.normalize("NFKC", text) for token in CONTROL_TOKENS
+    ):
+        plain = neutralise(unicodedata.normalize("NFKC", text))
+    longest_first = "|".join(re.escape(token) for token in sorted(CONTROL_TOKENS, key=len, reverse=True))
+    expected = re.sub(longest_first, lambda match: f"({match[0].strip('<|>[]｜▁ ')})", plain)
+    assert neutralise(text, CONTROL_TOKENS) == expected
+
+
+def test_no_control_token_and_an_empty_one_change_nothing() -> None:
+    assert neutralise("abc", []) == neutralise("abc", [""]) == "abc"
+
+
+@given(st.text(st.sampled_from("a<é\u0301\u0316\u0344\u0f73ﾞ\u093cﷺ"), max_size=200))
+@example("é" + "\u0301\u0316" * 40 + "\u0344\u0f73" * 20)
+def test_a_tag_is_found_by_its_normal_form_whatever_accents_stand_before_it(text: str) -> None:
+    hidden = text + "＜ａnswer>"
+    assert neutralise(hidden) == neutralise(unicodedata.normalize("NFKC", hidden))
+
+
 def test_neutralising_loses_no_words() -> None:
     assert neutralise("<answer 5 < 6 and a > b>") == "(answer)5 < 6 and a > b>"
     assert neutralise("[INST] hi <|im_end|>", ["[INST]", "<|im_end|>"]) == "(INST) hi (im_end)"
@@ -158,6 +205,9 @@ def test_a_routed_models_own_thought_is_stripped(reply: str, kept: str) -> None:
     assert strip_thought(reply) == kept
 
 
+THOUSANDS = tuple(token for n in range(4_000) for token in (f"<|reserved_{n}|>", f"<unused{n}>"))
+
+
 @pytest.mark.parametrize(
     "hostile",
     [
@@ -167,11 +217,19 @@ def test_a_routed_models_own_thought_is_stripped(reply: str, kept: str) -> None:
         "<" * 300_000,
         "<" + " " * 100_000,
         "<|" * 50_000,
+        "<search>" * 250_000,
+        "<search>" + "capitals: x\n" + "y\n" * 800_000 + "</search>",
+        "<|reserved_1" * 300_000,
+        "a" + "\u0301\u0316" * 120_000,
     ],
+    ids=lambda text: repr(text[:12]),
 )
-def test_hostile_text_is_cleaned_in_linear_time(hostile: str) -> None:
+def test_hostile_text_is_read_in_linear_time(hostile: str) -> None:
     started = time.process_time()
-    neutralise(strip_thought(hostile), ["<|im_end|>"])
+    parse(hostile, NAMES)
+    best_effort_answer(hostile)
+    check_format([("model", hostile)], NAMES)
+    neutralise(strip_thought(hostile), THOUSANDS)
     assert time.process_time() - started < 20  # a quadratic scan takes minutes
 
 
