@@ -15,29 +15,41 @@ from __future__ import annotations
 import datetime as dt
 import difflib
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
-import yaml
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable, RunnableBinding
+from langgraph.pregel import Pregel
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from langgraph_router_r1.ledger import Price, PriceLike
 from langgraph_router_r1.protocol import fold, neutralise
+from langgraph_router_r1.registry_file import MAX_DEPTH, read
 
 DEFAULT_MAX_TOKENS = 512
 """Most tokens a routed model may reply with, unless its `params` say otherwise (as in the paper)."""
 
 
-_SECRET = re.compile(
-    r"(api|access|private|subscription)[-_]?key|secret|password|authorization|bearer|credential|(^|[-_])token$",
+_SECRET_NAME = re.compile(
+    r"(api|access|private|subscription)[-_]?key|secret|passw|(^|[-_])auth($|[-_])|authorization|bearer|credential|cookie"
+    r"|(^|access|auth|refresh|session|[-_])token$|header|(^|[-_])query$|(^|[-_])prox(y|ies)$|http_(async_)?client",
     re.IGNORECASE,
 )
+"""Names of parameters that carry a secret, or may: headers, query strings, proxies, HTTP clients."""
+_SECRET_VALUE = re.compile(
+    r"\b(sk|rk|pk)[-_][\w-]{16}|\b(nvapi|gsk|xai|pplx|xox[abp])[-_][\w-]{16}|\b(hf|gh[opsu]|github_pat|glpat)[-_]\w{16}"
+    r"|\b(AIza|AKIA|eyJ)[\w-]{16}|\bBearer\s+\S{8}|://[^/\s@]+@"
+)
+"""The forms of the usual providers' keys, and of an address with a password in it; other keys are not recognised."""
+_USE_ENVIRONMENT = "a key belongs in the environment, and the name of its variable in api_key_env"
 _OTHER_LIMITS = ("max_completion_tokens", "max_output_tokens", "max_new_tokens")
 """What clients take besides `max_tokens`, and prefer to it: a budget would be held against the wrong one."""
+_MOST_TOKENS = 10**9
+_MAX_VALUES = 10_000
+"""Most values in one field of a model: a few shared tables can stand for billions."""
 
 
 class RegistryError(ValueError):
@@ -48,15 +60,34 @@ class UnknownModelError(LookupError):
     """No model of that name is registered."""
 
 
+Count = Annotated[int, Field(strict=True)]
+"""A whole number; unlike pydantic's default, no bool and no text."""
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+"""A finite number; no bool and no text."""
+
+
+def _price(value: Any) -> Price:
+    try:
+        return Price.parse(value)
+    except (ValueError, OverflowError, RecursionError):
+        pass
+    # The value is not shown: it may be a key that was pasted in the wrong place.
+    msg = (
+        "it must be 'free', a number of dollars per million tokens from 0 to 1e9, or a table with such numbers: "
+        "prompt, completion and perhaps cached"
+    )
+    raise ValueError(msg)
+
+
 class Accuracy(BaseModel):
     """The share of right replies to one kind of question, with its 95 % interval."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    value: float = Field(ge=0, le=1)
-    low: float = Field(ge=0, le=1)
-    high: float = Field(ge=0, le=1)
-    questions: int = Field(ge=1)
+    value: Number = Field(ge=0, le=1)
+    low: Number = Field(ge=0, le=1)
+    high: Number = Field(ge=0, le=1)
+    questions: Count = Field(ge=1)
     """How many were replied to."""
 
 
@@ -66,19 +97,19 @@ class Measured(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     date: dt.date
-    questions: int = Field(ge=1)
+    questions: Count = Field(ge=1)
     """How many it was asked."""
-    failure_rate: float = Field(ge=0, le=1)
+    failure_rate: Number = Field(ge=0, le=1)
     """The share of them to which it gave no reply, or an empty one."""
     accuracy: dict[str, Accuracy] = Field(default_factory=dict)
     """By kind of question, over the replies."""
-    latency_p50_s: float | None = Field(default=None, ge=0)
+    latency_p50_s: Number | None = Field(default=None, ge=0)
     """Median of the seconds a call, one call at a time."""
-    latency_p95_s: float | None = Field(default=None, ge=0)
-    prompt_tokens: float | None = Field(default=None, ge=0)
+    latency_p95_s: Number | None = Field(default=None, ge=0)
+    prompt_tokens: Number | None = Field(default=None, ge=0)
     """Mean over the replies, as the next two."""
-    completion_tokens: float | None = Field(default=None, ge=0)
-    cost_usd: float | None = Field(default=None, ge=0)
+    completion_tokens: Number | None = Field(default=None, ge=0)
+    cost_usd: Number | None = Field(default=None, ge=0)
     """Dollars a reply, at list price."""
 
 
@@ -103,15 +134,15 @@ class ModelDescriptor(BaseModel):
     """What it is called: in files, accounts and events, and by the router, unless there is an alias."""
     model: Any = Field(repr=False)
     """A LangChain chat model, any Runnable from messages to a message, or a string for `init_chat_model`."""
-    price: Annotated[Price, BeforeValidator(Price.parse)]
+    price: Annotated[Price, BeforeValidator(_price)]
     """List price; see `Price.parse` for the forms it may take."""
     description: str = ""
     """What it is good at, in a sentence or two, for the router to read."""
-    latency_s: float | None = Field(default=None, ge=0)
+    latency_s: Number | None = Field(default=None, ge=0)
     """Usual seconds a call."""
-    context_tokens: int | None = Field(default=None, gt=0)
+    context_tokens: Count | None = Field(default=None, gt=0)
     """Length of its context window, in tokens."""
-    skills: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
+    skills: dict[str, Annotated[Number, Field(ge=0, le=1)]] = Field(default_factory=dict)
     """Measured accuracy, 0 to 1, by kind of question."""
     measured: Measured | None = Field(default=None, repr=False)
     """How `skills` and `latency_s` were measured, and what else was."""
@@ -123,14 +154,14 @@ class ModelDescriptor(BaseModel):
     """Address of the server, when `model` is a string and not at its provider's usual place."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the key."""
-    timeout_s: float = Field(default=60.0, gt=0)
-    """Most seconds one attempt may take."""
-    max_reply_chars: int = Field(default=100_000, gt=0)
+    timeout_s: Number = Field(default=60.0, gt=0, le=86_400)
+    """Most seconds one attempt may take; at most a day."""
+    max_reply_chars: Count = Field(default=100_000, gt=0)
     """Most characters kept of a reply; what is longer is cut before anything counts or stores it."""
-    max_retries: int | None = Field(default=None, ge=0)
+    max_retries: Count | None = Field(default=None, ge=0)
     """How often a call that failed for a passing reason (429, 5xx, no connection) is tried again; by default twice for
     a model given as a string, and never for one that is given as an object, which has its own way."""
-    requests_per_second: float | None = Field(default=None, gt=0)
+    requests_per_second: Number | None = Field(default=None, gt=0)
     """Most attempts a second, shared by everybody who uses the same router; waiting is not part of `timeout_s`."""
     alias: str | None = None
     """What the router is told instead of the name, and writes to call it; see `ModelRegistry.neutral`."""
@@ -141,19 +172,30 @@ class ModelDescriptor(BaseModel):
         # The forms that a price may be written in are wider than what it becomes.
         def __init__(self, *, name: str, model: Any, price: PriceLike, **fields: Any) -> None: ...
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain_data(cls, value: Any) -> Any:
+        if any(isinstance(inner, str) and _SECRET_VALUE.search(inner) for inner in _walk(value)):
+            raise ValueError(f"it holds what looks like a key; {_USE_ENVIRONMENT}")
+        return value
+
     @field_validator("name", "alias")
     @classmethod
     def _callable_name(cls, name: str | None) -> str | None:
         if name is None:
             return None
         if not name.strip() or ":" in name or name.splitlines() != [name] or neutralise(name) != name:
-            msg = f"{name!r} can't be called: a name is one line, not blank, without a colon and without tags"
+            msg = "it can't be called so: a name is one line, not blank, without a colon and without tags"
             raise ValueError(msg)
         return " ".join(name.split())
 
     @field_validator("model")
     @classmethod
     def _a_model(cls, model: Any) -> Any:
+        graph = _unbound(model)
+        if isinstance(graph, Pregel) and "messages" not in graph.channels:
+            msg = "a graph must have 'messages' in its state to be asked as a model, as agents of create_agent do"
+            raise ValueError(msg)
         if isinstance(model, Runnable) or (isinstance(model, str) and model.strip()):
             return model
         msg = f"a {type(model).__name__} is no chat model, no Runnable, and no string such as 'openai:gpt-4o-mini'"
@@ -168,21 +210,31 @@ class ModelDescriptor(BaseModel):
             raise ValueError(msg)
         return name
 
+    @field_validator("base_url")
+    @classmethod
+    def _plain_address(cls, url: str | None) -> str | None:
+        if url is not None and not _is_plain_address(url):
+            # Not shown: it may hold a password. Clients log the address of each request as it is.
+            msg = (
+                "it must be an address such as http://127.0.0.1:8001/v1, without user name, password, query string and "
+                f"fragment; {_USE_ENVIRONMENT}"
+            )
+            raise ValueError(msg)
+        return url
+
     @field_validator("params")
     @classmethod
     def _no_keys(cls, params: dict[str, Any]) -> dict[str, Any]:
-        for key in _nested_keys(params):
-            if _SECRET.search(key):
-                msg = f"{key!r} looks like a secret: put it into the environment and its name into api_key_env"
-                raise ValueError(msg)
+        for key in _keys(params):
+            if _SECRET_NAME.search(key):
+                raise ValueError(f"{_shown(key)!r} may carry a secret; {_USE_ENVIRONMENT}")
         for other in _OTHER_LIMITS:
             if other in params:
                 msg = f"{other!r} goes by the name of max_tokens here"
                 raise ValueError(msg)
         max_tokens = params.get("max_tokens", DEFAULT_MAX_TOKENS)
-        if not isinstance(max_tokens, int) or max_tokens < 1:
-            msg = f"max_tokens is {max_tokens!r}; it must be a whole number, 1 or more"
-            raise ValueError(msg)
+        if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or not 1 <= max_tokens <= _MOST_TOKENS:
+            raise ValueError(f"max_tokens must be a whole number from 1 to {_MOST_TOKENS:,}")
         return params
 
     @property
@@ -204,9 +256,8 @@ class ModelDescriptor(BaseModel):
 
     @property
     def is_bounded(self) -> bool:
-        """Whether it keeps to `max_tokens`: a Runnable that is no chat model can't be told; its `params` may vouch."""
-        model = self.model.bound if isinstance(self.model, RunnableBinding) else self.model
-        return isinstance(model, str | BaseChatModel) or "max_tokens" in self.params
+        """Whether it keeps to `max_tokens`: other Runnables and graphs can't be told; `params` may vouch."""
+        return isinstance(_unbound(self.model), str | BaseChatModel) or "max_tokens" in self.params
 
     def describe(self) -> str:
         """Return the line that the router reads: description, price, latency, measured skills."""
@@ -244,14 +295,16 @@ class ModelRegistry:
         problems = []
         for model in models:
             if fold(model.name) in self._models:
-                problems.append(f"models.{model.name}: the name is taken; case and blanks do not make a difference")
+                problems.append(f"models.{_shown(model.name)}: the name is taken; case and blanks do not matter")
             elif fold(model.called) in self._called:
                 other = self._called[fold(model.called)].name
-                problems.append(f"models.{model.name}: the alias {model.called!r} is taken by {other!r}")
+                problems.append(
+                    f"models.{_shown(model.name)}: the alias {_shown(model.called)!r} is taken by {other!r}"
+                )
             self._models[fold(model.name)] = model
             self._called[fold(model.called)] = model
         problems += [
-            f"models.{model.name}.fallbacks: {fallback!r} is not another model of this registry"
+            f"models.{_shown(model.name)}.fallbacks: {_shown(fallback)!r} is not another model of this registry"
             for model in self
             for fallback in model.fallbacks
             if fold(fallback) not in self._models or fold(fallback) == fold(model.name)
@@ -268,30 +321,30 @@ class ModelRegistry:
         Raises:
             RegistryError: Anything is wrong; the message lists every problem with its key.
         """
-        models = data.get("models")
+        models = data.get("models") if isinstance(data, Mapping) else None
         if not isinstance(models, Mapping) or not models:
             msg = f"{source} has no models: it must hold one table [models.NAME] for each"
             raise RegistryError(msg)
-        problems = [f"{key}: unknown key; the top level holds 'models'" for key in data if key != "models"]
+        problems = [f"{_shown(key)}: unknown key; the top level holds 'models'" for key in data if key != "models"]
         descriptors = []
         for name, fields in models.items():
-            if not isinstance(fields, Mapping):
-                problems.append(f"models.{name}: is a {type(fields).__name__} and must be a table of fields")
-                continue
+            if not isinstance(name, str):
+                problems.append(f"models.{_shown(name)}: the name is a {type(name).__name__} and must be a string")
+            elif not isinstance(fields, Mapping):
+                problems.append(f"models.{_shown(name)}: is a {type(fields).__name__} and must be a table of fields")
+            elif "name" in fields:
+                problems.append(f"models.{_shown(name)}.name: is not a field here: the table's name is the model's")
+            else:
+                try:
+                    descriptors.append(ModelDescriptor.model_validate({**fields, "name": name}))
+                except ValidationError as error:
+                    problems += [f"models.{_shown(name)}.{_problem(detail)}" for detail in error.errors()]
+        if not problems:
             try:
-                descriptors.append(ModelDescriptor(name=str(name), **fields))
-            except ValidationError as error:
-                problems += [f"models.{name}.{_problem(detail)}" for detail in error.errors()]
-            except TypeError:
-                problems.append(
-                    f"models.{name}: its fields must be words, without 'name': the table's name is the model's"
-                )
-        if problems:
-            raise RegistryError(_list_problems(source, problems))
-        try:
-            return cls(descriptors, profile=profile)
-        except RegistryError as error:
-            raise RegistryError(str(error).replace("the registry", source, 1)) from None
+                return cls(descriptors, profile=profile)
+            except RegistryError as error:
+                problems = str(error).split("\n  ")[1:]
+        raise RegistryError(_list_problems(source, problems))
 
     @classmethod
     def from_file(cls, path: str | Path) -> ModelRegistry:
@@ -301,15 +354,9 @@ class ModelRegistry:
             RegistryError: The file can't be read, or anything in it is wrong; the message says where.
         """
         path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-            data = tomllib.loads(text) if path.suffix == ".toml" else _load_yaml(text, path)
-        except OSError as error:
-            msg = f"registry file {str(path)!r} can't be read: {error.strerror}"
-            raise RegistryError(msg) from None
-        except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
-            msg = f"registry file {str(path)!r} can't be parsed: {_syntax_problem(error)}"
-            raise RegistryError(msg) from None
+        data, problem = read(path)
+        if problem:
+            raise RegistryError(f"registry file {str(path)!r} {problem}")
         if not isinstance(data, Mapping):
             msg = f"registry file {str(path)!r} holds a {type(data).__name__}; it must hold tables [models.NAME]"
             raise RegistryError(msg)
@@ -405,41 +452,72 @@ def _explain_unknown(name: str, known: Sequence[str]) -> str:
     return f"{name!r} is not in the registry; it has: {', '.join(map(repr, known)) or 'no models'}.{hint}"
 
 
-def _load_yaml(text: str, path: Path) -> Any:
-    if path.suffix not in {".yaml", ".yml"}:
-        msg = f"registry file {str(path)!r} must end in .toml, .yaml or .yml"
-        raise RegistryError(msg)
-    return yaml.safe_load(text)
+def _unbound(model: Any) -> Any:
+    return model.bound if isinstance(model, RunnableBinding) else model
+
+
+def _is_plain_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    return (
+        parts.scheme in {"http", "https"}
+        and bool(parts.hostname)
+        and port != 0
+        and not set(url) & set("?#\\")
+        and "@" not in parts.netloc
+        and url.isprintable()
+        and " " not in url
+    )
+
+
+def _walk(value: Any) -> Iterator[Any]:
+    """Yield a value, and all keys and values in it.
+
+    Raises:
+        ValueError: It is nested too deep, as a table that holds itself is, or holds too much.
+    """
+    to_do = [(value, 0)]
+    count = 0
+    while to_do:
+        value, depth = to_do.pop()
+        count += 1
+        if depth > MAX_DEPTH or count > _MAX_VALUES:
+            msg = f"it holds more than {_MAX_VALUES:,} values, or tables and lists more than {MAX_DEPTH} deep"
+            raise ValueError(msg)
+        yield value
+        if isinstance(value, Mapping):
+            to_do += [(inner, depth + 1) for pair in value.items() for inner in pair]
+        elif isinstance(value, list | tuple | set | frozenset):
+            to_do += [(inner, depth + 1) for inner in value]
+
+
+def _keys(value: Any) -> Iterator[str]:
+    return (str(key) for inner in _walk(value) if isinstance(inner, Mapping) for key in inner)
+
+
+def _shown(name: Any) -> str:
+    """Return a name as an error may show it: short, as printable text, and nothing that looks like a key."""
+    text = str(name) if isinstance(name, str) else type(name).__name__
+    text = text.encode("utf-8", "replace").decode()
+    if _SECRET_VALUE.search(text):
+        return "(not shown)"
+    return text if len(text) <= 64 else f"{text[:64]}..."
 
 
 def _problem(detail: Any) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
+    key = ".".join(str(part) if isinstance(part, int) else _shown(part) for part in detail["loc"])
     if detail["type"] == "missing":
         return f"{key}: is missing" + (' (use price = "free" for a model that costs nothing)' if key == "price" else "")
     if detail["type"] == "extra_forbidden":
-        hint = "; a key's place is the environment: name its variable in api_key_env" if "key" in key else ""
-        return f"{key}: is not a field of a model{hint}"
+        return f"{key}: is not a field of a model" + (f"; {_USE_ENVIRONMENT}" if "key" in key else "")
     message = str(detail["msg"]).removeprefix("Value error, ")
     # Numbers are shown; text and tables may hold a key that stands in the wrong place.
-    shown = f", and is {detail['input']!r}" if isinstance(detail["input"], int | float) else ""
-    return f"{key}: {message}{shown}"
-
-
-def _syntax_problem(error: Exception) -> str:
-    """Return what is wrong and where, without the line itself, which may hold a key."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"{error.problem} (at line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1})"
-    return "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
-
-
-def _nested_keys(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield str(key)
-            yield from _nested_keys(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _nested_keys(inner)
+    value = detail["input"]
+    is_short = isinstance(value, float) or (isinstance(value, int) and abs(value) <= _MOST_TOKENS)
+    return f"{key}: {message}{f', and is {value!r}' if is_short else ''}"
 
 
 def _list_problems(source: str, problems: list[str]) -> str:
