@@ -87,7 +87,7 @@ def prepare(name: str) -> Path:
             (folder / linked).symlink_to(ROOT / linked)
     tests = [f"tests/{test}" for test in suite.tests]
     document = tomlkit.parse((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    document["tool"]["mutmut"] = {  # type: ignore[index]
+    document["tool"]["mutmut"] = {
         "source_paths": ["langgraph_router_r1", "training"],
         "only_mutate": [suite.path],
         "do_not_mutate_patterns": list(NOT_MUTATED),
