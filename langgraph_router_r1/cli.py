@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
-from langchain_core.language_models import BaseChatModel
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from langgraph_router_r1.candidates import Candidates, build_model
+from langgraph_router_r1.candidates import Candidates, build_chat_model, build_model
 from langgraph_router_r1.engines import EngineError, RouterEngine
 from langgraph_router_r1.engines.base import API_KEY_ENV
 from langgraph_router_r1.graph import build_router, create_router
@@ -534,12 +533,12 @@ def _pool(
         if pool is None:
             _fail("--router with a chat model needs --registry, the models it may ask")
         try:
-            chat_model = build_model(ModelDescriptor(name="router", model=router, price="free", timeout_s=timeout_s))
+            descriptor = ModelDescriptor(name="router", model=router, price="free", timeout_s=timeout_s)
+            chat_model = build_chat_model(descriptor)
         except ImportError:
             raise
         except Exception as error:  # noqa: BLE001 - any provider, any exception; its words may hold a key
             _fail(f"the chat model {router!r} can't be set up ({type(error).__name__}): is its key in the environment?")
-        assert isinstance(chat_model, BaseChatModel)
         yield ChatModelEngine(chat_model), pool
     elif router is not None:
         from langgraph_router_r1.engines import VLLMEngine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI
 from langgraph.graph import END, START, MessagesState, StateGraph
 from provider import Provider
+from typer.testing import CliRunner
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
+from langgraph_router_r1.cli import cli
 from langgraph_router_r1.engines import ChatModelEngine, EngineUnavailableError
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
@@ -155,6 +158,18 @@ def test_a_call_in_a_second_event_loop_is_given_up_in_time() -> None:
         for _ in range(2):
             hop = asyncio.run(router.ainvoke(QUESTION))["routing"]["hops"][0]
             assert hop["reason"] == "m gave no reply within 0.3 s"
+
+
+def test_the_command_line_routes_by_a_chat_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Provider(reply=lambda _: "<think> easy </think><answer> Lima") as provider:
+        monkeypatch.setenv("OPENAI_API_KEY", "k")
+        monkeypatch.setenv("OPENAI_BASE_URL", provider.base_url)
+        file = tmp_path / "models.toml"
+        file.write_text('[models.m]\nmodel = "openai:x"\nprice = 1\n')
+        arguments = ["ask", "?", "--registry", str(file), "--router", "openai:gpt-x", "--router-price", "1", "--json"]
+        printed = CliRunner().invoke(cli, arguments)
+    assert printed.exit_code == 0, printed.output
+    assert json.loads(printed.stdout)["answer"] == "Lima"
 
 
 def test_a_chat_model_routes_in_every_event_loop_of_a_process() -> None:
