@@ -2,7 +2,7 @@
 
 [models.small]
 model = "openai:gpt-4o-mini"            # as for LangChain's init_chat_model
-api_key_env = "OPENAI_API_KEY"          # a key's place is the environment
+api_key_env = "OPENAI_API_KEY"          # the variable that holds the key
 description = "Quick; good at everyday facts."
 price = { prompt = 0.15, completion = 0.60 }   # dollars per million tokens; or one number; or "free"
 skills = { nq = 0.41 }                  # measured, 0 to 1
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import datetime as dt
 import difflib
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -174,7 +175,7 @@ class ModelDescriptor(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _plain_data(cls, value: Any) -> Any:
+    def _no_key_in_any_field(cls, value: Any) -> Any:
         if any(isinstance(inner, str) and _SECRET_VALUE.search(inner) for inner in _walk(value)):
             raise ValueError(f"it holds what looks like a key; {_USE_ENVIRONMENT}")
         return value
@@ -401,12 +402,12 @@ class ModelRegistry:
         """Return what the router reads of the pool: a line a model."""
         return "\n".join(model.describe() for model in self)
 
-    @property
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """The names, in order."""
         return tuple(model.name for model in self)
 
-    @property
+    @functools.cached_property
     def aliases(self) -> tuple[str, ...]:
         """What the router calls the models, in order: their names, unless they have aliases."""
         return tuple(model.called for model in self)
