@@ -10,7 +10,9 @@ import asyncio
 import gzip
 import json
 import logging
+import re
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -44,7 +46,13 @@ LIMA = "reply: Lima"
 EMPTY = "m gave an empty reply"
 LATE = f"m gave no reply within {TIMEOUT_S:g} s"
 UNREACHED = "m can't be reached"
-FAILED = r"m (failed \(\w+\)|can't be reached|had a server error \(5xx\)|gave an empty reply)"
+
+
+EITHER = "either"
+"""What the hop says depends on the client's leniency: a reply, or any reason."""
+ANY_REASON = (
+    r"m (failed \(\w+\)|can't be reached|had a server error \(5xx\)|gave an empty reply|rejected the request \(400\))"
+)
 
 
 class Fault(NamedTuple):
@@ -121,23 +129,23 @@ FAULTS = [
     Fault("drips headers", drips(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"), LATE, TIMEOUT_S),
     Fault("drips blanks", drips(http(200, b"", JSON, length=10**6), b" "), LATE, TIMEOUT_S),
     Fault("drips a body", drips(http(200, b'"', JSON, length=10**6), b"x"), LATE, TIMEOUT_S),
-    Fault("floods headers", floods(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n" * 1000), FAILED),
+    Fault("floods headers", floods(b"HTTP/1.1 200 OK\r\n", b"X: y\r\n" * 1000), ANY_REASON),
     # HTTP
     Fault("speaks no HTTP", sends(b"220 mail.example ESMTP\r\n"), UNREACHED),
     Fault("random bytes", sends(bytes(range(256))), UNREACHED),
     Fault("cut in the headers", sends(b"HTTP/1.1 200 OK\r\nContent-"), UNREACHED),
-    Fault("cut in the body", sends(http(200, GOOD[:50], JSON, length=len(GOOD))), FAILED),
+    Fault("cut in the body", sends(http(200, GOOD[:50], JSON, length=len(GOOD))), ANY_REASON),
     Fault("too long a body", sends(http(200, GOOD + "trailing", JSON, length=len(GOOD))), LIMA),
-    Fault("negative length", sends(http(200, GOOD, JSON, length=-1)), FAILED),
-    Fault("length of words", sends(http(200, GOOD, JSON, length="many")), FAILED),
+    Fault("negative length", sends(http(200, GOOD, JSON, length=-1)), ANY_REASON),
+    Fault("length of words", sends(http(200, GOOD, JSON, length="many")), ANY_REASON),
     Fault("no length", sends(f"HTTP/1.1 200 OK\r\n{JSON}\r\n\r\n{GOOD}".encode()), LIMA),
-    Fault("broken chunks", body("zz\r\n" + GOOD, JSON, "Transfer-Encoding: chunked"), FAILED),
+    Fault("broken chunks", body("zz\r\n" + GOOD, JSON, "Transfer-Encoding: chunked"), ANY_REASON),
     Fault("no such encoding", body(GOOD, JSON, "Content-Encoding: nonsense"), LIMA),
-    Fault("not gzip", body(GOOD, JSON, "Content-Encoding: gzip"), FAILED),
-    Fault("cut gzip", body(gzip.compress(GOOD.encode())[:40], JSON, "Content-Encoding: gzip"), FAILED),
+    Fault("not gzip", body(GOOD, JSON, "Content-Encoding: gzip"), ANY_REASON),
+    Fault("cut gzip", body(gzip.compress(GOOD.encode())[:40], JSON, "Content-Encoding: gzip"), ANY_REASON),
     Fault("gzip", body(gzip.compress(GOOD.encode()), JSON, "Content-Encoding: gzip"), LIMA),
-    Fault("redirects to itself", redirects_to_itself, FAILED),
-    Fault("redirects to nowhere", body("", "Location: http://127.0.0.1:1/", status=307), FAILED),
+    Fault("redirects to itself", redirects_to_itself, ANY_REASON),
+    Fault("redirects to nowhere", body("", "Location: http://127.0.0.1:1/", status=307), ANY_REASON),
     Fault("repeats the key", echoes_headers, r"m had a server error \(5xx\)"),
     Fault("early hints", sends(b"HTTP/1.1 103 Early Hints\r\n\r\n" + http(200, GOOD, JSON)), LIMA),
     # Statuses
@@ -147,12 +155,12 @@ FAULTS = [
             401: r"m refused its key \(401\)",
             403: r"m does not permit the request \(403\)",
             404: r"m is not there \(404\)",
-            408: "m ",
-            409: "m ",
-            418: "m ",
-            422: "m ",
+            408: ANY_REASON,
+            409: ANY_REASON,
+            418: ANY_REASON,
+            422: ANY_REASON,
             429: r"m is rate limited \(429\)",
-            451: "m ",
+            451: ANY_REASON,
             500: r"m had a server error \(5xx\)",
             502: r"m had a server error \(5xx\)",
             503: r"m had a server error \(5xx\)",
@@ -162,65 +170,65 @@ FAULTS = [
         }
     ),
     Fault("retry in an hour", body("{}", "Retry-After: 3600", status=429), r"m is rate limited \(429\)"),
-    Fault("no content", body("", status=204), FAILED),
+    Fault("no content", body("", status=204), ANY_REASON),
     # Bodies that are no completion
-    Fault("empty body", body(""), FAILED),
-    Fault("HTML", body("<html>Log in</html>", "Content-Type: text/html"), FAILED),
-    Fault("text", body("Lima", "Content-Type: text/plain"), FAILED),
-    Fault("no JSON", body("{"), FAILED),
-    Fault("cut JSON", body(GOOD[:-1]), FAILED),
-    Fault("not UTF-8", body(b'{"choices": "\xff\xfe"}'), FAILED),
-    Fault("deep JSON", body("[" * 200_000), FAILED),
-    Fault("null", body("null"), FAILED),
-    Fault("a number", body("1"), FAILED),
-    Fault("a string", body('"Lima"'), FAILED),
-    Fault("a list", body("[]"), FAILED),
-    Fault("an empty object", body("{}"), FAILED),
-    Fault("an error with status 200", body(json.dumps({"error": {"message": f"bad {KEY}"}})), FAILED),
-    Fault("events instead of JSON", body(f"data: {GOOD}\n\n", "Content-Type: text/event-stream"), FAILED),
+    Fault("empty body", body(""), ANY_REASON),
+    Fault("HTML", body("<html>Log in</html>", "Content-Type: text/html"), ANY_REASON),
+    Fault("text", body("Lima", "Content-Type: text/plain"), ANY_REASON),
+    Fault("no JSON", body("{"), ANY_REASON),
+    Fault("cut JSON", body(GOOD[:-1]), ANY_REASON),
+    Fault("not UTF-8", body(b'{"choices": "\xff\xfe"}'), ANY_REASON),
+    Fault("deep JSON", body("[" * 200_000), ANY_REASON),
+    Fault("null", body("null"), ANY_REASON),
+    Fault("a number", body("1"), ANY_REASON),
+    Fault("a string", body('"Lima"'), ANY_REASON),
+    Fault("a list", body("[]"), ANY_REASON),
+    Fault("an empty object", body("{}"), ANY_REASON),
+    Fault("an error with status 200", body(json.dumps({"error": {"message": f"bad {KEY}"}})), ANY_REASON),
+    Fault("events instead of JSON", body(f"data: {GOOD}\n\n", "Content-Type: text/event-stream"), ANY_REASON),
     # Completions that are wrong
-    Fault("no choices", field("choices", MISSING), FAILED),
-    Fault("choices: null", field("choices", None), FAILED),
-    Fault("choices: empty", field("choices", []), FAILED),
-    Fault("choices: a string", field("choices", "Lima"), FAILED),
-    Fault("choices: numbers", field("choices", [1]), FAILED),
-    Fault("choice: null", field("choices.0", None), FAILED),
-    Fault("no message", field("choices.0.message", MISSING), FAILED),
-    Fault("message: null", field("choices.0.message", None), FAILED),
-    Fault("message: a string", field("choices.0.message", "Lima"), FAILED),
-    Fault("no role", field("choices.0.message.role", MISSING), "either"),
-    Fault("unknown role", field("choices.0.message.role", "oracle"), "either"),
-    Fault("role: a number", field("choices.0.message.role", 7), "either"),
+    Fault("no choices", field("choices", MISSING), ANY_REASON),
+    Fault("choices: null", field("choices", None), ANY_REASON),
+    Fault("choices: empty", field("choices", []), ANY_REASON),
+    Fault("choices: a string", field("choices", "Lima"), ANY_REASON),
+    Fault("choices: numbers", field("choices", [1]), ANY_REASON),
+    Fault("choice: null", field("choices.0", None), ANY_REASON),
+    Fault("no message", field("choices.0.message", MISSING), ANY_REASON),
+    Fault("message: null", field("choices.0.message", None), ANY_REASON),
+    Fault("message: a string", field("choices.0.message", "Lima"), ANY_REASON),
+    Fault("no role", field("choices.0.message.role", MISSING), EITHER),
+    Fault("unknown role", field("choices.0.message.role", "oracle"), EITHER),
+    Fault("role: a number", field("choices.0.message.role", 7), EITHER),
     Fault("no content", field("choices.0.message.content", MISSING), EMPTY),
     Fault("content: null", field("choices.0.message.content", None), EMPTY),
     Fault("content: blank", field("choices.0.message.content", " \n "), EMPTY),
-    Fault("content: a number", field("choices.0.message.content", 7), "either"),
-    Fault("content: an object", field("choices.0.message.content", {"text": "Lima"}), "either"),
-    Fault("content: blocks", field("choices.0.message.content", [{"type": "text", "text": "Lima"}]), "either"),
-    Fault("content: unknown blocks", field("choices.0.message.content", [{"type": "x"}, 7, None]), "either"),
+    Fault("content: a number", field("choices.0.message.content", 7), EITHER),
+    Fault("content: an object", field("choices.0.message.content", {"text": "Lima"}), EITHER),
+    Fault("content: blocks", field("choices.0.message.content", [{"type": "text", "text": "Lima"}]), EITHER),
+    Fault("content: unknown blocks", field("choices.0.message.content", [{"type": "x"}, 7, None]), EITHER),
     Fault("content: half an emoji", field("choices.0.message.content", "Lima \ud83d"), "reply: Lima ?"),
     Fault("content: a null character", field("choices.0.message.content", "Li\0ma"), "reply: Li\0ma"),
     Fault("content: a thought", field("choices.0.message.content", "<think>x"), EMPTY),
-    Fault("tool calls", field("choices.0.message.tool_calls", [{"id": 1, "function": None}]), "either"),
-    Fault("tool calls: a number", field("choices.0.message.tool_calls", 7), "either"),
-    Fault("refusal: an object", field("choices.0.message.refusal", {"x": 1}), "either"),
-    Fault("finish_reason: a number", field("choices.0.finish_reason", 7), "either"),
+    Fault("tool calls", field("choices.0.message.tool_calls", [{"id": 1, "function": None}]), EITHER),
+    Fault("tool calls: a number", field("choices.0.message.tool_calls", 7), EITHER),
+    Fault("refusal: an object", field("choices.0.message.refusal", {"x": 1}), EITHER),
+    Fault("finish_reason: a number", field("choices.0.finish_reason", 7), EITHER),
     Fault("finish_reason: content_filter", field("choices.0.finish_reason", "content_filter"), LIMA),
     Fault("usage: null", field("usage", None), LIMA),
-    Fault("usage: a string", field("usage", "much"), "either"),
-    Fault("usage: a list", field("usage", [1]), "either"),
-    Fault("usage: empty", field("usage", {}), "either"),
+    Fault("usage: a string", field("usage", "much"), EITHER),
+    Fault("usage: a list", field("usage", [1]), EITHER),
+    Fault("usage: empty", field("usage", {}), EITHER),
     Fault("usage: negative", field("usage.completion_tokens", -5), LIMA),
-    Fault("usage: text", field("usage.prompt_tokens", "ten"), "either"),
-    Fault("usage: no whole number", field("usage.prompt_tokens", 1.5), "either"),
-    Fault("usage: NaN", body(GOOD.replace('"prompt_tokens": 10', '"prompt_tokens": NaN')), "either"),
-    Fault("usage: no end", body(GOOD.replace('"prompt_tokens": 10', '"prompt_tokens": 1e999')), "either"),
-    Fault("usage: 400 digits", body(GOOD.replace(": 10,", f": {'9' * 400},")), "either"),
-    Fault("usage: 5,000 digits", body(GOOD.replace(": 10,", f": {'9' * 5000},")), FAILED),
-    Fault("usage: details of numbers", field("usage.prompt_tokens_details", [1]), "either"),
-    Fault("usage: cached text", field("usage.prompt_tokens_details", {"cached_tokens": "x"}), "either"),
-    Fault("model: null", field("model", None), "either"),
-    Fault("id: an object", field("id", {"x": 1}), "either"),
+    Fault("usage: text", field("usage.prompt_tokens", "ten"), EITHER),
+    Fault("usage: no whole number", field("usage.prompt_tokens", 1.5), EITHER),
+    Fault("usage: NaN", body(GOOD.replace('"prompt_tokens": 10', '"prompt_tokens": NaN')), EITHER),
+    Fault("usage: no end", body(GOOD.replace('"prompt_tokens": 10', '"prompt_tokens": 1e999')), EITHER),
+    Fault("usage: 400 digits", body(GOOD.replace(": 10,", f": {'9' * 400},")), EITHER),
+    Fault("usage: 5,000 digits", body(GOOD.replace(": 10,", f": {'9' * 5000},")), ANY_REASON),
+    Fault("usage: details of numbers", field("usage.prompt_tokens_details", [1]), EITHER),
+    Fault("usage: cached text", field("usage.prompt_tokens_details", {"cached_tokens": "x"}), EITHER),
+    Fault("model: null", field("model", None), EITHER),
+    Fault("id: an object", field("id", {"x": 1}), EITHER),
 ]
 
 
@@ -230,8 +238,8 @@ def built_before() -> None:
     import langchain_openai  # noqa: F401
 
 
-async def run(url: str, timeout_s: float, mode: str) -> dict[str, Any]:
-    """Ask the provider through a router; the run must end in time."""
+def router_over(url: str, timeout_s: float) -> Any:
+    """A scripted router whose only model is served at this address."""
     model = ModelDescriptor(
         name="m",
         model="openai:gpt-x",
@@ -241,41 +249,52 @@ async def run(url: str, timeout_s: float, mode: str) -> dict[str, Any]:
         timeout_s=timeout_s,
         max_retries=0,
     )
-    router = create_router(ScriptedEngine([search("m: Capital of Peru?"), answer("the end")]), ModelRegistry([model]))
-    question: Any = {"messages": [("user", "Which?")]}
-    outputs = ["answer", "routing", "hops", "transcript", "messages"]
-    started = time.monotonic()
-    if mode == "sync":
-        result = await asyncio.to_thread(router.invoke, question, output_keys=outputs)
-    else:
-        result = await router.ainvoke(question, output_keys=outputs)
-    assert time.monotonic() - started < timeout_s + GRACE_S
-    return result
+
+    def write(transcript: Sequence[Any]) -> str:
+        return search("m: Capital of Peru?") if len(transcript) == 1 else answer("the end")
+
+    return create_router(ScriptedEngine(write), ModelRegistry([model]))
 
 
-@pytest.mark.parametrize("mode", ["sync", "async"])
+QUESTION: Any = {"messages": [("user", "Which?")]}
+OUTPUTS = ["answer", "routing", "hops", "transcript", "messages"]
+
+
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
 async def test_a_broken_provider_is_data_in_the_hop_and_the_run_ends_in_time(
-    fault: Fault, mode: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, collected: None
+    fault: Fault, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CANARY_KEY", KEY)
     caplog.set_level(logging.DEBUG)
-    with serving(fault.serve) as url:
-        result = await run(url, fault.timeout_s, mode)
-    (hop,) = result["hops"]
-    assert (result["answer"], result["routing"]["stop_reason"]) == ("the end", "answered")
-    assert hop["cost_usd"] >= 0
-    assert hop["cost_usd"] == pytest.approx(result["routing"]["cost_usd"])
-    if fault.says.startswith("reply: "):
-        assert (hop["status"], hop["response"], hop["reason"]) == ("ok", fault.says.removeprefix("reply: "), None)
-    elif fault.says != "either" or hop["status"] == "error":
-        assert hop["status"] == "error"
-        assert hop["reason"].startswith("m ")
-        if fault.says != "either":
-            import re
+    started = time.monotonic()
 
-            assert re.match(fault.says, hop["reason"]), hop["reason"]
-    assert KEY not in f"{result}{caplog.text}"
+    def serve(connection: Connection) -> None:
+        nonlocal started
+        if not connected:  # to build the first client takes long on a busy machine, and no model's time
+            started = time.monotonic()
+        connected.append(connection)
+        assert fault.serve is not None
+        fault.serve(connection)
+
+    connected: list[Connection] = []
+    with serving(fault.serve if fault.serve in {None, never_accepts} else serve) as url:
+        router = router_over(url, fault.timeout_s)
+        results = await asyncio.gather(
+            asyncio.to_thread(router.invoke, QUESTION, output_keys=OUTPUTS),
+            router.ainvoke(QUESTION, output_keys=OUTPUTS),
+        )
+    assert time.monotonic() - started < fault.timeout_s + GRACE_S
+    for result in results:
+        (hop,) = result["hops"]
+        assert (result["answer"], result["routing"]["stop_reason"]) == ("the end", "answered")
+        assert 0 <= hop["cost_usd"] == pytest.approx(result["routing"]["cost_usd"])
+        if hop["status"] == "ok":
+            assert fault.says in {EITHER, f"reply: {hop['response']}"}
+        else:
+            assert re.fullmatch(ANY_REASON if fault.says == EITHER else fault.says, hop["reason"])
+    # HTTP clients log the headers that a server sent, even where it repeats the key.
+    logs = [record.getMessage() for record in caplog.records if not record.name.startswith("httpcore")]
+    assert KEY not in f"{results}{logs}"
 
 
 def test_there_are_at_least_fifty_kinds_each_with_a_name_of_its_own() -> None:
