@@ -399,11 +399,13 @@ def test_a_reader_who_has_read_enough_ends_a_command_without_a_traceback() -> No
     process.stderr.close()
 
 
-def test_a_terminal_that_knows_ascii_only_gets_everything_else_as_question_marks() -> None:
-    process = router_r1("models", PYTHONIOENCODING="ascii")
+def test_a_terminal_that_knows_ascii_only_shows_question_marks_for_everything_else(tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text(REGISTRY.replace("Quick.", "Café."), encoding="utf-8")
+    process = router_r1("models", "--registry", str(file), PYTHONIOENCODING="ascii")
     printed, said = process.communicate(timeout=120)
     assert (process.returncode, said) == (0, "")
-    assert "generalist" in printed
+    assert "Caf?." in printed
 
 
 def traced(*turns: str, **replies: Any) -> tuple[str, Trace]:
