@@ -34,6 +34,7 @@ from langchain_core.messages import HumanMessage
 from transformers import PrinterCallback, TrainerCallback
 
 from langgraph_router_r1 import ModelRegistry, create_router
+from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import METRICS
 from langgraph_router_r1.evaluation.tasks import Task
 from langgraph_router_r1.prompts import RouterPrompt
@@ -460,10 +461,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if self.accelerator.is_main_process:
             # A checkpoint is whole when this one has written: by then all the others have.
             self.accelerator.wait_for_everyone()
-        target = checkpoint / self._state_file()
-        partial = target.with_suffix(".partial")
-        partial.write_text(json.dumps(state), encoding="utf-8")
-        partial.replace(target)
+        replace_file(checkpoint / self._state_file(), json.dumps(state))
         if not self.accelerator.is_main_process:
             self.accelerator.wait_for_everyone()
 

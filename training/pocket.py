@@ -28,6 +28,7 @@ import typer
 from langgraph_router_r1 import protocol
 from langgraph_router_r1.candidates import build_model
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
+from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import contains, exact_match
 from langgraph_router_r1.evaluation.pools import RecordedPool
 from langgraph_router_r1.evaluation.profile import profile, sample_by_kind, set_fields
@@ -248,7 +249,7 @@ def evaluate(
         results = asyncio.run(_routed_runs(server.base_url, chosen))
     if runs:
         runs.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_text("".join(json.dumps(result) + "\n" for result in results), encoding="utf-8")
+        replace_file(runs, "".join(json.dumps(result) + "\n" for result in results))
     report(**summarise(results))
 
 

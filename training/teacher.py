@@ -28,6 +28,7 @@ from langchain_core.runnables import RunnableLambda
 
 from langgraph_router_r1 import create_router
 from langgraph_router_r1.engines.tokenizer import Tokenizer
+from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import exact_match
 from langgraph_router_r1.evaluation.pools import TASK_ID
 from langgraph_router_r1.pocket.world import (
@@ -206,9 +207,8 @@ def keep_batches(runs: Iterable[dict[str, Any]], path: Path, *, seed: int) -> di
     random.Random(seed).shuffle(whole)
     kept = [run for block in whole for run in block]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for run in kept:
-            file.write(json.dumps({"token_ids": run["token_ids"], "mask": run["mask"]}) + "\n")
+    lines = (json.dumps({"token_ids": run["token_ids"], "mask": run["mask"]}) + "\n" for run in kept)
+    replace_file(path, "".join(lines))
     return {
         "transcripts": len(kept),
         "batches": len(whole),

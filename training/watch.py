@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from transformers import TrainerCallback
 
+from langgraph_router_r1.evaluation.files import replace_file
 from training.rewards import CostScale, Reward, Score
 from training.rollout import Rollout
 
@@ -54,9 +55,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
             return
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= state.global_step]
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(kept if state.global_step else []), encoding="utf-8")
-        partial.replace(self.path)
+        replace_file(self.path, "".join(kept if state.global_step else []))
 
 
 class JsonLog(_Steps):
