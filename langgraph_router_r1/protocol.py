@@ -39,7 +39,9 @@ _ANY_EXACT_TAG = re.compile(rf"<(/?)({'|'.join(TAGS)})>")
 _THINK_TAG = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
 _LONGEST_USUAL_RUN = 30
 """Most combining characters in a row in the text of any language (UAX #15, Stream-Safe Text Format)."""
-_PLACEHOLDERS = frozenset({"query", "your query", "sub-query", "question", "your question", "...", "…"})
+_PLACEHOLDER = re.compile(
+    r"[\[\]<>{}()]*+(?:(?:your\s+)?(?:query|question)|sub-query|\.\.\.|…)[\[\]<>{}()]*+", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,11 @@ def parse(text: str, names: Iterable[str], *, routing: bool = True) -> Action:
         if position > last_closing[tag]:
             continue
         end = text.index(f"</{tag}>", position)
-        body = text[position:end].strip()
         if tag == "answer":
-            return Answer(body) if body else Invalid("the answer is empty")
+            answer = text[position:end].strip()
+            return Answer(answer) if answer else Invalid("the answer is empty")
         if routing:
-            return _parse_search(body, names)
+            return _parse_search(text[position:end], names)
         position = end
     if routing:
         return Invalid("there is no complete search and no complete answer in it")
@@ -135,7 +137,7 @@ def _parse_search(body: str, names: Iterable[str]) -> Route | Invalid:
     for call in route.calls:
         if not call.query:
             return Invalid(f"the query for {call.model} is empty")
-        if fold(call.query).strip("[]<>{}()") in _PLACEHOLDERS:
+        if _PLACEHOLDER.fullmatch(call.query):
             return Invalid(f"the query for {call.model} is a placeholder, not a question")
     return route
 

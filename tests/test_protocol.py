@@ -86,6 +86,22 @@ def test_with_routing_off_only_an_answer_counts() -> None:
     assert isinstance(parse("<search>capitals: a?</search>", NAMES, routing=False), Invalid)
 
 
+@pytest.mark.parametrize(
+    "query",
+    ["query", "[QUERY]", "your \n  Query", "<your question>", "Sub-Query", "...", "(…)", "question", "{{query}}"],
+)
+def test_a_placeholder_is_no_query(query: str) -> None:
+    action = parse(f"<search>capitals: {query}</search>", NAMES)
+    assert action == Invalid("the query for capitals is a placeholder, not a question")
+
+
+@pytest.mark.parametrize(
+    "query", ["your own query", "query 1", "yourquery", "[ query ]", "the question?", "....", "[]"]
+)
+def test_what_only_looks_like_a_placeholder_is_a_query(query: str) -> None:
+    assert parse(f"<search>capitals: {query}</search>", NAMES) == Route((Call("capitals", query),))
+
+
 def test_a_query_is_split_at_its_first_colon_only() -> None:
     assert parse("<search>capitals: Ratio 3:1 in Peru: yes?</search>", NAMES) == Route(
         (Call("capitals", "Ratio 3:1 in Peru: yes?"),)

@@ -282,6 +282,7 @@ def test_text_in_a_wrong_field_is_not_shown_whatever_it_looks_like(field: str, v
     [
         "http://user:hunter2@127.0.0.1/v1",
         "http://hunter2@127.0.0.1/v1",
+        "http://@127.0.0.1/hunter2",
         "http://127.0.0.1/v1?key=hunter2",
         "http://127.0.0.1/v1#hunter2",
         "http://127.0.0.1/v1?",
