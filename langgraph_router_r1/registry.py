@@ -329,9 +329,7 @@ class ModelRegistry:
         problems = [f"{_shown(key)}: unknown key; the top level holds 'models'" for key in data if key != "models"]
         descriptors = []
         for name, fields in models.items():
-            if not isinstance(name, str):
-                problems.append(f"models.{_shown(name)}: the name is a {type(name).__name__} and must be a string")
-            elif not isinstance(fields, Mapping):
+            if not isinstance(fields, Mapping):
                 problems.append(f"models.{_shown(name)}: is a {type(fields).__name__} and must be a table of fields")
             elif "name" in fields:
                 problems.append(f"models.{_shown(name)}.name: is not a field here: the table's name is the model's")

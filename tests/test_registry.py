@@ -510,6 +510,14 @@ def test_any_data_is_a_registry_or_a_registry_error(data: Any) -> None:
     registry_or_error(lambda: ModelRegistry.from_dict(data))
 
 
+def test_the_name_of_a_model_is_that_of_its_table_and_a_string() -> None:
+    fields = {"model": "openai:x", "price": 1}
+    with pytest.raises(RegistryError, match=r"models\.a\.name: is not a field here: the table's name is the model's"):
+        ModelRegistry.from_dict({"models": {"a": {**fields, "name": "b"}}})
+    with pytest.raises(RegistryError, match=r"models\.int\.name: Input should be a valid string"):
+        ModelRegistry.from_dict({"models": {7: fields}})
+
+
 def test_data_that_holds_itself_or_is_nested_too_deep_is_refused() -> None:
     cycle: dict[str, Any] = {}
     cycle["models"] = cycle["params"] = cycle["price"] = cycle["x"] = cycle
