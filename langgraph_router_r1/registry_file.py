@@ -55,8 +55,7 @@ def read(path: Path) -> tuple[Any, str | None]:
         problem = "it holds a character that YAML does not allow"
     except RecursionError:
         problem = "its tables and lists are nested too deep"
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
-        # Both parsers let the errors of some conversions through.
+    except Exception:  # noqa: BLE001 - both parsers let errors of some conversions through, of many kinds
         problem = "it holds a number or a date that is not valid"
     return None, f"can't be parsed: {problem}"
 
@@ -97,7 +96,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = set()
-        for key_node, _ in node.value:
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():  # else SafeLoader refuses it
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable):  # SafeLoader refuses others
                 if key in keys:

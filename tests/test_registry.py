@@ -409,6 +409,7 @@ BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("a
         ("yaml", "models: {a: {}, 'a': {}}", "a key stands twice in one table"),
         ("yaml", "[" * 100_000, "nested too deep"),
         ("yaml", "- " * 10_000, "nested too deep"),
+        ("yaml", "[" * 40 + "]" * 40, "nested too deep"),
         ("yaml", "x: [" + "1," * 60_000 + "]", "more than 50,000 values"),
         ("yaml", "x: " + "9" * 5_000, "a number is too long"),
         ("yaml", "x: " + "1:" * 400_000 + "1", "a number is too long"),
@@ -417,6 +418,7 @@ BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("a
         ("yaml", "x: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
         ("yaml", "x: \0", "a character that YAML does not allow"),
         ("yaml", "? [a]\n: 1", "unhashable"),
+        ("yaml", "!!map [a]", "expected a mapping node"),
         ("toml", "x = " + "[" * 100_000, "nested too deep"),
         ("toml", "x = " + "{a = " * 100_000, "nested too deep"),
         ("toml", "a." * 400_000 + "a = 1", "more than 32 parts"),
@@ -441,7 +443,7 @@ def test_a_path_that_is_no_file_is_refused_and_never_waited_for(tmp_path: Path) 
     os.mkfifo(tmp_path / "pipe.toml")
     (tmp_path / "directory.toml").mkdir()
     (tmp_path / "device.toml").symlink_to("/dev/zero")
-    for name in ("pipe.toml", "directory.toml", "device.toml"):
+    for name in ("directory.toml", "device.toml", "pipe.toml"):
         with pytest.raises(RegistryError, match="it is not a regular file"):
             ModelRegistry.from_file(tmp_path / name)
     with pytest.raises(RegistryError, match="null character"):
