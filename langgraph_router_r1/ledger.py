@@ -75,7 +75,7 @@ class Price:
         if value == "free":
             return cls(0.0, 0.0)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return cls(float(value), float(value))
+            return cls(value, value)
         if isinstance(value, Mapping) and {"prompt", "completion"} <= set(value) <= {"prompt", "completion", "cached"}:
             return cls(**value)
         msg = (

@@ -75,3 +75,15 @@ def test_a_price_can_be_written_in_each_documented_form(written: object, price: 
 def test_anything_else_is_no_price(written: object) -> None:
     with pytest.raises(ValueError, match="price"):
         Price.parse(written)
+
+
+def test_a_price_of_hundreds_of_digits_is_refused_as_a_price() -> None:
+    with pytest.raises(ValueError, match="price.prompt is 1000000"):
+        Price.parse(10**400)
+
+
+def test_a_wrong_price_is_not_shown_when_it_may_be_a_key() -> None:
+    for wrong in ("sk-secret", {"prompt": "sk-secret", "completion": 1}, {"sk-secret": 1}):
+        with pytest.raises(ValueError, match="price") as caught:
+            Price.parse(wrong)
+        assert "sk-secret" not in str(caught.value)
