@@ -78,7 +78,7 @@ def test_anything_else_is_no_price(written: object) -> None:
 
 
 def test_a_price_of_hundreds_of_digits_is_refused_as_a_price() -> None:
-    with pytest.raises(ValueError, match="price.prompt is 1000000"):
+    with pytest.raises(ValueError, match=r"price\.prompt is 1000000"):
         Price.parse(10**400)
 
 

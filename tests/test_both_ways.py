@@ -1,0 +1,256 @@
+"""Every end that a run can come to is the same in blocking and in asynchronous use, with the same events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from conftest import WAYS, answer, pool, search
+from langgraph.checkpoint.memory import InMemorySaver
+
+from langgraph_router_r1 import ModelRegistry, RouterContext, create_router
+from langgraph_router_r1.engines import EngineUnavailableError
+from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
+
+QUESTION: Any = {"messages": [("user", "?")]}
+OUTPUT = ["answer", "routing", "transcript"]
+
+
+class InOrder:
+    """A fallback that asks these models, whatever the question; it remembers what it was asked."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        self.asked: list[tuple[str, float]] = []
+
+    def rank(self, question: str, *, cost_weight: float) -> Sequence[str]:
+        self.asked.append((question, cost_weight))
+        return self.names
+
+
+def dies_after(*turns: str) -> Callable[[Any], str]:
+    script = iter(turns)
+
+    def write(_: Any) -> str:
+        for turn in script:
+            return turn
+        raise EngineUnavailableError("the router's server is down")
+
+    return write
+
+
+async def run(way: str, router: Any, question: Any = QUESTION, config: Any = None, **options: Any) -> Any:
+    """Return the events of a run, without what differs from run to run, and the state that it ends with."""
+    settings = {"stream_mode": ["custom", "values"], "output_keys": OUTPUT, **options}
+    if way == "invoke":
+        seen = list(router.stream(question, config, **settings))
+    else:
+        seen = [event async for event in router.astream(question, config, **settings)]
+    events = [comparable(event) for mode, event in seen if mode == "custom"]
+    return events, comparable(seen[-1][1] if seen[-1][0] == "values" else [e for m, e in seen if m == "values"][-1])
+
+
+def comparable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: comparable(inner) for key, inner in value.items() if key != "latency_s"}
+    return [comparable(inner) for inner in value] if isinstance(value, list) else value
+
+
+async def both(fresh: Callable[[], Any], **options: Any) -> tuple[list[Any], Any]:
+    """Run a router that is made anew each time in both ways; hold that all is the same, and return it."""
+    blocking, asynchronous = [await run(way, fresh(), **options) for way in WAYS]
+    assert blocking == asynchronous
+    events, values = blocking
+    return events, values
+
+
+def kinds(events: list[Any]) -> list[str]:
+    return [event["type"].removeprefix("router_r1.") for event in events]
+
+
+async def test_a_run_that_routes_and_answers() -> None:
+    def fresh() -> Any:
+        return create_router(ScriptedEngine([search("m: a?"), "hm", answer("Lima")]), pool(m="Lima"))
+
+    events, values = await both(fresh)
+    assert kinds(events) == ["think", "route", "info", "think", "think", "done"]
+    assert [event["turn"] for event in events[:-1]] == [0, 0, 0, 1, 1]
+    assert events[1] == {"type": "router_r1.route", "turn": 0, "index": 0, "model": "m", "query": "a?"}
+    assert events[2] == {
+        "type": "router_r1.info", "turn": 0, "index": 0, "model": "m", "answered_by": "m", "status": "ok",
+        "reason": None, "response": "Lima", "cost_usd": pytest.approx(11e-6),
+    }  # fmt: skip
+    assert events[-1]["answer"] == values["answer"] == "Lima"
+    assert events[-1]["routing"] == values["routing"]
+    # The turns end at their stop strings: nothing is sampled after the tag that decides.
+    assert values["transcript"][1]["text"].endswith("</search>")
+
+
+async def test_a_run_whose_budget_does_not_pay_for_the_router() -> None:
+    def fresh() -> Any:
+        return create_router(ScriptedEngine([answer("x")]), pool(m="x"), budget_usd=1e-9, router_price=1.0)
+
+    events, values = await both(fresh)
+    assert (kinds(events), values["routing"]["stop_reason"], values["answer"]) == (["done"], "budget_exhausted", "")
+    assert [segment["kind"] for segment in values["transcript"]] == ["prompt", "info"]
+
+
+async def test_a_run_whose_budget_pays_for_one_token_of_the_router() -> None:
+    prompt = len(ScriptedEngine([]).begin([{"role": "user", "content": ""}])["token_ids"])
+    assert prompt > 0
+    lengths = []
+    for budget in (1.0, None):
+        engine = ScriptedEngine([answer("x")] * 2)
+        create_router(engine, pool(m="x"), max_turns=0, router_price=1.0, budget_usd=budget).invoke(QUESTION)
+        lengths.append(len(engine.prompts[0]))
+    assert lengths[0] == lengths[1]
+
+    def fresh() -> Any:
+        budget = (lengths[0] + 1.5) * 1e-6  # the prompt, and one token
+        return create_router(
+            ScriptedEngine([answer("x")]), pool(m="x"), max_turns=0, router_price=1.0, budget_usd=budget
+        )
+
+    _, values = await both(fresh)
+    assert values["routing"]["router_tokens"]["completion_tokens"] == 1
+    assert values["routing"]["stop_reason"] == "no_answer"
+
+
+async def test_a_run_whose_context_is_full() -> None:
+    def fresh() -> Any:
+        engine = ScriptedEngine([search("m: a?"), answer("x")], context_tokens=2100)
+        return create_router(engine, pool(m="Lima" + "!" * 500))
+
+    events, values = await both(fresh)
+    assert kinds(events) == ["think", "route", "info", "done"]
+    assert (values["routing"]["stop_reason"], values["answer"][:5]) == ("context_full", "Lima!")
+
+
+async def test_a_question_that_does_not_fit_at_all() -> None:
+    def fresh() -> Any:
+        return create_router(ScriptedEngine([answer("x")], context_tokens=100), pool(m="x"))
+
+    _, values = await both(fresh)
+    assert (values["routing"]["stop_reason"], values["answer"]) == ("context_full", "")
+
+
+async def test_with_routing_off_a_turn_does_not_end_at_a_search() -> None:
+    def fresh() -> Any:
+        turns = [search("m: a?") + answer("Lima")]
+        return create_router(ScriptedEngine(turns), pool(m="x"), max_turns=0)
+
+    _, values = await both(fresh)
+    assert (values["answer"], values["routing"]["stop_reason"]) == ("Lima", "forced_answer")
+
+
+async def test_a_router_llm_that_is_down_from_the_start_and_a_fallback() -> None:
+    fallbacks: list[InOrder] = []
+
+    def fresh() -> Any:
+        fallbacks.append(InOrder("b", "a"))
+        return create_router(
+            ScriptedEngine(dies_after()), pool(a="Lima", b=""), fallback=fallbacks[-1], cost_weight=0.25
+        )
+
+    events, values = await both(fresh)
+    assert kinds(events) == ["think", "route", "info", "route", "info", "done"]
+    assert events[0]["turn"] == 0
+    assert "the fallback asks b, then a" in events[0]["text"]
+    assert (values["answer"], values["routing"]["stop_reason"]) == ("Lima", "degraded")
+    assert [(hop["turn"], hop["index"], hop["model"]) for hop in values["routing"]["hops"]] == [
+        (0, 0, "b"),
+        (1, 0, "a"),
+    ]
+    assert values["transcript"] == []
+    assert [fallback.asked for fallback in fallbacks] == [[("?", 0.25)]] * 2
+
+
+async def test_a_router_llm_that_dies_after_a_turn_and_a_fallback() -> None:
+    def fresh() -> Any:
+        return create_router(
+            ScriptedEngine(dies_after(search("a: x?"))), pool(a="Lima", b="Quito"), fallback=InOrder("b")
+        )
+
+    events, values = await both(fresh)
+    assert [(event["type"], event["turn"]) for event in events if "turn" in event][3] == ("router_r1.think", 1)
+    assert (values["answer"], values["routing"]["turns"]) == ("Quito", 2)
+    # The transcript is as it was before the turn that failed.
+    assert [segment["kind"] for segment in values["transcript"]] == ["prompt", "model"]
+
+
+async def test_a_fallback_that_the_budget_does_not_pay_for() -> None:
+    def fresh() -> Any:
+        return create_router(ScriptedEngine(dies_after()), pool(a="Lima"), fallback=InOrder("a"), budget_usd=1e-9)
+
+    events, values = await both(fresh)
+    assert "the budget pays for no call" in events[0]["text"]
+    assert (kinds(events), values["answer"], values["routing"]["stop_reason"]) == (["think", "done"], "", "degraded")
+
+
+async def test_a_router_llm_that_is_down_and_no_fallback() -> None:
+    for way in WAYS:
+        for turns, hops in (((), 0), ((search("m: a?"),), 1)):
+            router = create_router(ScriptedEngine(dies_after(*turns)), pool(m="Lima"), checkpointer=InMemorySaver())
+            with pytest.raises(EngineUnavailableError) as caught:
+                await run(way, router, config={"configurable": {"thread_id": "1"}})
+            assert caught.value.routing is not None
+            assert len(caught.value.routing["hops"]) == hops
+            assert caught.value.routing["stop_reason"] is None
+            assert caught.value.routing["turns"] == hops
+
+
+async def test_the_account_on_an_error_is_that_of_its_own_question() -> None:
+    for way in WAYS:
+        engine = ScriptedEngine(dies_after(search("m: a?"), answer("Lima")))
+        router = create_router(engine, pool(m="Lima"), checkpointer=InMemorySaver())
+        config: Any = {"configurable": {"thread_id": "1"}}
+        await run(way, router, config=config)
+        with pytest.raises(EngineUnavailableError) as caught:
+            await run(way, router, {"messages": [("user", "another")]}, config)
+        assert caught.value.routing is not None
+        assert (caught.value.routing["hops"], caught.value.routing["cost_usd"]) == ([], 0)
+        assert caught.value.routing["thread_cost_usd"] == pytest.approx(11e-6)
+
+
+async def test_refused_calls_with_a_checkpointer() -> None:
+    """No note is stored of a call that is not made."""
+
+    def fresh() -> Any:
+        turns = [search("m: a?", "m: b?"), search("nobody: c?"), answer("x")]
+        return create_router(ScriptedEngine(turns), pool(m="Lima"), max_parallel=1, checkpointer=InMemorySaver())
+
+    _, values = await both(fresh, config={"configurable": {"thread_id": "1"}})
+    assert [hop["status"] for hop in values["routing"]["hops"]] == ["ok", "denied", "unknown_model"]
+    assert [hop["maybe_cost_usd"] for hop in values["routing"]["hops"]] == [0, 0, 0]
+
+
+async def test_limits_of_a_context() -> None:
+    def fresh() -> Any:
+        return create_router(ScriptedEngine([search("m: a?") + answer("Lima")] * 3), pool(m="x"))
+
+    _, values = await both(fresh, context=RouterContext(max_turns=1))
+    assert (values["routing"]["turns"], values["routing"]["stop_reason"]) == (1, "forced_answer")
+
+
+def test_before_the_first_turn_tokens_are_estimated_without_the_engine() -> None:
+    """A reply that was paid for is not lost to a tokenizer that a dead server should have sent."""
+
+    class NoTokenizer(ScriptedEngine):
+        def count_tokens(self, text: str) -> int:
+            raise EngineUnavailableError("the tokenizer can't be had")
+
+    registry = ModelRegistry(
+        model.model_copy(update={"model": ScriptedChatModel(["x" * 399], usage=False)}) for model in pool(m="")
+    )
+    router = create_router(NoTokenizer(dies_after()), registry, fallback=InOrder("m"))
+    hop = router.invoke(QUESTION)["routing"]["hops"][0]
+    assert (hop["status"], hop["usage"]["completion_tokens"], hop["usage"]["estimated"]) == ("ok", 100, True)
+
+
+def test_once_a_turn_is_sampled_tokens_are_counted_with_the_routers_tokenizer() -> None:
+    registry = ModelRegistry(
+        model.model_copy(update={"model": ScriptedChatModel(["x" * 399], usage=False)}) for model in pool(m="")
+    )
+    hop = create_router(ScriptedEngine([search("m: a?"), answer("x")]), registry).invoke(QUESTION)["routing"]["hops"][0]
+    assert hop["usage"]["completion_tokens"] == 399  # the tokens of the scripted router are bytes
