@@ -98,8 +98,8 @@ async def roll_out(
         timeout_s: Most seconds for one of them; one that takes longer can't be scored.
         progress: Told of each as it ends.
 
-    All of a training run belongs into one event loop (an `asyncio.Runner`): models keep connections, and a connection
-    is of use in the loop that opened it only.
+    Make all rollouts of a training run in one event loop (an `asyncio.Runner`): in a second loop, routed models are
+    called by their blocking form, in a thread each.
     """
     gate = asyncio.Semaphore(in_flight)
 
