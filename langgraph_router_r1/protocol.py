@@ -166,7 +166,16 @@ def neutralise(text: str, control_tokens: Collection[str] = ()) -> str:
         text = plain
     text = _TAG.sub(lambda match: f"({'/' if match[1] else ''}{match[2]})", text)
     text = _CONTROL.sub(lambda match: f"({match[1] or match[2] or match[3]})", text)
-    return given.sub(lambda match: f"({match.group().strip('<|>[]｜▁ ')})", text)
+    return given.sub(lambda match: f"({_disarmed(match.group(), given)})", text)
+
+
+def _disarmed(token: str, tokens: re.Pattern[str]) -> str:
+    """Return a control token as words: without its brackets, and letter by letter where it has none."""
+    words = token.strip("<|>[]｜▁ ")
+    for harmless in (words, " ".join(words)):
+        if not tokens.search(harmless):
+            return harmless
+    return ""
 
 
 @functools.lru_cache(maxsize=64)

@@ -82,6 +82,35 @@ def test_a_short_reply_leaves_its_room_to_a_long_one_and_denied_calls_take_none(
     assert "30 more not asked: at most 2 models" in block
 
 
+def test_a_long_reply_before_a_short_one_takes_the_room_that_the_short_one_leaves() -> None:
+    block = ask([search("long: a?", "short: a?"), answer("x")], pool(long="é" * 500, short="ok"), max_info_tokens=300)[
+        "transcript"
+    ][2]["text"]
+    assert block.count("é") > 130
+    assert "short: ok" in block
+
+
+def test_each_line_of_a_block_says_whose_reply_it_is_also_of_names_that_there_are_not() -> None:
+    result = ask([search("nobody: x?", "m: a?", "m: b?"), answer("x")], pool(m="Lima"), max_parallel=2)
+    assert [hop["status"] for hop in result["routing"]["hops"]] == ["unknown_model", "ok", "denied"]
+    block = result["transcript"][2]["text"]
+    assert "nobody: No reply: 'nobody' is not in the registry; it has: 'm'.\nm: Lima\n1 more not asked" in block
+
+
+def test_a_hint_that_ends_with_a_question_mark_gets_no_full_stop() -> None:
+    block = ask([search("capitls: a?"), answer("x")], two_hop_pool())["transcript"][2]["text"]
+    assert "Did you mean 'capitals'? <" in block
+
+
+def test_control_tokens_of_the_routers_own_tokenizer_are_made_harmless_in_replies() -> None:
+    class OtherTokens(ScriptedEngine):
+        control_tokens = ("@@stop@@",)
+
+    router = create_router(OtherTokens([search("m: a?"), answer("x")]), pool(m="Lima @@stop@@"))
+    transcript = router.invoke({"messages": [("user", "?")]}, output_keys=["transcript"])["transcript"]
+    assert "@@stop@@" not in transcript[2]["text"]
+
+
 def test_a_paragraph_in_place_of_a_name_does_not_come_back_whole() -> None:
     result = ask([search("very " * 300 + ": a?"), answer("x")], pool(m="x"))
     assert len(result["transcript"][2]["text"]) < 400

@@ -186,8 +186,13 @@ def test_of_control_tokens_that_begin_alike_the_longest_is_neutralised(text: str
     ):
         plain = neutralise(unicodedata.normalize("NFKC", text))
     longest_first = "|".join(re.escape(token) for token in sorted(CONTROL_TOKENS, key=len, reverse=True))
-    expected = re.sub(longest_first, lambda match: f"({match[0].strip('<|>[]｜▁ ')})", plain)
-    assert neutralise(text, CONTROL_TOKENS) == expected
+
+    def disarmed(match: re.Match[str]) -> str:
+        words = match[0].strip("<|>[]｜▁ ")
+        harmless = [form for form in (words, " ".join(words)) if not any(token in form for token in CONTROL_TOKENS)]
+        return f"({harmless[0] if harmless else ''})"
+
+    assert neutralise(text, CONTROL_TOKENS) == re.sub(longest_first, disarmed, plain)
 
 
 def test_no_control_token_and_an_empty_one_change_nothing() -> None:
@@ -304,3 +309,11 @@ def test_an_ill_formed_run_is_found_out(turns: list[str]) -> None:
     for index, turn in enumerate(turns):
         segments += [("model", turn)] if index == len(turns) - 1 else [("model", turn), ("info", quote("x"))]
     assert check_format(segments, NAMES) is not None
+
+
+@pytest.mark.parametrize("tokens", [["@@stop@@"], ["PAD", "<|PAD|>"], ["stop", "@@stop@@"], ["x"], ["[x]", "x"]])
+def test_a_control_token_without_brackets_is_neutralised_too(tokens: list[str]) -> None:
+    harmless = neutralise(f"a {' '.join(tokens)} b{tokens[-1]}", tokens)
+    assert harmless.startswith("a (")
+    assert not [token for token in tokens if token in harmless]
+    assert neutralise(harmless, tokens) == harmless

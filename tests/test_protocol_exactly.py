@@ -125,7 +125,7 @@ def test_text_is_normalised_only_where_that_uncovers_something() -> None:
 
 def test_the_longest_control_token_is_taken_first_and_only_its_brackets_go() -> None:
     assert neutralise("a [E]OS b", ["[E]", "[E]OS"]) == "a (E]OS) b"
-    assert neutralise("a.b aXb", ["a.b"]) == "(a.b) aXb"
+    assert neutralise("<a.b> <aXb>", ["<a.b>"]) == "(a.b) <aXb>"
     assert neutralise("x▁<EOS>▁y", ["▁<EOS>▁"]) == "x(EOS)y"
     assert neutralise("x｜X EOS｜y", ["｜X EOS｜"]) == "x(X EOS)y"
 
