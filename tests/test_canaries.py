@@ -22,6 +22,7 @@ from conftest import WAYS, answer, invoked, search
 from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from provider import Provider
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
@@ -255,3 +256,28 @@ def test_what_the_command_line_prints_of_failing_models_and_routers_shows_no_key
         printed = CliRunner().invoke(cli, arguments)
         assert_clean(stdout=printed.stdout, stderr=printed.stderr, exception=repr(printed.exception))
     assert_clean(files=stored_in(tmp_path))
+
+
+def test_the_files_of_a_benchmark_hold_no_key(echo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANARY_KEY", KEY)
+    with Provider(reply=lambda _: "x") as provider:
+        (tmp_path / "models.toml").write_text(
+            "".join(
+                f'[models.{name}]\nmodel = "openai:x"\nbase_url = "{url}"\napi_key_env = "CANARY_KEY"\n'
+                "price = 1\nmax_retries = 0\n"
+                for name, url in (("broken", echo), ("well", provider.base_url))
+            )
+        )
+        (tmp_path / "tasks.jsonl").write_text(
+            json.dumps({"id": "1", "question": "?", "golden_answers": ["x"], "dataset": "mine"}) + "\n"
+        )
+        (tmp_path / "mine.toml").write_text(
+            'title = "Mine"\ntasks = ["tasks.jsonl"]\nsplit = "all"\nmetrics = ["em"]\n'
+            'rows = [{ router = "models" }]\n[pool]\nregistry = "models.toml"\n'
+        )
+        printed = CliRunner().invoke(cli, ["bench", str(tmp_path / "mine.toml"), "--output", str(tmp_path / "runs")])
+        assert printed.exit_code == 0, printed.output
+        assert len(provider.requests) == 1
+        assert provider.requests[0].headers["authorization"] == f"Bearer {KEY}"
+    assert {path.name for path in (tmp_path / "runs").iterdir()} >= {"runs.jsonl", "calls.sqlite"}
+    assert_clean(stdout=printed.stdout, stderr=printed.stderr, files=stored_in(tmp_path))
