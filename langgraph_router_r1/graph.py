@@ -382,7 +382,7 @@ class _Machine:
         asks = f"the fallback asks {', then '.join(order)}" if order else "the budget pays for no call without it"
         event: ThinkEvent = {
             "type": "router_r1.think",
-            "turn": state.get("turn", 0),
+            "turn": state["turn"],
             "text": f"<think> The router LLM does not answer: {asks}. </think>",
         }
         get_stream_writer()(event)
@@ -396,10 +396,10 @@ class _Machine:
         """Ask the first of these models that the budget pays for; end with the last good reply when there is none."""
         order = self._within_budget(state, order)
         if not order:
-            replies = [hop["response"] for hop in state.get("hops", []) if hop["status"] == "ok"]
+            replies = [hop["response"] for hop in state["hops"] if hop["status"] == "ok"]
             answer = replies[-1] if replies else ""
             return Command(update={**update, "answer": answer, "stop_reason": "degraded"}, goto="answer")
-        turn = state.get("turn", 0)
+        turn = state["turn"]
         call = _call(turn, 0, order[0], _whole_question(state))
         return self._route_to([call], {**update, "fallback": order[1:], "turn": turn + 1})
 
@@ -455,7 +455,7 @@ class _Machine:
     def _begun(self, state: RouterState) -> tuple[dict[str, Any], RouterState]:
         """Return the update that begins a run without a turn of the router LLM, and the state with it."""
         update = {**self._new_run(state), "transcript": Overwrite([])}
-        cleared: dict[str, Any] = {"hops": [], "router_usage": [], "transcript": []}
+        cleared: dict[str, Any] = {"hops": [], "router_usage": []}
         return update, cast("RouterState", {"messages": state["messages"], **update, **cleared})
 
     # shared by the halves of think
@@ -521,7 +521,7 @@ class _Machine:
     ) -> Next:
         """End without an answer tag: with the best text there is."""
         update = self._grow(state, turn, []) if update is None else update
-        replies = [] if turn.fresh else [hop["response"] for hop in state.get("hops", []) if hop["status"] == "ok"]
+        replies = [] if turn.fresh else [hop["response"] for hop in state["hops"] if hop["status"] == "ok"]
         best = protocol.best_effort_answer(text) or (replies[-1] if replies else "")
         return Command(update={**update, "answer": best, "stop_reason": stop_reason}, goto="answer")
 
