@@ -39,6 +39,9 @@ BEGIN, END = "<!-- Written by benchmarks/mutants.py: begin -->", "<!-- end -->"
 KILLED = {"killed", "timeout", "segfault"}
 """The outcomes that count as noticed."""
 
+NOT_RUN = 255
+"""The exit code of a worker that could not start pytest. mutmut would count it as a timeout, and so as a kill."""
+
 TOO_SLOW = ("tests/test_graph.py::test_a_routed_call_that_was_paid_for_is_never_paid_again_after_a_crash",)
 """Tests that are left out: they start Python anew, which takes seconds, for each of a thousand mutants."""
 
@@ -107,15 +110,17 @@ def prepare(name: str) -> Path:
         "pytest_add_cli_args_test_selection": tests,
         "process_isolation": "forkserver",
         "timeout_constant": 2.0,
-        "timeout_multiplier": 5.0,
+        "timeout_multiplier": 15.0,  # a busy machine is no reason to call a bug noticed
         "cache_invalidation_files": [*tests, "tests/conftest.py"],
         "on_dependency_change": "rerun",
         "use_git_change_detection": False,
     }
-    written, configured = folder / "pyproject.toml", tomlkit.dumps(document)
-    if written.exists() and written.read_text(encoding="utf-8") != configured:
-        shutil.rmtree(folder / "mutants", ignore_errors=True)  # other settings make other mutants
-    written.write_text(configured, encoding="utf-8")
+    configuration = folder / "pyproject.toml"
+    if configuration.exists():
+        before = tomlkit.parse(configuration.read_text(encoding="utf-8"))
+        if before["tool"]["mutmut"]["do_not_mutate_patterns"] != list(NOT_MUTATED):
+            shutil.rmtree(folder / "mutants", ignore_errors=True)  # mutants are numbered, and would change places
+    configuration.write_text(tomlkit.dumps(document), encoding="utf-8")
     return folder
 
 
@@ -139,7 +144,7 @@ def outcomes(name: str) -> dict[str, str]:
     if not meta.is_file():
         return {}
     codes = json.loads(meta.read_text(encoding="utf-8"))["exit_code_by_key"]
-    return {mutant: status_by_exit_code[code] for mutant, code in codes.items()}
+    return {mutant: "not run" if code == NOT_RUN else status_by_exit_code[code] for mutant, code in codes.items()}
 
 
 def survivors(name: str) -> list[Survivor]:
@@ -166,21 +171,21 @@ def report(names: list[str]) -> str:
     for name in names:
         results = outcomes(name)
         if not results or "not checked" in results.values():
-            rows.append(f"| `{SUITES[name].path}` | {len(results) or '?'} | not finished | | | |")
+            rows.append(f"| `{SUITES[name].path}` | {len(results) or '?'} | not finished | | | | |")
             continue
         alive = survivors(name)
         known = [survivor for survivor in alive if str(survivor) in explained]
         open_ones += [f"- {name}: {survivor}" for survivor in alive if survivor not in known]
         killed = len(results) - len(alive)
         rows.append(
-            f"| `{SUITES[name].path}` | {len(results)} | {killed} | {killed / len(results):.1%} | {len(alive)} | "
-            f"{len(known)} |"
+            f"| `{SUITES[name].path}` | {len(results)} | {killed} | {list(results.values()).count('timeout')} | "
+            f"{killed / len(results):.1%} | {len(alive)} | {len(known)} |"
         )
     lines = [
         f"{datetime.now(UTC):%Y-%m-%d}, `make mutants`:",
         "",
-        "| module | mutants | killed | share | survivors | explained below |",
-        "|---|---|---|---|---|---|",
+        "| module | mutants | killed | of these by the time limit | share | survivors | explained below |",
+        "|---|---|---|---|---|---|---|",
         *rows,
     ]
     if open_ones:
@@ -201,6 +206,11 @@ def main(
     for name in [] if report_only else modules or SUITES:
         console.rule(name)
         mutmut(prepare(name), "run", "--max-children", str(processes), show=True)
+        if "not run" in outcomes(name).values():
+            raise SystemExit(
+                f"{name}: pytest could not be started for some mutants, most likely because the name of a test "
+                f"parameter can't be given back to pytest; give it plain ids, and remove {WORK / name}"
+            )
     table = report(list(SUITES))
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}", encoding="utf-8")

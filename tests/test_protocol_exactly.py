@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 
 from langgraph_router_r1.protocol import (
@@ -121,6 +123,16 @@ def test_text_is_normalised_only_where_that_uncovers_something() -> None:
     assert neutralise("① ﹤|eot|﹥") == "1 (eot)"
     assert neutralise("① ［EOS］") == "① ［EOS］"
     assert neutralise("① ［EOS］", ["[PAD]", "[EOS]"]) == "1 (EOS)"
+
+
+@pytest.mark.parametrize(
+    "accented",
+    ["a" + "\u0301\u0316" * 20, "X\u0301\u0316" * 20, "\u0344\u0f73" * 20],
+    ids=["one letter", "many letters", "accents of several parts"],
+)
+def test_a_text_in_which_a_tag_hid_keeps_its_accents_in_their_normal_form(accented: str) -> None:
+    normal = unicodedata.normalize("NFKC", accented)
+    assert neutralise(f"{accented} ＜ａnswer＞") == f"{normal} (answer)"
 
 
 def test_the_longest_control_token_is_taken_first_and_only_its_brackets_go() -> None:
