@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,23 @@ def collected() -> Iterator[None]:
     """Drop what a test leaves open here and now, and not in whatever test the garbage collector comes by next."""
     yield
     gc.collect()
+
+
+@pytest.fixture(scope="module")
+def clients_collected() -> Iterator[None]:
+    """Drop the HTTP clients of a module's tests at its end: LangChain keeps them, and their loops are closed."""
+    yield
+    if (utils := sys.modules.get("langchain_openai.chat_models._client_utils")) is not None:
+        utils._cached_sync_httpx_client.cache_clear()
+        utils._cached_async_httpx_client.cache_clear()
+    gc.collect()
+
+
+LEAVES_CLIENTS = [
+    pytest.mark.usefixtures("clients_collected"),
+    pytest.mark.filterwarnings(r"ignore:unclosed (transport|<socket|<ssl):ResourceWarning"),
+]
+"""For modules whose tests await chat models of LangChain's, which nobody can close: a module's `pytestmark`."""
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from conftest import WAYS, answer, invoked, search
+from conftest import LEAVES_CLIENTS, WAYS, answer, invoked, search
 from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
@@ -30,6 +30,8 @@ from langgraph_router_r1 import ModelDescriptor, ModelRegistry, RegistryError, c
 from langgraph_router_r1.cli import cli
 from langgraph_router_r1.engines import ChatModelEngine, EngineError, VLLMEngine
 from langgraph_router_r1.testing import ScriptedEngine
+
+pytestmark = LEAVES_CLIENTS
 
 KEY = "sk-canary-4f9a1c77e2b0"
 PASSWORD = "hunter2-canary-81d3"

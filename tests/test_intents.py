@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import answer, pool, search
+from conftest import LEAVES_CLIENTS, answer, pool, search
 from langchain_core.caches import InMemoryCache
 from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI
@@ -22,6 +22,8 @@ from provider import Provider
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router, intents
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
+
+pytestmark = LEAVES_CLIENTS
 
 THREAD: Any = {"configurable": {"thread_id": "1"}}
 QUESTION: Any = {"messages": [("user", "?")]}

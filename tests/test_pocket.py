@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from langgraph_router_r1 import create_router, protocol
-from langgraph_router_r1.candidates import build_model
+from langgraph_router_r1.candidates import build_chat_model
 from langgraph_router_r1.engines import EngineError, VLLMEngine
 from langgraph_router_r1.evaluation.metrics import exact_match
 from langgraph_router_r1.pocket import ADAPTERS, ROUTER_NAME, pocket_registry, pocket_router, pocket_server
@@ -204,7 +204,7 @@ def test_servers_and_clients_of_a_process_share_a_random_key(monkeypatch: pytest
     assert key not in " ".join([*servers[0].command(), repr(servers[0])]), "every user can list processes"
     registry = pocket_registry(servers[0].base_url)
     for model in registry:
-        client = build_model(model)
+        client = build_chat_model(model)
         assert client.openai_api_key.get_secret_value() == key  # type: ignore[attr-defined]
     assert key not in repr(list(registry))
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import answer, search
+from conftest import LEAVES_CLIENTS, answer, search
 from loopback import (
     Connection,
     Serve,
@@ -33,6 +33,8 @@ from loopback import (
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
 from langgraph_router_r1.testing import ScriptedEngine
+
+pytestmark = LEAVES_CLIENTS
 
 KEY = "sk-canary-0123456789abcdef"
 TIMEOUT_S = 0.5

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WAYS, answer, ask, invoked, pool, search
+from conftest import LEAVES_CLIENTS, WAYS, answer, ask, invoked, pool, search
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI
@@ -20,6 +20,8 @@ from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
 from langgraph_router_r1.cli import cli
 from langgraph_router_r1.engines import ChatModelEngine, EngineUnavailableError
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
+
+pytestmark = LEAVES_CLIENTS
 
 QUESTION: Any = {"messages": [("user", "?")]}
 
