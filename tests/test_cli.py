@@ -381,9 +381,13 @@ def test_every_extra_that_is_named_exists() -> None:
 def test_ctrl_c_ends_a_command_without_a_traceback(hung: int) -> None:
     process = router_r1("check", "--router", f"http://127.0.0.1:{hung}/v1", "--timeout", "60")
     assert process.stderr is not None
-    assert process.stderr.readline() == "asking the router\n"
-    process.send_signal(signal.SIGINT)
-    printed, said = process.communicate(timeout=60)
+    try:
+        assert process.stderr.readline() == "asking the router\n"
+        time.sleep(0.5)  # until it waits for the reply
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Traceback" not in printed + said
 
