@@ -318,8 +318,11 @@ def test_a_port_that_another_program_holds_is_named_before_vllm_is_started(hung:
 # Real processes
 
 WITHOUT = """
+import signal
 import sys
 
+# As in a terminal: a process that is started in the background of a shell inherits that Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 missing = sys.argv.pop(1).split(",")
 
 class Missing:
