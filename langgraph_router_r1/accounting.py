@@ -94,7 +94,14 @@ def with_earlier(routing: Routing, earlier: Spending) -> Routing:
 def from_cache(routing: Routing) -> Routing:
     """Return the account of a run whose answer came from a cache: list prices stay, and nothing was spent."""
     hops: list[Hop] = [
-        {**hop, "cost_usd": 0.0, "maybe_cost_usd": 0.0, "maybe_billed_twice": False} for hop in routing["hops"]
+        {
+            **hop,
+            "cost_usd": 0.0,
+            "maybe_cost_usd": 0.0,
+            "maybe_billed_twice": False,
+            "inner": hop["inner"] and from_cache(hop["inner"]),
+        }
+        for hop in routing["hops"]
     ]
     by_model: dict[str, ModelBill] = {name: {**bill, "cost_usd": 0.0} for name, bill in routing["by_model"].items()}
     return {

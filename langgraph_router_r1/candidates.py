@@ -30,6 +30,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
+from langchain_core.runnables.retry import ExponentialJitterParams
 from langgraph.errors import GraphBubbleUp
 from langgraph.pregel.protocol import PregelProtocol
 from typing_extensions import override
@@ -57,6 +58,9 @@ logger = logging.getLogger(__name__)
 
 PASSING_FAILURES = (ModelRateLimitError, ModelAPIError, ModelConnectionError, ModelTimeoutError)
 """The failures that LangChain calls retryable."""
+
+RETRY_WAITS: ExponentialJitterParams = {"exp_base": 2.0, "jitter": 1.0, "max": 60.0}
+"""Seconds between the attempts of a call: 1, 2, 4, ... and up to one more, by chance."""
 
 PROMPT_OVERHEAD_TOKENS = 64
 """Room for what a chat template puts around a message, in worst cases."""
@@ -196,25 +200,23 @@ class Candidates:
             "response": response,
             "status": "ok" if response else "error",
             "reason": None if response else f"{model.name} gave an empty reply",
-            "usage": usage,
-            "cost_usd": 0.0 if from_cache else list_cost,
-            "list_cost_usd": list_cost,
             "answered_by": model.name,
             "finish_reason": "too_long" if len(whole) > len(text) else finish_of(reply.response_metadata),
         }
         if is_router(model) and "routing" in reply.response_metadata:
-            hop = _with_account(hop, reply.response_metadata["routing"])
-        return hop
+            # What a router spends is the sum of its own account, not its tokens at a price.
+            return _with_account(hop, reply.response_metadata["routing"])
+        return {
+            **hop,
+            "usage": add_usage([hop["usage"], usage]),
+            "cost_usd": hop["cost_usd"] + (0.0 if from_cache else list_cost),
+            "list_cost_usd": hop["list_cost_usd"] + list_cost,
+        }
 
     def _failed(self, outcome: _Outcome) -> Hop:
-        first = outcome.failures[0]
-        reason = public_reason(self.registry[outcome.call["model"]], first)
+        reason = public_reason(self.registry[outcome.call["model"]], outcome.failures[0])
         logger.info("%s", reason)
-        hop: Hop = {**outcome.hop(), "reason": reason}
-        # A router that was asked and broke off says what it had spent by then.
-        if isinstance(first, EngineError) and first.routing is not None:
-            hop = _with_account(hop, first.routing)
-        return hop
+        return {**outcome.hop(), "reason": reason}
 
     def _estimated(self, call: RouterCall, text: str, whole_length: int) -> Usage:
         # Of a reply that was cut, the part that is left is counted and taken for typical of the whole.
@@ -234,6 +236,7 @@ class _Outcome:
         self.call, self._again = call, again
         self.failures: list[Exception] = []
         """The last failure of each model that was tried."""
+        self._accounts: list[Routing] = []
         self._maybe_usd: float | None = 0.0
         self._started = time.perf_counter()
 
@@ -241,14 +244,19 @@ class _Outcome:
         """Note that so much may have been billed without a reply to show for it."""
         self._maybe_usd = add_bounds(self._maybe_usd, worst_usd if math.isfinite(worst_usd) else None)
 
+    def add_account(self, account: Routing) -> None:
+        """Note what a router had spent when it broke off."""
+        self._accounts.append(account)
+
     def hop(self) -> Hop:
         """Return the hop, as far as it does not depend on the reply."""
-        return {
+        hop: Hop = {
             **_blank_hop(self.call),
             "latency_s": time.perf_counter() - self._started,
             "maybe_cost_usd": self._maybe_usd,
             "maybe_billed_twice": self._again,
         }
+        return functools.reduce(_with_account, self._accounts, hop)
 
 
 class _Client:
@@ -258,17 +266,17 @@ class _Client:
         self.descriptor, self.model = descriptor, build_model(descriptor)
         rate = descriptor.requests_per_second
         self.limiter = InMemoryRateLimiter(requests_per_second=rate, max_bucket_size=1) if rate else None
-        self._takes_headers = _is_openai(self.model)
+        self._headers = _openai_headers(self.model)
 
     def options(self, call: RouterCall) -> dict[str, Any]:
         """Return what a request carries besides the messages: the call's id, by which a provider can tell a repetition.
 
         It would be part of the key of LangChain's cache, which then would never hit.
         """
-        if "id" not in call or not self._takes_headers or get_llm_cache() is not None:
+        if "id" not in call or self._headers is None or get_llm_cache() is not None:
             return {}
         key = uuid.uuid5(uuid.UUID(call["id"]), self.descriptor.name)
-        return {"extra_headers": {"Idempotency-Key": str(key)}}
+        return {"extra_headers": {"Idempotency-Key": str(key), **self._headers}}
 
 
 class _Attempt(Runnable[Any, AIMessage]):
@@ -284,7 +292,11 @@ class _Attempt(Runnable[Any, AIMessage]):
         retries = self._client.descriptor.retries
         if not retries:
             return self
-        return self.with_retry(retry_if_exception_type=PASSING_FAILURES, stop_after_attempt=retries + 1)
+        return self.with_retry(
+            retry_if_exception_type=PASSING_FAILURES,
+            stop_after_attempt=retries + 1,
+            exponential_jitter_params=RETRY_WAITS,
+        )
 
     @override
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
@@ -309,7 +321,10 @@ class _Attempt(Runnable[Any, AIMessage]):
             raise
 
     def _note(self, error: Exception) -> None:
-        if not isinstance(error, GraphBubbleUp) and _may_have_been_billed(error):
+        if isinstance(error, EngineError):  # of a router, as a routed model
+            if error.routing is not None:
+                self._outcome.add_account(error.routing)
+        elif not isinstance(error, GraphBubbleUp) and _may_have_been_billed(error):
             self._outcome.add_maybe(_worst_case(self._client.descriptor, self._outcome.call["query"]))
 
 
@@ -323,7 +338,7 @@ def build_model(model: ModelDescriptor) -> Runnable[Any, Any]:
     if isinstance(model.model, str):
         return for_any_loop(build_chat_model(model))
     runnable: Runnable[Any, Any] = model.model
-    if isinstance(runnable, PregelProtocol):
+    if isinstance(_inner(runnable), PregelProtocol):
         return AgentModel(runnable)
     if isinstance(_inner(runnable), BaseChatModel):
         # Without a limit a call would have no worst case to hold against a budget.
@@ -398,12 +413,12 @@ def _worst_case(model: ModelDescriptor, query: str) -> float:
 
 def _may_have_been_billed(error: BaseException) -> bool:
     """Return whether a provider may have generated, and billed, a reply to a request that failed in this way."""
-    if isinstance(error, EngineError):
-        return False  # a router as a routed model; its account says what it spent
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:  # nothing keeps an error from being its own cause
         if isinstance(cause, _NOT_BILLED) or type(cause).__name__ in _NOT_SENT:
             return False
+        seen.add(id(cause))
         cause = cause.__cause__ or cause.__context__
     return True
 
@@ -412,20 +427,28 @@ def _inner(model: Any) -> Any:
     return model.bound if isinstance(model, RunnableBinding) else model
 
 
-def _is_openai(model: Any) -> bool:
-    """Return whether requests to this model may carry headers: it is OpenAI's client, and has no cache of its own."""
+def _openai_headers(model: Any) -> dict[str, str] | None:
+    """Return the headers that requests to this model carry already.
+
+    None if they may carry no more: it is not OpenAI's client, or it has a cache of its own.
+    """
     package = sys.modules.get("langchain_openai.chat_models.base")  # not imported: then it is none of theirs
-    inner = _inner(model.model if isinstance(model, AnyLoopModel) else model)
-    return package is not None and isinstance(inner, package.BaseChatOpenAI) and not inner.cache
+    bound = model.model if isinstance(model, AnyLoopModel) else model
+    inner = _inner(bound)
+    if package is None or not isinstance(inner, package.BaseChatOpenAI) or inner.cache:
+        return None
+    settings = {**inner.model_kwargs, **(bound.kwargs if isinstance(bound, RunnableBinding) else {})}
+    return dict(settings.get("extra_headers") or {})
 
 
 def _with_account(hop: Hop, account: Routing) -> Hop:
-    """Return the hop of a call to a router, with what that router spent in place of tokens at a price."""
+    """Return the hop of a call to a router, with what that router spent besides what the hop holds already."""
+    list_cost = sum(inner["list_cost_usd"] for inner in account["hops"]) + account["router_cost_usd"]
     return {
         **hop,
-        "usage": add_usage([account["router_tokens"], account["candidate_tokens"]]),
-        "cost_usd": account["cost_usd"],
-        "list_cost_usd": sum(inner["list_cost_usd"] for inner in account["hops"]) + account["router_cost_usd"],
+        "usage": add_usage([hop["usage"], account["router_tokens"], account["candidate_tokens"]]),
+        "cost_usd": hop["cost_usd"] + account["cost_usd"],
+        "list_cost_usd": hop["list_cost_usd"] + list_cost,
         "maybe_cost_usd": add_bounds(hop["maybe_cost_usd"], account["maybe_cost_usd"]),
         "inner": account,
     }

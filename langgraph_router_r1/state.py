@@ -56,7 +56,7 @@ class Hop(TypedDict):
     """Whether this call may have been made and billed once before: an earlier attempt had begun when its process, or
     the run, was stopped, and left no reply. Its worst case is part of `maybe_cost_usd`."""
     inner: Routing | None
-    """The account of the router that replied, when the routed model is itself a router."""
+    """The account of the router that replied or broke off, when a model that was asked is itself a router."""
 
 
 class ModelBill(TypedDict):

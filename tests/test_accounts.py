@@ -185,6 +185,7 @@ def test_a_failed_call_counts_as_possibly_billed_unless_nothing_was_sent_or_it_w
     assert routing["maybe_cost_usd"] == routing["hops"][0]["maybe_cost_usd"] < 1000e-6
 
 
+@pytest.mark.usefixtures("short_waits")
 async def test_each_attempt_and_each_fallback_that_was_given_up_may_have_been_billed() -> None:
     slow = ScriptedChatModel(["late"], delay_s=0.5)
     registry = ModelRegistry(
@@ -269,6 +270,59 @@ def test_a_router_that_breaks_off_as_a_routed_model_is_paid_for_what_it_spent() 
     )
     routing = outer.invoke(asked())["routing"]
     assert (routing["hops"][0]["status"], routing["cost_usd"] > CALL_USD) == ("error", True)
+
+
+async def test_what_routers_spent_before_they_broke_off_is_paid_for_whoever_replies_in_the_end() -> None:
+    breaking = [search("deep: a?"), None] * 4
+    for last, status in (("Lima", "ok"), (ValueError("no"), "error")):
+        registry = ModelRegistry(
+            [
+                ModelDescriptor(
+                    name="m", model=ScriptedChatModel([ValueError("no")]), price="free", fallbacks=("one",)
+                ),
+                ModelDescriptor(name="one", model=inner_router(turns=breaking), price="free"),
+                ModelDescriptor(
+                    name="two",
+                    model=ChatRouterR1(router=inner_router(turns=breaking)),
+                    price="free",
+                    fallbacks=("one", "last"),
+                ),
+                ModelDescriptor(name="last", model=ScriptedChatModel([last]), price=1.0),
+            ]
+        )
+        for way in WAYS:
+            router = create_router(ScriptedEngine([search("m: a?", "two: b?"), answer("x")]), registry)
+            routing = (await invoked(router, way, asked()))["routing"]
+            as_fallback, two_and_a_reply = routing["hops"]
+            broke_off = as_fallback["inner"]["cost_usd"]
+            assert broke_off > CALL_USD
+            assert as_fallback["cost_usd"] == as_fallback["list_cost_usd"] == pytest.approx(broke_off)
+            assert two_and_a_reply["status"] == status
+            assert two_and_a_reply["cost_usd"] == pytest.approx(2 * broke_off + (CALL_USD if status == "ok" else 0))
+            assert two_and_a_reply["list_cost_usd"] == pytest.approx(two_and_a_reply["cost_usd"])
+            assert two_and_a_reply["usage"]["prompt_tokens"] >= 2 * as_fallback["usage"]["prompt_tokens"] > 20
+            assert routing["cost_usd"] == pytest.approx(as_fallback["cost_usd"] + two_and_a_reply["cost_usd"])
+
+
+def test_an_answer_from_a_cache_costs_nothing_in_the_account_of_a_router_in_a_router_either() -> None:
+    outer = create_router(
+        ScriptedEngine([search("inner: q?"), answer("Lima")]),
+        ModelRegistry([ModelDescriptor(name="inner", model=inner_router(), price="free")]),
+    )
+    chat = ChatRouterR1(router=outer, cache=InMemoryCache())
+    first, hit = [chat.invoke("?").response_metadata["routing"]["hops"][0]["inner"] for _ in range(2)]
+    assert first["cost_usd"] > CALL_USD
+    assert (hit["cost_usd"], hit["hops"][0]["cost_usd"], hit["hops"][0]["list_cost_usd"]) == (
+        *(0, 0),
+        pytest.approx(CALL_USD),
+    )
+
+
+def test_a_failure_that_is_its_own_cause_is_a_failure_like_others() -> None:
+    first, second = ValueError("a"), ValueError("b")
+    first.__cause__, second.__cause__ = second, first
+    hop = ask([search("m: a?"), answer("x")], pool(m=first))["routing"]["hops"][0]
+    assert (hop["status"], hop["maybe_cost_usd"] > 0) == ("error", True)
 
 
 def test_under_a_budget_a_router_as_a_routed_model_needs_a_budget_of_its_own() -> None:

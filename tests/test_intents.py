@@ -196,6 +196,20 @@ async def test_a_call_that_is_made_again_carries_the_idempotency_key_of_the_firs
     assert routing["maybe_billed_twice"] == 2
 
 
+@pytest.mark.parametrize("given", ["bound", "model_kwargs"])
+def test_an_idempotency_key_leaves_the_headers_alone_that_a_model_sends_already(given: str) -> None:
+    headers = {"extra_headers": {"X-Team": "blue"}}
+    with Provider() as provider:
+        settings: Any = {"model_kwargs": headers} if given == "model_kwargs" else {}
+        model: Any = ChatOpenAI(model="gpt-x", base_url=provider.base_url, api_key="k", max_retries=0, **settings)
+        if given == "bound":
+            model = model.bind(**headers)
+        registry = ModelRegistry([ModelDescriptor(name="m", model=model, price=1.0)])
+        create_router(ScriptedEngine([search("m: a?"), answer("x")]), registry).invoke(QUESTION)
+        (request,) = provider.requests
+    assert (request.headers["x-team"], "idempotency-key" in request.headers) == ("blue", True)
+
+
 def test_an_idempotency_key_stands_in_no_caches_way() -> None:
     with Provider() as provider:
         cache = InMemoryCache()

@@ -201,9 +201,11 @@ def said(text: str, tokens: int | None = None) -> AIMessage:
     return message
 
 
-async def test_an_agent_can_be_a_routed_model_and_all_of_its_tokens_are_paid_for() -> None:
+@pytest.mark.parametrize("form", ["graph", "binding"])
+async def test_an_agent_can_be_a_routed_model_and_all_of_its_tokens_are_paid_for(form: str) -> None:
     for way in WAYS:
-        registry = one(agent(said("Let me look.", 3), said("Lima", 2)))
+        graph = agent(said("Let me look.", 3), said("Lima", 2))
+        registry = one(graph if form == "graph" else graph.bind(debug=False))
         router = create_router(ScriptedEngine([search("m: a?"), answer("x")]), registry)
         hop = (await invoked(router, way, QUESTION))["routing"]["hops"][0]
         assert (hop["response"], hop["status"]) == ("Lima", "ok")
