@@ -4,8 +4,9 @@
 
 A run makes three calls in parallel and then three in series, to a provider on loopback that counts what it is asked.
 Each run is a process of its own that is killed after a random time, resumed from its SQLite checkpoint, killed again,
-and so on until it ends. Half of the runs are synchronous, half asynchronous. The exit code is 1 when a reply was lost,
-an answer differs from that of an undisturbed run, or a call was made twice and the run does not report it.
+and so on until it ends. Half of the kills hit synchronous runs, half asynchronous ones. The exit code is 1 when a
+reply was lost, an answer differs from that of an undisturbed run, or a call was made twice and the run does not report
+it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import typer
+from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from rich.console import Console
@@ -47,6 +49,9 @@ REPLY_S = 0.02
 """How long the provider takes for a reply, at most."""
 
 PARALLEL, SERIAL = 3, 3
+
+LONGEST_LIFE = 1.25
+"""How long a process may live before it is killed, at most, as a multiple of an undisturbed run."""
 
 
 # The provider, in a process of its own
@@ -216,7 +221,9 @@ def run_once(
 
 def main(kills: int = 300, seed: int = 0) -> None:
     draw = random.Random(seed)
-    # Processes are forked from one that has imported everything, and has no threads yet.
+    # Processes are forked from one that has imported everything, and has no threads yet. OpenAI's package imports
+    # the rest of itself with its first client.
+    ChatOpenAI(model="m", base_url="http://127.0.0.1:9/v1", api_key="none")
     context = multiprocessing.get_context("fork")
     pipe, theirs = context.Pipe()
     provider = context.Process(target=provide, args=(theirs,), daemon=True)
@@ -234,10 +241,10 @@ def main(kills: int = 300, seed: int = 0) -> None:
         bar = progress.add_task("kills", total=kills)
         number = 0
         while (done := sum(tally.kills for tally in tallies.values())) < kills:
-            way = "sync" if number % 2 else "async"
+            way = min(tallies, key=lambda way: tallies[way].kills)
             name = f"{way}-{number}"
             number += 1
-            life = functools.partial(draw.uniform, 0, lengths[way])
+            life = functools.partial(draw.uniform, 0, LONGEST_LIFE * lengths[way])
             answer, routing = run_once(context, way, url, Path(folder) / f"{way}.sqlite", name, life, tallies[way])
             pipe.send("counts")
             tallies[way].add(name, answer, routing, pipe.recv())

@@ -86,7 +86,7 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait a hundredth of a second between the attempts of a call."""
     monkeypatch.setattr(candidates, "RETRY_WAITS", {"max": 0.01, "jitter": 0.0})

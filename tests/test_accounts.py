@@ -185,7 +185,6 @@ def test_a_failed_call_counts_as_possibly_billed_unless_nothing_was_sent_or_it_w
     assert routing["maybe_cost_usd"] == routing["hops"][0]["maybe_cost_usd"] < 1000e-6
 
 
-@pytest.mark.usefixtures("short_waits")
 async def test_each_attempt_and_each_fallback_that_was_given_up_may_have_been_billed() -> None:
     slow = ScriptedChatModel(["late"], delay_s=0.5)
     registry = ModelRegistry(

@@ -447,7 +447,7 @@ def test_a_router_may_be_on_a_server_of_its_own_and_then_no_other_is_started(
 @pytest.fixture
 def live() -> Iterator[Pool]:
     with Pool() as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         yield server
         server.shutdown()

@@ -155,7 +155,6 @@ async def test_a_model_that_hangs_is_given_up_in_time_in_both_worlds() -> None:
     assert time.monotonic() - started < 1.5
 
 
-@pytest.mark.usefixtures("short_waits")
 def test_a_passing_failure_is_retried_as_often_as_the_descriptor_says() -> None:
     model = ScriptedChatModel([ModelRateLimitError("429"), "Lima"])
     assert hop_of(model, max_retries=1)["response"] == "Lima"

@@ -334,7 +334,7 @@ class PlayedVLLM:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Requests)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def __enter__(self) -> PlayedVLLM:
         return self

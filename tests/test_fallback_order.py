@@ -152,7 +152,7 @@ def hosted(url: str, **fields: Any) -> ModelDescriptor:
 
 
 @pytest.mark.parametrize("retries", [0, 1])
-@pytest.mark.usefixtures("collected", "short_waits")
+@pytest.mark.usefixtures("collected")
 async def test_a_provider_is_asked_as_often_as_the_descriptor_says_and_never_more(retries: int) -> None:
     """A client that tries again by itself makes calls that are paid for and in no account."""
     with provider(500) as (url, requests):
@@ -176,7 +176,6 @@ def test_a_model_given_by_a_string_is_set_up_as_its_descriptor_says(monkeypatch:
     assert set_up["key"] == "Bearer a key"
 
 
-@pytest.mark.usefixtures("short_waits")
 async def test_a_retry_is_made_for_each_passing_failure_up_to_the_limit_and_then_a_fallback_is_asked() -> None:
     busy = ScriptedChatModel([ModelRateLimitError("429")])
     candidates = with_fallbacks(busy, ScriptedChatModel(["Lima"]), max_retries=1)

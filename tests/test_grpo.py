@@ -521,7 +521,7 @@ def lora_server() -> Iterator[Any]:
 
     Handler.served, Handler.said = {"smol": "", "router": ""}, []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     Handler.url = f"http://127.0.0.1:{server.server_port}/v1"
     yield Handler
