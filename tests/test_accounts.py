@@ -272,17 +272,24 @@ def test_a_router_that_breaks_off_as_a_routed_model_is_paid_for_what_it_spent() 
 
 
 async def test_what_routers_spent_before_they_broke_off_is_paid_for_whoever_replies_in_the_end() -> None:
-    breaking = [search("deep: a?"), None] * 4
+    def breaks_off(transcript: Any) -> str:  # calls of one turn come at the same time
+        if len(transcript) > 1:
+            raise EngineUnavailableError("the router's server is down")
+        return search("deep: a?")
+
+    def breaking() -> Any:
+        return create_router(ScriptedEngine(breaks_off), pool(deep="Lima"), router_price=2.0)
+
     for last, status in (("Lima", "ok"), (ValueError("no"), "error")):
         registry = ModelRegistry(
             [
                 ModelDescriptor(
                     name="m", model=ScriptedChatModel([ValueError("no")]), price="free", fallbacks=("one",)
                 ),
-                ModelDescriptor(name="one", model=inner_router(turns=breaking), price="free"),
+                ModelDescriptor(name="one", model=breaking(), price="free"),
                 ModelDescriptor(
                     name="two",
-                    model=ChatRouterR1(router=inner_router(turns=breaking)),
+                    model=ChatRouterR1(router=breaking()),
                     price="free",
                     fallbacks=("one", "last"),
                 ),
