@@ -35,6 +35,7 @@ import typer
 from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from pydantic import SecretStr
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -223,7 +224,7 @@ def main(kills: int = 300, seed: int = 0) -> None:
     draw = random.Random(seed)
     # Processes are forked from one that has imported everything, and has no threads yet. OpenAI's package imports
     # the rest of itself with its first client.
-    ChatOpenAI(model="m", base_url="http://127.0.0.1:9/v1", api_key="none")  # type: ignore[arg-type]
+    ChatOpenAI(model="m", base_url="http://127.0.0.1:9/v1", api_key=SecretStr("none"))
     context = multiprocessing.get_context("fork")
     pipe, theirs = context.Pipe()
     provider = context.Process(target=provide, args=(theirs,), daemon=True)

@@ -381,6 +381,7 @@ def build_chat_model(model: ModelDescriptor) -> BaseChatModel:
 def is_router(model: ModelDescriptor) -> bool:
     """Return whether a routed model is itself a router of this package, whose replies carry an account."""
     inner = _inner(model.model)
+    inner = getattr(inner, "bound", inner)  # retries around it
     if isinstance(inner, PregelProtocol):
         return {"hops", "routing"} <= set(getattr(inner, "channels", ()))
     return isinstance(inner, BaseChatModel) and inner._llm_type == "router-r1"

@@ -126,7 +126,7 @@ class _Retrying(Runnable[LanguageModelInput, AIMessage]):
     """A router with retries: for each question a copy that remembers what its failed attempts spent."""
 
     def __init__(self, model: ChatRouterR1, options: dict[str, Any]) -> None:
-        self._model, self._options = model, options
+        self.bound, self._options = model, options
 
     @override
     def invoke(self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
@@ -139,7 +139,7 @@ class _Retrying(Runnable[LanguageModelInput, AIMessage]):
         return await self._attempts().ainvoke(input, config, **kwargs)
 
     def _attempts(self) -> Runnable[LanguageModelInput, AIMessage]:
-        model = self._model.model_copy()
+        model = self.bound.model_copy()
         model._earlier = spending(0.0, 0.0)
         return BaseChatModel.with_retry(model, **self._options)
 
