@@ -68,7 +68,9 @@ SUITES = {
         "langgraph_router_r1/candidates.py",
         ("test_candidates.py", "test_fallback_order.py", "test_replies.py", "test_accounts.py"),
     ),
-    "accounting": Suite("langgraph_router_r1/accounting.py", ("test_money.py", "test_accounts.py")),
+    "accounting": Suite(
+        "langgraph_router_r1/accounting.py", ("test_accounting.py", "test_money.py", "test_accounts.py")
+    ),
     "graph": Suite(
         "langgraph_router_r1/graph.py",
         (

@@ -57,7 +57,9 @@ def test_a_price_may_be_anything_from_nothing_to_a_thousand_dollars_a_token() ->
 
 @pytest.mark.parametrize("wrong", [False, "Free", {"prompt": 1, "cached": 1}, {"prompt": 1, "completion": 2, "per": 3}])
 def test_what_is_no_price_is_refused_with_what_it_must_be(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="it must be 'free', a number of dollars per million tokens, or a table"):
+    shown = "False" if wrong is False else f"a {type(wrong).__name__}"
+    must_be = "it must be 'free', a number of dollars per million tokens, or a table"
+    with pytest.raises(ValueError, match=f"price is {shown}; {must_be}"):
         Price.parse(wrong)
 
 

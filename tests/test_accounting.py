@@ -1,0 +1,92 @@
+"""The arithmetic of an account, on calls made up so that every figure in it is its own."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from langgraph_router_r1.accounting import account, from_cache, spending, with_earlier
+from langgraph_router_r1.ledger import NO_USAGE, Price
+from langgraph_router_r1.state import Hop, Routing
+
+ROUTER_TOKENS: Any = {"prompt_tokens": 1000, "cached_tokens": 0, "completion_tokens": 100, "estimated": False}
+
+
+def hop(index: int, model: str, status: Any, cost_usd: float, **fields: Any) -> Hop:
+    whole = {
+        "turn": 0, "index": index, "model": model, "query": "?", "response": "", "status": status, "reason": None,
+        "usage": {**NO_USAGE, "prompt_tokens": 10 * index, "completion_tokens": index}, "cost_usd": cost_usd,
+        "list_cost_usd": cost_usd, "latency_s": 0.0, "answered_by": None, "finish_reason": None,
+        "maybe_cost_usd": 0.0, "maybe_billed_twice": False, "inner": None, **fields,
+    }  # fmt: skip
+    return cast(Hop, whole)
+
+
+def made_up() -> Routing:
+    """One refused call, two that failed, one that a fallback answered: in another order than they were made in."""
+    hops = [
+        hop(3, "a", "error", 0.25, maybe_cost_usd=2.0, maybe_billed_twice=True),
+        hop(1, "a", "error", 0.5, maybe_cost_usd=1.0, maybe_billed_twice=True),
+        hop(0, "a", "denied", 0.0),
+        hop(2, "b", "ok", 8.0, answered_by="c"),
+    ]
+    return account(
+        hops,
+        turns=1,
+        router_tokens=ROUTER_TOKENS,
+        router_price=Price(1000, 0),
+        stop_reason="answered",
+        earlier=spending(16.0, 32.0),
+        before=spending(64.0, 128.0),
+    )
+
+
+def without_hops(routing: Routing) -> dict[str, Any]:
+    return {key: value for key, value in routing.items() if key != "hops"}
+
+
+ACCOUNT: dict[str, Any] = {
+    "turns": 1,
+    "cost_usd": 25.75,
+    "router_cost_usd": 1.0,
+    "earlier_cost_usd": 16.0,
+    "maybe_cost_usd": 35.0,
+    "maybe_billed_twice": 2,
+    "thread_cost_usd": 89.75,
+    "by_model": {
+        "a": {"calls": 2, "failed": 2, "cost_usd": 0.75, "prompt_tokens": 40, "completion_tokens": 4},
+        "c": {"calls": 1, "failed": 0, "cost_usd": 8.0, "prompt_tokens": 20, "completion_tokens": 2},
+    },
+    "router_tokens": ROUTER_TOKENS,
+    "candidate_tokens": {**NO_USAGE, "prompt_tokens": 60, "completion_tokens": 6},
+    "stop_reason": "answered",
+}
+
+
+def test_an_account_adds_up_its_calls_the_router_and_what_was_spent_earlier() -> None:
+    routing = made_up()
+    assert without_hops(routing) == ACCOUNT
+    assert [call["index"] for call in routing["hops"]] == [0, 1, 2, 3]
+
+
+def test_what_earlier_attempts_spent_is_added_to_the_sums_and_to_no_call() -> None:
+    changed = with_earlier(made_up(), spending(0.125, 4.0))
+    assert without_hops(changed) == {
+        **ACCOUNT,
+        "cost_usd": 25.875,
+        "earlier_cost_usd": 16.125,
+        "maybe_cost_usd": 39.0,
+        "thread_cost_usd": 89.875,
+    }
+    assert changed["hops"] == made_up()["hops"]
+
+
+def test_an_account_from_a_cache_keeps_list_prices_and_tokens_and_spends_nothing() -> None:
+    nothing = {"cost_usd": 0.0, "maybe_cost_usd": 0.0, "maybe_billed_twice": False}
+    cached = from_cache(made_up())
+    assert without_hops(cached) == {
+        **ACCOUNT,
+        **dict.fromkeys(("cost_usd", "router_cost_usd", "earlier_cost_usd", "maybe_cost_usd", "thread_cost_usd"), 0.0),
+        "maybe_billed_twice": 0,
+        "by_model": {name: {**bill, "cost_usd": 0.0} for name, bill in ACCOUNT["by_model"].items()},
+    }
+    assert cached["hops"] == [{**call, **nothing} for call in made_up()["hops"]]
