@@ -310,6 +310,21 @@ async def test_what_routers_spent_before_they_broke_off_is_paid_for_whoever_repl
             assert routing["cost_usd"] == pytest.approx(as_fallback["cost_usd"] + two_and_a_reply["cost_usd"])
 
 
+def test_what_may_have_been_billed_inside_a_router_and_before_it_was_asked_adds_up() -> None:
+    inner = create_router(ScriptedEngine([search("deep: a?"), answer("Lima")]), pool(deep=TimeoutError()))
+    slow = ScriptedChatModel([TimeoutError()])
+    registry = ModelRegistry(
+        [
+            ModelDescriptor(name="m", model=slow, price=10.0, fallbacks=("inner",)),
+            ModelDescriptor(name="inner", model=inner, price="free"),
+        ]
+    )
+    hop = ask([search("m: a?"), answer("x")], registry)["routing"]["hops"][0]
+    within = hop["inner"]["maybe_cost_usd"]
+    assert (hop["answered_by"], within > 500e-6) == ("inner", True)
+    assert hop["maybe_cost_usd"] == pytest.approx(11 * within, rel=0.01)
+
+
 async def test_a_router_with_retries_as_a_routed_model_passes_on_what_all_of_its_attempts_spent() -> None:
     for way in WAYS:
         turns = [search("deep: a?"), None, search("deep: a?"), answer("Lima")]

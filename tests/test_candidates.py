@@ -18,7 +18,8 @@ from langchain_openai import ChatOpenAI
 from langgraph.errors import GraphInterrupt
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
-from langgraph_router_r1.candidates import Candidates
+from langgraph_router_r1.candidates import Candidates, MissingKeyError, build_model
+from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
 KEY = "sk-very-secret-0123456789"
@@ -125,9 +126,30 @@ async def test_prompt_cached_and_completion_tokens_reach_the_bill() -> None:
 
 def test_usage_that_is_not_reported_is_estimated_and_flagged() -> None:
     hop = hop_of(ScriptedChatModel(["It is Lima"], usage=False))
-    assert hop["usage"]["estimated"]
-    assert hop["usage"]["completion_tokens"] == 3
-    assert hop["cost_usd"] > 0
+    asked = len(CALL_PROMPT.format(query=CALL["query"]).split())
+    assert hop["usage"] == {
+        "prompt_tokens": asked,
+        "cached_tokens": 0,
+        "completion_tokens": 3,
+        "estimated": True,
+    }
+    assert hop["cost_usd"] == pytest.approx((asked + 3) / 1e6)
+
+
+def test_an_empty_reply_that_reports_no_usage_is_estimated_too() -> None:
+    hop = hop_of(ScriptedChatModel([""], usage=False))
+    assert (hop["reason"], hop["usage"]["estimated"]) == ("m gave an empty reply", True)
+    assert (hop["usage"]["prompt_tokens"] > 0, hop["usage"]["completion_tokens"]) == (True, 0)
+
+
+def test_each_byte_of_a_query_may_be_a_token_in_the_worst_case() -> None:
+    candidates = Candidates(ModelRegistry([ModelDescriptor(name="m", model="openai:x", price=1.0)]), count_tokens=len)
+    longer = candidates.worst_case("m", "é" * 1000) - candidates.worst_case("m", "")
+    assert longer == pytest.approx(2000e-6)
+
+
+def test_a_failure_without_a_name_of_ours_is_told_by_its_type_and_nothing_else() -> None:
+    assert hop_of(RunnableLambda(lambda _: 1 / 0))["reason"] == "m failed (ZeroDivisionError)"
 
 
 def test_a_reply_from_a_cache_costs_nothing_and_keeps_its_list_price() -> None:
@@ -257,6 +279,9 @@ def test_a_missing_key_names_its_variable_and_ends_no_run(monkeypatch: pytest.Mo
     hop = hop_of("openai:gpt-x", api_key_env="ROUTER_R1_TEST_KEY")
     assert hop["status"] == "error"
     assert "the environment variable 'ROUTER_R1_TEST_KEY' is not set" in hop["reason"]
+    descriptor = ModelDescriptor(name="m", model="openai:gpt-x", price=1.0, api_key_env="ROUTER_R1_TEST_KEY")
+    with pytest.raises(MissingKeyError, match="m: the environment variable 'ROUTER_R1_TEST_KEY' is not set"):
+        build_model(descriptor)
 
 
 @pytest.mark.parametrize("model", [RunnableLambda(lambda messages: {"no": "message"}), "nobody:x"])
