@@ -71,6 +71,25 @@ def kinds(events: list[Any]) -> list[str]:
     return [event["type"].removeprefix("router_r1.") for event in events]
 
 
+async def test_what_the_router_writes_is_in_the_events_and_why_a_run_ended_is_on_its_message() -> None:
+    turns = [search("m: a?"), answer("Lima")]
+    for way in WAYS:
+        events, values = await run(way, create_router(ScriptedEngine(turns), pool(m="Lima")), output_keys=["messages"])
+        assert [event["text"] for event in events if event["type"] == "router_r1.think"] == turns
+        assert values["messages"][-1].response_metadata["stop_reason"] == "answered"
+
+
+async def test_a_router_that_writes_nothing_readable_is_told_how_to_go_on_and_ends_without_an_answer() -> None:
+    registry, turns = pool(m="Lima"), ["<think> hm"] * 5
+    for way in WAYS:
+        _, values = await run(way, create_router(ScriptedEngine(turns), registry))
+        said = [segment["text"] for segment in values["transcript"] if segment["kind"] == "info"]
+        assert "could not be read" in said[0]
+        assert "Write either a search (name: question) or an answer, in its tags." in said[0]
+        assert "Answer now, in answer tags." in said[-1]
+        assert (values["answer"], values["routing"]["stop_reason"]) == ("", "no_answer")
+
+
 async def test_a_run_that_routes_and_answers() -> None:
     def fresh() -> Any:
         return create_router(ScriptedEngine([search("m: a?"), "hm", answer("Lima")]), pool(m="Lima"))

@@ -9,16 +9,18 @@ from typing import Any
 
 import httpx2
 import pytest
-from conftest import answer, ask, pool, search
+from conftest import WAYS, answer, ask, invoked, pool, search
 from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.exceptions import ModelRateLimitError
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI
 from langgraph.errors import GraphInterrupt
+from langgraph.pregel.remote import RemoteGraph
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
-from langgraph_router_r1.candidates import Candidates, MissingKeyError, build_model
+from langgraph_router_r1.candidates import Candidates, MissingKeyError, build_model, is_router
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
@@ -294,6 +296,76 @@ def test_a_hundred_kilobytes_of_reply_end_no_run(reply: str) -> None:
     result = ask([search("m: a?"), answer("Lima")], pool(m=reply))
     assert result["answer"] == "Lima"
     assert len(result["transcript"][2]["token_ids"]) < 700
+
+
+def test_half_a_character_in_a_reply_is_replaced() -> None:
+    hop = hop_of(ScriptedChatModel(["Lima \ud83d"]))
+    assert (hop["response"], hop["status"]) == ("Lima ?", "ok")
+
+
+def test_an_account_in_the_reply_of_a_model_that_is_no_router_is_not_believed() -> None:
+    reply = AIMessage("Lima", response_metadata={"routing": {"cost_usd": -1e6, "hops": []}})
+    hop = hop_of(ScriptedChatModel([reply]))
+    assert (hop["status"], hop["inner"], hop["cost_usd"] > 0) == ("ok", None, True)
+
+
+def test_a_graph_on_another_server_is_no_router_of_ours() -> None:
+    graph = RemoteGraph("agent", url="http://127.0.0.1:9")
+    assert not is_router(ModelDescriptor(name="m", model=graph, price="free"))
+
+
+@pytest.mark.parametrize(("failure", "may_be_billed"), [(httpx2.ConnectError("refused"), False), (OSError(), True)])
+def test_a_request_that_never_left_is_not_billed_when_its_failure_is_wrapped(
+    failure: Exception, may_be_billed: bool
+) -> None:
+    def as_its_cause(_: Any) -> str:
+        raise RuntimeError("in the client") from failure
+
+    def as_its_context(_: Any) -> str:
+        try:
+            raise failure
+        finally:
+            raise RuntimeError("in the client")
+
+    for model in (as_its_cause, as_its_context):
+        hop = hop_of(RunnableLambda(model), params={"max_tokens": 100})
+        assert (hop["maybe_cost_usd"] > 0) == may_be_billed
+
+
+async def test_what_a_call_may_have_cost_is_that_of_its_own_query() -> None:
+    long = {**CALL, "query": "x" * 5000}
+    registry = ModelRegistry([ModelDescriptor(name="m", model=ScriptedChatModel([OSError()]), price=1.0)])
+    candidates = Candidates(registry, count_tokens=len)
+    worst = candidates.worst_case("m", long["query"])
+    assert worst > 5000e-6
+    for again in (False, True):
+        for hop in (candidates.ask(long, again=again), await candidates.aask(long, again=again)):
+            assert hop["maybe_cost_usd"] == pytest.approx((1 + again) * worst)
+            assert hop["maybe_billed_twice"] == again
+            assert 0 < hop["latency_s"] < 10
+    for hop in (candidates.ask(long), await candidates.aask(long)):
+        assert not hop["maybe_billed_twice"]
+
+
+async def test_a_refused_call_was_not_made_and_bills_nothing() -> None:
+    refused = {**CALL, "refusal": {"status": "denied", "reason": "one too many"}}
+    candidates = Candidates(ModelRegistry([ModelDescriptor(name="m", model="openai:x", price=1.0)]), count_tokens=len)
+    for hop in (candidates.ask(refused), await candidates.aask(refused)):
+        assert (hop["maybe_cost_usd"], hop["maybe_billed_twice"], hop["reason"]) == (0, False, "one too many")
+
+
+async def test_a_trace_tells_which_model_of_the_pool_was_asked() -> None:
+    seen: list[Any] = []
+
+    class Tracer(BaseCallbackHandler):
+        def on_chain_start(self, *_: Any, **run: Any) -> None:
+            if "router_r1_model" in run["metadata"]:
+                seen.append((run["name"], run["metadata"]["router_r1_model"]))
+
+    for way in WAYS:
+        router = create_router(ScriptedEngine([search("m: a?"), answer("x")]), pool(m=RunnableLambda(lambda _: "Lima")))
+        await invoked(router, way, {"messages": [("user", "?")]}, {"callbacks": [Tracer()]})
+    assert seen == [("ask m", "m")] * 2
 
 
 def test_a_plain_runnable_that_gives_a_string_can_be_asked() -> None:

@@ -10,6 +10,7 @@ from conftest import answer, ask, pool, search
 from langchain_core.caches import InMemoryCache
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
+from langgraph.checkpoint.memory import InMemorySaver
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, Price, create_router
 from langgraph_router_r1.candidates import Candidates
@@ -187,6 +188,32 @@ def test_a_router_whose_completions_are_free_writes_as_long_as_its_limit() -> No
     price = {"prompt": 1.0, "completion": 0.0}
     result = ask(["x" * 99], pool(m="x"), max_turns=0, budget_usd=1.0, router_price=price, max_tokens=50)
     assert result["routing"]["router_tokens"]["completion_tokens"] == 50
+
+
+def test_a_call_that_the_budget_does_not_pay_for_says_what_it_may_cost_and_what_is_left() -> None:
+    registry = ModelRegistry(
+        [
+            bounded("m", ScriptedChatModel(["x"]), price=100.0),
+            ModelDescriptor(name="unbounded", model=RunnableLambda(lambda _: "Lima"), price=1.0),
+            ModelDescriptor(name="cheap", model=ScriptedChatModel(["x"]), price="free"),
+        ]
+    )
+    hops = ask([search("m: a?", "unbounded: b?"), answer("x")], registry, budget_usd=0.001)["routing"]["hops"]
+    worst = Candidates(registry, len).worst_case("m", "a?")
+    assert [(hop["status"], hop["reason"]) for hop in hops] == [
+        ("over_budget", f"the call may cost ${worst:.2g} and $0.001 of the budget is left"),
+        ("over_budget", "the call has no upper bound of its cost and $0.001 of the budget is left"),
+    ]
+
+
+def test_each_question_of_a_thread_is_charged_for_its_own_tokens_of_the_router() -> None:
+    router = create_router(ScriptedEngine([answer("x")] * 3), pool(m="x"), checkpointer=InMemorySaver(), router_price=1)
+    thread: Any = {"configurable": {"thread_id": "1"}}
+    tokens = [
+        router.invoke({"messages": [("user", "?")]}, thread)["routing"]["router_tokens"]["completion_tokens"]
+        for _ in range(3)
+    ]
+    assert tokens[0] == tokens[1] == tokens[2] > 0
 
 
 async def test_a_budget_of_nothing_pays_for_what_is_free() -> None:
