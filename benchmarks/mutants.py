@@ -5,7 +5,7 @@
     python benchmarks/mutants.py --report              # write docs/mutants.md from the results there are
 
 mutmut plants one bug at a time (`<=` for `<`, `+` for `-`, a dropped argument) and runs the tests of the module.
-A bug that a test fails on, or that makes the tests run into the time limit, is killed; any other survives.
+A bug that a test fails on, or that makes the tests run into a limit of time or memory, is killed; any other survives.
 
 Everything happens in copies under `build/mutants/MODULE`: the working tree stays as it is. A run that was stopped goes
 on where it was. All mutants of a module are tested again when one of its test files changes, and those of a function
@@ -36,7 +36,10 @@ WORK = ROOT / "build" / "mutants"
 PAGE = ROOT / "docs" / "mutants.md"
 BEGIN, END = "<!-- Written by benchmarks/mutants.py: begin -->", "<!-- end -->"
 
-KILLED = {"killed", "timeout", "segfault"}
+STOPPED = {"timeout", "segfault"}
+"""The outcomes of tests that ran into a limit, or were killed: they went on for ever, or took all the memory."""
+
+KILLED = {"killed", *STOPPED}
 """The outcomes that count as noticed."""
 
 NOT_RUN = 255
@@ -203,13 +206,13 @@ def report(names: list[str]) -> str:
         open_ones += [f"- {name}: {survivor}" for survivor in alive if survivor not in known]
         killed = len(results) - len(alive)
         rows.append(
-            f"| `{SUITES[name].path}` | {len(results)} | {killed} | {list(results.values()).count('timeout')} | "
+            f"| `{SUITES[name].path}` | {len(results)} | {killed} | {sum(outcome in STOPPED for outcome in results.values())} | "
             f"{killed / len(results):.1%} | {len(alive)} | {len(known)} |"
         )
     lines = [
         f"{datetime.now(UTC):%Y-%m-%d}, `make mutants`:",
         "",
-        "| module | mutants | killed | of these by the time limit | share | survivors | explained below |",
+        "| module | mutants | killed | of these by a limit | share | survivors | explained below |",
         "|---|---|---|---|---|---|---|",
         *rows,
     ]
