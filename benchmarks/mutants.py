@@ -205,8 +205,9 @@ def report(names: list[str]) -> str:
         known = [survivor for survivor in alive if str(survivor) in explained]
         open_ones += [f"- {name}: {survivor}" for survivor in alive if survivor not in known]
         killed = len(results) - len(alive)
+        stopped = sum(outcome in STOPPED for outcome in results.values())
         rows.append(
-            f"| `{SUITES[name].path}` | {len(results)} | {killed} | {sum(outcome in STOPPED for outcome in results.values())} | "
+            f"| `{SUITES[name].path}` | {len(results)} | {killed} | {stopped} | "
             f"{killed / len(results):.1%} | {len(alive)} | {len(known)} |"
         )
     lines = [
