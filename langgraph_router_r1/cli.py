@@ -379,7 +379,17 @@ def serve_router(
 
 @cli.command()
 def bench(
-    file: Annotated[Path, typer.Argument(help="The benchmark file (.toml); see benchmarks/.")],
+    file: Annotated[
+        Path, typer.Argument(help="The benchmark file (.toml), or the name of one of ours; see benchmarks/.")
+    ],
+    registry: Annotated[
+        Path | None, typer.Option(help="A registry file, in the place of the benchmark's pool.")
+    ] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option(help="Tasks or a .jsonl file of tasks, in place of its own.")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="The vLLM of a trained router of your own.")] = None,
+    model: Annotated[str | None, typer.Option(help="That router's name there.")] = None,
     output: Annotated[
         Path | None,
         typer.Option(help="Directory of the runs, runs/bench/NAME by default; what it has is not run again."),
@@ -401,10 +411,17 @@ def bench(
     console = _output()
     with _failing_clearly():
         from langgraph_router_r1.evaluation import report
-        from langgraph_router_r1.evaluation.bench import Bench
+        from langgraph_router_r1.evaluation.bench import Bench, find_benchmark
         from langgraph_router_r1.evaluation.page import publish as write_results
 
-        benchmark = Bench.from_file(file, output or Path("runs/bench") / file.stem)
+        benchmark = Bench.from_file(
+            find_benchmark(file),
+            output or Path("runs/bench") / file.stem,
+            registry=registry,
+            tasks=tasks or (),
+            url=url,
+            model=model,
+        )
         for row in compare or []:
             if row not in (known := [row.name for row in benchmark.rows]):
                 _fail(f"--compare {row!r}: {benchmark.name} has no such row; it has: {', '.join(known)}")
@@ -427,7 +444,9 @@ def bench(
             difference = results[first].estimate(results.metric).mean - results[second].estimate(results.metric).mean
             p_value = results.p_value(first, second)
             console.print(f"{first} - {second}: {results.metric} {difference:+.3f}, p = {p_value:.4f}", markup=False)
-        for family, area in report.frontier_areas(results).items():
+        if (spread := report.spread_table(results))[1:]:
+            console.print(report.text_table("Over the forms of the pool", spread))
+        for family, area in ({} if spread else report.frontier_areas(results)).items():
             console.print(f"mean {results.metric} over all budgets, {family}: {area}", markup=False)
         write_results(results, publish or benchmark.output)
         console.print(f"plots: {publish or benchmark.output}", markup=False)

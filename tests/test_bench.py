@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 KINDS = ("models", "random", "cheapest", "dearest", "best", "majority", "oracle")
 
 
-def recorded(directory: Path, rows: str = "", questions: int = 60, head: str = "") -> Path:
+def recorded(directory: Path, rows: str = "", questions: int = 60, head: str = "", forms: str = "") -> Path:
     """A benchmark file over recorded answers: `good` knows three of four answers, `poor` every third."""
     with (directory / "records.jsonl").open("w") as file:
         for n in range(questions):
@@ -50,8 +50,9 @@ def recorded(directory: Path, rows: str = "", questions: int = 60, head: str = "
     rows = rows or "".join(f'[[rows]]\nrouter = "{kind}"\n' for kind in KINDS)
     file_name = directory / "small.toml"
     file_name.write_text(
-        f'title = "Small"\nmetrics = ["contains", "em", "score"]\nreference = "best"\n{head}'
-        f'[pool]\nrecords = ["records.jsonl"]\n{rows}'
+        f'title = "Small"\nmetrics = ["contains", "em", "score"]\n'
+        f'{head if "reference" in head else f"""reference = "best"{chr(10)}{head}"""}'
+        f'[pool]\nrecords = ["records.jsonl"]\n{rows}{forms}'
     )
     return file_name
 

@@ -32,6 +32,7 @@ from langgraph_router_r1.evaluation.baselines import LEARNING, Kind, create_base
 from langgraph_router_r1.evaluation.cache import remember
 from langgraph_router_r1.evaluation.extractor import ADAPTERS, EXTRACTOR_NAME, Extractor, adapter_version
 from langgraph_router_r1.evaluation.files import JsonLinesWriter, replace_file
+from langgraph_router_r1.evaluation.forms import Form
 from langgraph_router_r1.evaluation.judge import Judge
 from langgraph_router_r1.evaluation.metrics import METRICS
 from langgraph_router_r1.evaluation.pools import TASK_ID, RecordedPool, quality
@@ -50,7 +51,7 @@ from langgraph_router_r1.graph import create_router
 from langgraph_router_r1.ledger import PER_MILLION, Price
 from langgraph_router_r1.pilot import MiniLM
 from langgraph_router_r1.prompts import RouterPrompt
-from langgraph_router_r1.registry import ModelRegistry
+from langgraph_router_r1.registry import ModelRegistry, RegistryError, UnknownModelError
 from langgraph_router_r1.state import Hop, RouterContext
 
 if TYPE_CHECKING:
@@ -146,6 +147,8 @@ class BenchSpec(_Strict):
     """The row that others are compared with."""
     needs_keys: bool = False
     """Whether its models are behind keys."""
+    forms: tuple[Form, ...] = ()
+    """Ways in which the router is told of the pool; each row is run in each of them."""
     adapters: tuple[str, ...] = ()
     """Directories of more adapters for the server, one in each subdirectory: routers of one's own, for rows whose
     `model` is the name of one."""
@@ -188,12 +191,33 @@ class Row:
     cost_weight: float
     spec: RowSpec
     kind: str
+    form: Form | None = None
+    number: int = 0
+    """Which of the forms that are drawn."""
 
     @property
     def settings(self) -> dict[str, Any]:
         """What its runs depend on, and what they are called does not tell."""
         kept = self.spec.model_dump(mode="json", exclude={"router", "name", "cost_weights"})
-        return {"kind": self.kind, "cost_weight": self.cost_weight, **kept}
+        form = {"form": self.form.model_dump(mode="json"), "number": self.number} if self.form else {}
+        return {"kind": self.kind, "cost_weight": self.cost_weight, **kept, **form}
+
+
+def find_benchmark(name: str | Path) -> Path:
+    """Return a benchmark's file: `"robustness"` stands for the file of that name in `benchmarks/`, or for our own.
+
+    Raises:
+        BenchError: There is none.
+    """
+    path = Path(name)
+    if path.suffix or path.exists():
+        return path
+    shipped = Path(__file__).parent
+    places = [Path("benchmarks"), shipped / "benchmarks", shipped.parent.parent / "benchmarks"]
+    for place in places:
+        if (file := place / f"{path}.toml").is_file():
+            return file
+    raise BenchError(f"there is no benchmark {str(name)!r}: give the path of a .toml file")
 
 
 class Bench:
@@ -225,16 +249,55 @@ class Bench:
         self.records = self._records()
         self.tasks = self._tasks()
         self.names = self._pool_registry("http://127.0.0.1/v1").names
-        self.rows = list(self._rows())
+        try:
+            self.rows = list(self._rows())
+            for form, number, _ in self._forms():
+                form.of(self._pool_registry("http://127.0.0.1/v1"), number)
+        except (RegistryError, UnknownModelError) as error:
+            raise BenchError(f"[[forms]]: {error}") from None
+        if len({form.name for form in spec.forms}) != len(spec.forms):
+            raise BenchError("two forms have the same name")
         if len({row.name for row in self.rows}) != len(self.rows):
             raise BenchError("two rows have the same name: give one of them a 'name' of its own")
         self._check_rows()
 
     @classmethod
-    def from_file(cls, path: str | Path, output: str | Path) -> Bench:
-        """Read a benchmark file; see `Bench` and `BenchSpec.from_file`."""
-        path = Path(path)
-        return cls(BenchSpec.from_file(path), output, name=path.stem, directory=path.parent)
+    def from_file(
+        cls,
+        path: str | Path,
+        output: str | Path,
+        *,
+        registry: Path | None = None,
+        tasks: Sequence[str] = (),
+        url: str | None = None,
+        model: str | None = None,
+    ) -> Bench:
+        """Read a benchmark file, perhaps for a pool and a router of one's own; see `Bench` and `BenchSpec.from_file`.
+
+        Args:
+            path: Of the file.
+            output: The directory of its runs.
+            registry: A registry file in the place of the benchmark's pool.
+            tasks: Task sets, or files of tasks, in the place of the benchmark's.
+            url: The vLLM that serves the trained router.
+            model: The trained router's name there.
+
+        Raises:
+            BenchError: It asks for another pool, and does not say with which tasks.
+        """
+        path, spec = Path(path), BenchSpec.from_file(path)
+        changed: dict[str, Any] = {}
+        if registry is not None:
+            if not tasks:
+                raise BenchError("another pool needs tasks of its own: say with --tasks what to ask it")
+            changed["pool"] = PoolSpec(registry=str(registry.resolve()))
+        if tasks:
+            named = (str(Path(name).resolve()) if name.endswith(".jsonl") else name for name in tasks)
+            changed["tasks"] = tuple(named)
+        if url is not None or model is not None:
+            own = {"url": url, "model": model}
+            changed["rows"] = tuple(row.model_copy(update=own) if row.router == "router" else row for row in spec.rows)
+        return cls(spec.model_copy(update=changed), output, name=path.stem, directory=path.parent)
 
     # What it is made of
 
@@ -328,7 +391,20 @@ class Bench:
                 family = spec.name or (kind if spec.router != "prompted" else f"prompted {spec.model}")
                 for weight in spec.cost_weights:
                     several = len(spec.cost_weights) > 1
-                    yield Row(f"{family} {weight:g}" if several else family, family, weight, spec, kind)
+                    name = f"{family} {weight:g}" if several else family
+                    if not self.spec.forms:
+                        yield Row(name, family, weight, spec, kind)
+                    for form, number, label in self._forms():
+                        yield Row(f"{name}, {label}", f"{family}, {label}", weight, spec, kind, form, number)
+
+    def _forms(self) -> Iterator[tuple[Form, int, str]]:
+        """Yield form, number and label of every form that the pool is told of in."""
+        registry = self._pool_registry("http://127.0.0.1/v1")
+        for form in self.spec.forms:
+            if form.descriptions and not set(form.descriptions) & set(registry.names):
+                continue  # other words for models that this pool does not have
+            for number in range(form.count(registry)):
+                yield form, number, form.label(registry, number)
 
     # Running it
 
@@ -468,6 +544,7 @@ class Bench:
         return score_runs(
             runs,
             [(row.name, row.family, row.cost_weight) for row in self.rows],
+            forms={row.name: row.form.name for row in self.rows if row.form},
             metrics=self.spec.metrics,
             name=self.name,
             title=self.spec.title,
@@ -494,7 +571,7 @@ class Bench:
 
         async def one(row: Row, task: Task) -> None:
             async with gate:
-                run = await self._one(row, task, await routers.of(row), routers.registry)
+                run = await self._one(row, task, await routers.of(row), routers.registry_of(row))
                 if routers.judge is not None:
                     verdict = await routers.judge.ajudge(task, run["reply"])
                     run |= {"judge": verdict.score, "judge_cost_usd": verdict.cost_usd}
@@ -526,10 +603,7 @@ class Bench:
         )
         async with contextlib.AsyncExitStack() as stack:
             server = await _started_server(stack, map(self._find, self.spec.adapters)) if local else None
-            registry = self._pool_registry(server.base_url if server else "http://127.0.0.1/v1")
-            if not self.spec.pool.records:
-                registry = remember(registry, cache)
-            routers = _Routers(self, registry, cache, server, stack)
+            routers = _Routers(self, cache, server, stack)
             if judge is not None:
                 judges = self._judges(judge, server)
                 routers.judge = Judge(Candidates(remember(judges, cache), estimate_tokens), judge.model)
@@ -618,23 +692,29 @@ class _Routers:
     """The routers of a benchmark's rows, each made when its first run comes; rows of one family share theirs."""
 
     def __init__(
-        self,
-        bench: Bench,
-        registry: ModelRegistry,
-        cache: BaseCache[Any],
-        server: VLLMServer | None,
-        stack: contextlib.AsyncExitStack,
+        self, bench: Bench, cache: BaseCache[Any], server: VLLMServer | None, stack: contextlib.AsyncExitStack
     ) -> None:
-        self._bench, self.registry, self._cache, self._server, self._stack = bench, registry, cache, server, stack
+        self._bench, self._cache, self._server, self._stack = bench, cache, server, stack
+        self._registries: dict[tuple[str, int], ModelRegistry] = {}
         self._made: dict[tuple[Any, ...], asyncio.Task[Runnable[Any, Any]]] = {}
         self._embeddings = MiniLM()
         self._extractor: Extractor | None = None
         self.judge: Judge | None = None
 
+    def registry_of(self, row: Row) -> ModelRegistry:
+        """Return the pool as the row's router is told of it; all forms of a model share its replies."""
+        key = (row.form.name if row.form else "", row.number)
+        if key not in self._registries:
+            registry = self._bench._pool_registry(self._server.base_url if self._server else "http://127.0.0.1/v1")
+            if row.form:
+                registry = row.form.of(registry, row.number)
+            self._registries[key] = registry if self._bench.spec.pool.records else remember(registry, self._cache)
+        return self._registries[key]
+
     async def of(self, row: Row) -> Runnable[Any, Any]:
         same = row.spec
         own = (same.model, same.url, same.max_turns, same.router_price, same.weights)
-        key = (row.kind, *own, self._bench._extracts(row))
+        key = (row.kind, *own, self._bench._extracts(row), row.form.name if row.form else "", row.number)
         if key not in self._made:
             self._made[key] = asyncio.create_task(self._make(row))
         return await self._made[key]
@@ -647,7 +727,7 @@ class _Routers:
             engine = await self._engine(row)
             return create_router(
                 engine,
-                self.registry,
+                self.registry_of(row),
                 prompt=self._bench._prompt(row),
                 max_turns=row.spec.max_turns,
                 max_tokens=MAX_TURN_TOKENS,
@@ -657,7 +737,7 @@ class _Routers:
         return await asyncio.to_thread(
             create_baseline,
             row.kind,
-            self.registry,
+            self.registry_of(row),
             records=self._bench.records,
             extractor=extractor,
             extractor_price=price,

@@ -6,7 +6,14 @@ from pathlib import Path
 
 from langgraph_router_r1.evaluation.bench import BenchError, BenchSpec
 from langgraph_router_r1.evaluation.plots import draw_plots
-from langgraph_router_r1.evaluation.report import Results, agreement, frontier_areas, markdown_table, short
+from langgraph_router_r1.evaluation.report import (
+    Results,
+    agreement,
+    frontier_areas,
+    markdown_table,
+    short,
+    spread_table,
+)
 
 PAGE_HEAD = """\
 # Results
@@ -62,12 +69,16 @@ def _section(results: Results, directory: str, command: str) -> list[str]:
             same = {row: share for row, share in agreement(results, metric, "score").items() if row in models}
             listed = ", ".join(f"{short(row)} {share:.3f}".replace(" 0.", " .") for row, share in same.items())
             parts.append(f"`{metric}` agrees with the recorded score on these shares of the questions: {listed}.\n")
-    areas = frontier_areas(results)
+    spread = spread_table(results)
+    if spread:
+        lines = [spread[0], ["---"] * len(spread[0]), *spread[1:]]
+        parts += ["Over the forms of the pool:\n", *("| " + " | ".join(line) + " |" for line in lines), ""]
+    areas = {} if spread else frontier_areas(results)
     if areas:
         ranked = sorted(areas.items(), key=lambda item: -item[1].mean)
         listed = ", ".join(f"{family} {estimate}" for family, estimate in ranked)
         parts.append(f"Mean {results.metric} over all budgets (area under the frontier): {listed}.\n")
-    pictures = ["frontier", "weights", "shares"] if areas else ["frontier", "shares"]
+    pictures = ["frontier", "weights", "shares"] if areas else ["forms" if spread else "frontier", "shares"]
     parts += [f"![{name}]({directory}/{results.name}-{name}.svg)\n" for name in pictures]
     return parts
 

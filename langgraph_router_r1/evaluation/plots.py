@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def draw_plots(results: Results, directory: Path) -> list[Path]:
     """Draw the frontier, the call shares and quality by cost weight; the same results make the same files."""
     plots = {"frontier": _draw_frontier, "shares": _draw_shares}
-    if any(len(rows) > 1 for rows in families(results).values()):
+    if any(row.form for row in results.rows):
+        plots = {"forms": _draw_forms, "shares": _draw_shares}
+    elif any(len(rows) > 1 for rows in families(results).values()):
         plots["weights"] = _draw_weights
     return [_draw(draw, results, directory / f"{results.name}-{name}.svg") for name, draw in plots.items()]
 
@@ -32,6 +34,8 @@ def _draw(draw: Any, results: Results, path: Path) -> Path:
         figure = Figure(figsize=(7.5, 4.6), layout="constrained")
         if draw is _draw_shares:
             figure.set_size_inches(7.5, 1.2 + 0.24 * len(_choosing(results)))
+        if draw is _draw_forms:
+            figure.set_size_inches(7.5, 1.2 + 0.3 * len({row.form for row in results.rows}))
         axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)
         draw(axes, results)
@@ -85,6 +89,24 @@ def _draw_frontier(axes: Axes, results: Results) -> None:
     axes.grid(visible=True, alpha=0.2)
     if several:
         axes.legend(frameon=False, loc="best", fontsize=8)
+
+
+def _draw_forms(axes: Axes, results: Results) -> None:
+    """A dot for each form that the pool was told of in, a line of the plot for each kind of form."""
+    forms = list(dict.fromkeys(row.form for row in results.rows))[::-1]
+    routers = list(dict.fromkeys((row.family.partition(",")[0], row.cost_weight) for row in results.rows))
+    for (family, weight), colour in zip(routers, COLOURS * 3, strict=False):
+        rows = [row for row in results.rows if (row.family.partition(",")[0], row.cost_weight) == (family, weight)]
+        values = [row.estimate(results.metric).mean for row in rows]
+        heights = [forms.index(row.form) for row in rows]
+        axes.plot(values, heights, "o", color=colour, alpha=0.6, markersize=5, label=f"{family} {weight:g}")
+    axes.set_yticks(range(len(forms)), forms)
+    axes.set_xlim(left=max(0.0, axes.get_xlim()[0] - 0.02), right=1.01)
+    axes.set_xlabel(f"{results.metric}: a dot for each form of the pool")
+    axes.set_title(results.title, loc="left", fontsize=10)
+    axes.grid(visible=True, axis="x", alpha=0.2)
+    if len(routers) > 1:
+        axes.legend(frameon=False, fontsize=8)
 
 
 def _draw_shares(axes: Axes, results: Results) -> None:

@@ -54,6 +54,8 @@ class Scores:
     """Seconds of each run; None where a reply was known from before, and so was not waited for."""
     failures: dict[str, int]
     """Runs without an answer of their own by stop reason, failed calls by status, malformed runs."""
+    form: str = ""
+    """In which form the router was told of the pool, where a benchmark has several (see forms.py)."""
 
     @functools.cached_property
     def costs(self) -> list[float]:
@@ -159,6 +161,7 @@ def score_runs(
     rows: Sequence[tuple[str, str, float]],
     *,
     metrics: Sequence[str],
+    forms: Mapping[str, str] | None = None,
     **about: Any,
 ) -> Results:
     """Return the results of runs, which may come in any order.
@@ -167,6 +170,7 @@ def score_runs(
         runs: Lines of a run file.
         rows: Row, family and cost weight of each row, in the order of the table.
         metrics: Names of metrics.
+        forms: By row, the form in which its router was told of the pool.
         about: Other fields of `Results`.
     """
     by_row: dict[str, dict[str, Mapping[str, Any]]] = {}
@@ -191,6 +195,7 @@ def score_runs(
                 turns=[run["turns"] for run in of_row],
                 latency_s=[None if any(map(_was_known, run["hops"])) else run["latency_s"] for run in of_row],
                 failures=_failures(of_row),
+                form=(forms or {}).get(name, ""),
             )
         )
     return Results(metrics=tuple(metrics), tasks=tasks, rows=tuple(scored), **about)
@@ -320,6 +325,56 @@ def markdown_table(results: Results) -> str:
     """Return the table for a page."""
     lines = [columns(results), ["---"] * len(columns(results)), *(cells(results, row) for row in results.rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def spread_table(results: Results) -> list[list[str]]:
+    """Return the spread over the forms that a pool was told of in, heads first; nothing where there are no forms.
+
+    A line a form and cost weight: mean, lowest and highest of the metric that decides over the forms drawn, the same
+    of the cost, and the models that were asked most, with the lowest and highest share of their calls.
+    """
+    groups: dict[tuple[str, str, float], list[Scores]] = {}
+    for row in results.rows:
+        if row.form:
+            groups.setdefault((row.family.partition(",")[0], row.form, row.cost_weight), []).append(row)
+    if not groups:
+        return []
+    lines = [["router", "form", "forms", f"{results.metric}, mean", "lowest", "highest", "µ$", "share of the calls"]]
+    for (family, form, weight), rows in groups.items():
+        values = [row.estimate(results.metric).mean for row in rows]
+        costs = [float(np.mean(row.costs)) * MICRO for row in rows]
+        several = len(rows) > 1
+        lines.append(
+            [
+                f"{family} {weight:g}",
+                form,
+                str(len(rows)),
+                *(f"{value:.3f}" for value in (float(np.mean(values)), min(values), max(values))),
+                f"{min(costs):.1f} to {max(costs):.1f}" if several else f"{costs[0]:.1f}",
+                ", ".join(_shares(rows)[:4]),
+            ]
+        )
+    return lines
+
+
+def text_table(title: str, lines: Sequence[Sequence[str]]) -> Table:
+    """Return a table for a terminal, of lines with the heads first."""
+    table = Table(*lines[0], title=title)
+    for line in lines[1:]:
+        table.add_row(*(Text(printable(cell)) for cell in line))
+    return table
+
+
+def _shares(rows: Sequence[Scores]) -> list[str]:
+    """Return how much of the calls went to whom, most asked first: the range over rows."""
+    asked: dict[str, list[float]] = {}
+    for model in dict.fromkeys(model for row in rows for model in row.calls):
+        asked[model] = [row.calls.get(model, 0) / max(1, sum(row.calls.values())) for row in rows]
+    ranked = sorted(asked.items(), key=lambda item: -float(np.mean(item[1])))
+    return [
+        f"{short(model)} {min(shares):.0%}" + (f" to {max(shares):.0%}" if max(shares) > min(shares) else "")
+        for model, shares in ranked
+    ]
 
 
 def short(name: str) -> str:
