@@ -146,6 +146,20 @@ def test_a_resumed_run_is_held_to_its_budget() -> None:
     assert (routing["turns"], routing["stop_reason"]) == (1, "forced_answer")
 
 
+def test_a_question_asked_once_more_is_held_to_what_its_budget_has_left_and_another_one_has_its_own() -> None:
+    model = ScriptedChatModel(["x", "y"])
+    turns = [search("m: a?"), None, search("m: b?") + answer("forced"), search("m: c?"), answer("y")]
+    router = create_router(ScriptedEngine(failing(*turns)), pool(m=model), checkpointer=InMemorySaver())
+    same: Any = {"messages": [HumanMessage("one", id="1")]}
+    budget = RouterContext(budget_usd=635e-6)  # pays for one call, as above
+    with pytest.raises(EngineError):
+        router.invoke(same, THREAD, context=budget)
+    again = router.invoke(same, THREAD, context=budget)["routing"]
+    assert (again["turns"], again["stop_reason"], len(model.calls)) == (1, "forced_answer", 1)
+    other = router.invoke(asked("another"), THREAD, context=budget)["routing"]
+    assert (other["turns"], other["stop_reason"], len(model.calls)) == (1, "forced_answer", 2)
+
+
 def test_a_context_that_is_given_when_a_run_is_resumed_changes_its_limits() -> None:
     turns = [search("m: a?"), search("m: b?"), answer("x")]
     router = create_router(ScriptedEngine(turns), pool(m="x"), checkpointer=InMemorySaver(), interrupt_before=["route"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from conftest import WAYS, answer, pool, search
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.store.memory import InMemoryStore
 
 from langgraph_router_r1 import ModelRegistry, RouterContext, create_router
 from langgraph_router_r1.engines import EngineUnavailableError
@@ -295,3 +297,21 @@ def test_once_a_turn_is_sampled_tokens_are_counted_with_the_routers_tokenizer() 
     )
     hop = create_router(ScriptedEngine([search("m: a?"), answer("x")]), registry).invoke(QUESTION)["routing"]["hops"][0]
     assert hop["usage"]["completion_tokens"] == 399  # the tokens of the scripted router are bytes
+
+
+def test_the_compiled_graph_has_the_name_store_interrupts_and_debugging_that_were_asked_for() -> None:
+    store = InMemoryStore()
+    router = create_router(
+        ScriptedEngine([]), pool(m="x"), store=store, interrupt_after=["think"], debug=True, name="mine"
+    )
+    assert (router.name, router.store, router.interrupt_after_nodes, router.debug) == ("mine", store, ["think"], True)
+    plain = create_router(ScriptedEngine([]), pool(m="x"))
+    assert (plain.name, plain.store, plain.debug) == ("router_r1", None, False)
+
+
+def test_a_token_is_enough_and_the_bounds_of_limits_may_be_reached() -> None:
+    for settings in ({"max_tokens": 1}, {"max_info_tokens": 1}, {"cost_weight": 1.0}, {"budget_usd": 0.0}):
+        create_router(ScriptedEngine([]), pool(m="x"), **settings)
+    for settings in ({"max_tokens": 0}, {"max_info_tokens": 0}, {"cost_weight": 1.01}, {"budget_usd": math.inf}):
+        with pytest.raises(ValueError, match=next(iter(settings))):
+            create_router(ScriptedEngine([]), pool(m="x"), **settings)
