@@ -124,6 +124,66 @@ def test_calls_in_flight_when_the_question_is_sent_again_may_have_been_billed() 
     assert 100e-6 < routing["maybe_cost_usd"] < 300e-6
 
 
+def killed_at(*calls: int, params: dict[str, Any] | None = None) -> tuple[ModelRegistry, list[Any]]:
+    """A pool of one model whose process dies at these of its calls, and what it was asked."""
+    asked_for: list[Any] = []
+
+    def reply(messages: Any) -> str:
+        asked_for.append(messages)
+        if len(asked_for) in calls:
+            raise KeyboardInterrupt
+        return "Lima"
+
+    model = ModelDescriptor(name="m", model=RunnableLambda(reply), price=1.0, params=params or {})
+    return ModelRegistry([model]), asked_for
+
+
+def test_the_longer_the_question_in_flight_the_more_it_may_have_cost() -> None:
+    bounds = []
+    for query in ("a?", "a" * 500 + "?"):
+        registry, _ = killed_at(1, params={"max_tokens": 100})
+        turns = [search(f"m: {query}"), answer("Lima")]
+        router = create_router(ScriptedEngine(turns), registry, checkpointer=InMemorySaver())
+        question: Any = {"messages": [HumanMessage("one", id="1")]}
+        with pytest.raises(KeyboardInterrupt):
+            router.invoke(question, THREAD)
+        bounds.append(router.invoke(question, THREAD)["routing"]["maybe_cost_usd"])
+    assert bounds[1] - bounds[0] == pytest.approx(499e-6)
+
+
+def test_a_call_in_flight_without_a_bound_may_have_cost_nobody_knows_what() -> None:
+    registry, _ = killed_at(1)
+    router = create_router(ScriptedEngine([search("m: a?"), answer("x")]), registry, checkpointer=InMemorySaver())
+    question: Any = {"messages": [HumanMessage("one", id="1")]}
+    with pytest.raises(KeyboardInterrupt):
+        router.invoke(question, THREAD)
+    assert router.invoke(question, THREAD)["routing"]["maybe_cost_usd"] is None
+
+
+def test_a_question_sent_again_keeps_what_its_thread_cost_before_it_and_what_its_failed_calls_may_have() -> None:
+    replies: Any = iter(["Lima", TimeoutError(), KeyboardInterrupt(), "Quito"])
+
+    def reply(_: Any) -> str:
+        said = next(replies)
+        if isinstance(said, BaseException):
+            raise said
+        return str(said)
+
+    params = {"max_tokens": 100}
+    model = ModelDescriptor(name="m", model=RunnableLambda(reply), price=1.0, params=params, max_retries=0)
+    turns = [search("m: a?"), answer("Lima"), search("m: b?"), search("m: b?"), search("m: b?"), answer("Quito")]
+    router = create_router(ScriptedEngine(turns), ModelRegistry([model]), checkpointer=InMemorySaver())
+    first = router.invoke(asked("first"), THREAD)["routing"]
+    question: Any = {"messages": [HumanMessage("one", id="1")]}
+    with pytest.raises(KeyboardInterrupt):
+        router.invoke(question, THREAD)
+    again = router.invoke(question, THREAD)["routing"]
+    worst = 300e-6
+    assert worst < again["maybe_cost_usd"] < 2 * worst  # of the one that failed and of the one in flight
+    assert again["thread_cost_usd"] == pytest.approx(first["cost_usd"] + again["cost_usd"])
+    assert first["cost_usd"] > 0
+
+
 # Limits of a run that is resumed
 
 
@@ -197,6 +257,7 @@ def test_the_limits_of_one_question_do_not_hold_for_the_next() -> None:
         (ValueError("the reply can't be parsed"), True),
         (ModelRateLimitError("429"), False),
         (ConnectionRefusedError(), False),
+        (type("ConnectTimeout", (Exception,), {})(), False),  # as httpx calls what never reached a server
     ],
 )
 def test_a_failed_call_counts_as_possibly_billed_unless_nothing_was_sent_or_it_was_refused(

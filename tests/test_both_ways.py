@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -9,10 +10,12 @@ from typing import Any
 
 import pytest
 from conftest import WAYS, answer, pool, search
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.store.memory import InMemoryStore
 
-from langgraph_router_r1 import ModelRegistry, RouterContext, create_router
+from langgraph_router_r1 import ModelDescriptor, ModelRegistry, RouterContext, build_router, create_router
 from langgraph_router_r1.engines import EngineUnavailableError
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
@@ -315,3 +318,51 @@ def test_a_token_is_enough_and_the_bounds_of_limits_may_be_reached() -> None:
     for settings in ({"max_tokens": 0}, {"max_info_tokens": 0}, {"cost_weight": 1.01}, {"budget_usd": math.inf}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             create_router(ScriptedEngine([]), pool(m="x"), **settings)
+
+
+def test_both_ways_to_build_a_router_have_the_same_defaults_and_those_that_are_documented() -> None:
+    built, created = (inspect.signature(function).parameters for function in (build_router, create_router))
+    documented = {
+        "max_turns": 4,
+        "max_parallel": 4,
+        "cost_weight": 0.0,
+        "max_tokens": 1024,
+        "max_info_tokens": 600,
+        "router_price": "free",
+        "budget_usd": None,
+        "fallback": None,
+    }
+    for name, default in documented.items():
+        assert built[name].default == created[name].default == default, name
+
+
+def test_the_graph_tells_studio_its_context_its_input_and_its_output() -> None:
+    graph = build_router(ScriptedEngine([]), pool(m="x"))
+    assert graph.context_schema is RouterContext
+    assert set(graph.compile().get_input_jsonschema()["properties"]) == {"messages"}
+    assert set(graph.compile().get_output_jsonschema()["properties"]) >= {"messages", "answer", "routing"}
+
+
+def test_a_turn_that_may_ask_stops_after_a_search_or_an_answer_and_a_forced_one_after_an_answer_only() -> None:
+    class Noting(ScriptedEngine):
+        def generate(self, transcript: Any, *, stop: Any, max_tokens: int) -> Any:
+            stops.append(list(stop))
+            return super().generate(transcript, stop=stop, max_tokens=max_tokens)
+
+    stops: list[list[str]] = []
+    create_router(Noting([search("m: a?"), answer("x")]), pool(m="x"), max_turns=1).invoke(QUESTION)
+    assert stops == [["</search>", "</answer>"], ["</answer>"]]
+
+
+def test_the_router_is_told_how_many_turns_it_has() -> None:
+    engine = ScriptedEngine([answer("x")])
+    create_router(engine, pool(m="x"), max_turns=3).invoke(QUESTION)
+    assert "in up to 3 turns" in bytes(engine.prompts[0]).decode()
+
+
+def test_a_reply_in_blocks_is_its_text_and_has_no_reason() -> None:
+    blocks = AIMessage([{"type": "text", "text": "Li"}, {"type": "text", "text": "ma"}])
+    model = ModelDescriptor(name="m", model=RunnableLambda(lambda _: blocks), price=1.0)
+    router = create_router(ScriptedEngine([search("m: a?"), answer("x")]), ModelRegistry([model]))
+    [hop] = router.invoke(QUESTION)["routing"]["hops"]
+    assert (hop["response"], hop["status"], hop["reason"]) == ("Lima", "ok", None)
