@@ -10,12 +10,10 @@ from typing import Any
 
 import pytest
 from conftest import WAYS, answer, pool, search
-from langchain_core.messages import AIMessage
-from langchain_core.runnables import RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.store.memory import InMemoryStore
 
-from langgraph_router_r1 import ModelDescriptor, ModelRegistry, RouterContext, build_router, create_router
+from langgraph_router_r1 import ModelRegistry, RouterContext, build_router, create_router
 from langgraph_router_r1.engines import EngineUnavailableError
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
@@ -358,11 +356,3 @@ def test_the_router_is_told_how_many_turns_it_has() -> None:
     engine = ScriptedEngine([answer("x")])
     create_router(engine, pool(m="x"), max_turns=3).invoke(QUESTION)
     assert "in up to 3 turns" in bytes(engine.prompts[0]).decode()
-
-
-def test_a_reply_in_blocks_is_its_text_and_has_no_reason() -> None:
-    blocks = AIMessage([{"type": "text", "text": "Li"}, {"type": "text", "text": "ma"}])
-    model = ModelDescriptor(name="m", model=RunnableLambda(lambda _: blocks), price=1.0)
-    router = create_router(ScriptedEngine([search("m: a?"), answer("x")]), ModelRegistry([model]))
-    [hop] = router.invoke(QUESTION)["routing"]["hops"]
-    assert (hop["response"], hop["status"], hop["reason"]) == ("Lima", "ok", None)
