@@ -24,8 +24,6 @@ from typing import Annotated, Any
 import torch
 import typer
 from datasets import Dataset
-from langchain_core.messages import AIMessage
-from langchain_core.runnables import RunnableLambda
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import GRPOTrainer
@@ -36,14 +34,14 @@ from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.evaluation.tasks import Task
 from langgraph_router_r1.pocket import pocket_registry
 from langgraph_router_r1.pocket.base_model import base_model_dir
-from langgraph_router_r1.pocket.world import countries, questions
-from langgraph_router_r1.registry import ModelRegistry
+from langgraph_router_r1.pocket.world import FORWARD, PocketQuestion, countries, questions
 from langgraph_router_r1.testing import ScriptedEngine
 from training.grpo import GraphGRPOTrainer, Group, settings
+from training.pools import draw_pool
 from training.rollout import Rollout, roll_out
 from training.sft import LORA_TARGETS
 from training.sync import InProcessSync
-from training.teacher import NOUNS, Lesson, Memory, lessons
+from training.teacher import Asked, Memory, plan
 
 GROUPS, GENERATIONS = 4, 8
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
@@ -65,40 +63,33 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]
 
 
 async def scripted(steps: int) -> list[list[Rollout]]:
-    """Return the rollouts of each step, group by group; a member of a group differs from others by its move."""
-    lands = countries("train")
-    world = list(questions(lands))
-    answers = {question.text: question.answer for question in world}
-    knows_all: Any = RunnableLambda(
-        lambda messages: AIMessage(answers.get(messages[-1].text.rpartition("\n\n")[2], "+1"))
-    )
-    pool = ModelRegistry(
-        model.model_copy(update={"model": knows_all, "params": {}}) for model in pocket_registry("http://127.0.0.1/v1")
-    )
-    keys: tuple[Any, ...] = (*NOUNS, "country")
+    """Return the rollouts of each step, group by group; a member of a group asks, or answers from memory."""
+    choose = random.Random(0)
+    world = list(questions(countries("train")))
+    pool = draw_pool(choose, plain=1.0)
+    known: tuple[Any, ...] = (*FORWARD, "country")
     memory: Memory = {
-        (land.iso, key, by): "Peru" for land in countries("train") for key in keys for by in (None, *NOUNS)
+        (land.iso, key, by): "Peru" for land in countries("train") for key in known for by in (None, *FORWARD)
     }
     tokenizer = ChatTokenizer.load(base_model_dir())
 
-    async def one(lesson: Lesson) -> Rollout:
+    async def one(question: PocketQuestion) -> Rollout:
+        planned = plan(Asked.of(question), choose.choice((0.0, 0.9)), pool, memory, choose)
+        assert planned is not None
+        turn, _ = planned
+
         def write(transcript: Sequence[Any]) -> str:
             blocks = [segment["text"].strip() for segment in transcript if segment["kind"] == "info"]
-            return lesson.turn([block[len("<information>") : -len("</information>")].strip() for block in blocks])
+            return turn([block[len("<information>") : -len("</information>")].strip() for block in blocks])
 
-        router = create_router(ScriptedEngine(write, tokenizer=tokenizer), pool)
-        task = Task(lesson.question, lesson.question, (answers[lesson.question],), "pocket")
-        return (await roll_out(router, pool, [(task, lesson.cost_weight)]))[0]
+        router = create_router(ScriptedEngine(write, tokenizer=tokenizer), pool.registry)
+        task = Task(question.text, question.text, (question.answer,), "pocket")
+        return (await roll_out(router, pool.registry, [(task, 0.3)]))[0]
 
-    found = []
-    for step in range(steps):
-        batch = []
-        for number, question in enumerate(random.Random(step).sample(world, GROUPS)):
-            lots = (next(lessons([question], pool, memory, seed=seed)) for seed in range(1000 * number, 10**6))
-            plain = (lesson for lesson in lots if lesson.pool is pool and lesson.question == question.text)
-            batch += [await one(next(plain)) for _ in range(GENERATIONS)]
-        found.append(batch)
-    return found
+    return [
+        [await one(question) for question in random.Random(step).sample(world, GROUPS) for _ in range(GENERATIONS)]
+        for step in range(steps)
+    ]
 
 
 def arguments(directory: str, name: str) -> Any:

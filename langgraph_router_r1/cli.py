@@ -31,7 +31,6 @@ from langgraph_router_r1.pocket import (
     MAX_ROUTER_TOKENS,
     POOL_FILE,
     ROUTER_NAME,
-    ROUTER_PROMPT,
     pocket_registry,
     pocket_router,
     pocket_server,
@@ -182,7 +181,6 @@ def ask(
             cost_weight=cost_weight,
             budget_usd=budget,
             max_tokens=MAX_ROUTER_TOKENS if router is None else 1024,
-            prompt=ROUTER_PROMPT if router is None else None,
             router_price="free" if router_price is None else router_price,
         )
         trace = Trace(console)

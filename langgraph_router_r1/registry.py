@@ -119,7 +119,7 @@ class ModelDescriptor(BaseModel):
 
     Example:
         >>> ModelDescriptor(name="small", model="openai:gpt-4o-mini", price=0.2, description="Quick.").describe()
-        '- small: Quick. $0.2/M tokens.'
+        '- Quick. Name: small. $0.2/M tokens.'
     """
 
     model_config = ConfigDict(
@@ -261,12 +261,16 @@ class ModelDescriptor(BaseModel):
         return isinstance(_unbound(self.model), str | BaseChatModel) or "max_tokens" in self.params
 
     def describe(self) -> str:
-        """Return the line that the router reads: description, price, latency, measured skills."""
+        """Return the line that the router reads: description, name, price, latency, measured skills.
+
+        The name follows the description: a small router that quotes a description goes on with what follows it.
+        """
         price = str(self.price).replace("/M", "/M tokens", 1)
         facts = [price] if self.latency_s is None else [price, f"{self.latency_s:.2g} s"]
         skills = ", ".join(f"{skill} {value:.2f}" for skill, value in self.skills.items())
-        sentences = [self.description.strip(), ", ".join(facts) + ".", f"Accuracy: {skills}." if skills else ""]
-        return f"- {self.called}: {' '.join(sentence for sentence in sentences if sentence)}"
+        accuracy = f"Accuracy: {skills}." if skills else ""
+        sentences = [self.description.strip(), f"Name: {self.called}.", ", ".join(facts) + ".", accuracy]
+        return f"- {' '.join(sentence for sentence in sentences if sentence)}"
 
 
 class ModelRegistry:
@@ -389,7 +393,7 @@ class ModelRegistry:
         Example:
             >>> pool = ModelRegistry([ModelDescriptor(name="small", model="openai:gpt-4o-mini", price=0.2)]).neutral()
             >>> pool.describe()
-            '- model-1: $0.2/M tokens.'
+            '- Name: model-1. $0.2/M tokens.'
             >>> pool.names
             ('small',)
         """

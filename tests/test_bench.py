@@ -181,20 +181,6 @@ def test_runs_of_ones_own_adapters_are_not_mixed_with_those_of_newer_ones(tmp_pa
     assert json.loads(kept.read_text())["adapters"] == {"own": "older"}
 
 
-def test_only_the_router_that_ships_is_told_of_its_two_cost_weights(tmp_path: Path) -> None:
-    def weights(row: str, head: str = "") -> tuple[float, ...]:
-        file = recorded(tmp_path, head=head, rows=f'[[rows]]\nrouter = "router"\n{row}')
-        file.write_text(file.read_text().replace(', "score"]', "]").replace('"best"', '"router"'))
-        bench = Bench.from_file(file, tmp_path / "runs")
-        return bench._prompt(bench.rows[0]).weights
-
-    (tmp_path / "mine" / "router").mkdir(parents=True)
-    assert weights("") == (0.0, 0.9)
-    assert weights("", head='adapters = ["mine"]\n') == ()
-    assert weights('model = "own"\n', head='adapters = ["mine"]\n') == ()
-    assert weights('model = "own"\nweights = [0, 0.6]\n') == (0.0, 0.6)
-
-
 def test_a_line_that_a_crash_cut_off_is_run_again(tmp_path: Path) -> None:
     bench = Bench.from_file(recorded(tmp_path), tmp_path / "runs")
     whole = run(bench)

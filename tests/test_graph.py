@@ -259,7 +259,7 @@ def test_under_neutral_names_the_router_calls_models_by_them_and_the_account_by_
     result = ask(turns, pool(capitals="Lima", currencies="Sol").neutral())
     prompt, _, replies, _, refusal, _ = [segment["text"] for segment in result["transcript"]]
     assert "capitals" not in prompt
-    assert "- model-1: " in prompt
+    assert "Name: model-1." in prompt
     assert "model-2: Sol\nmodel-1: Lima" in replies
     assert "'capitals' is not in the registry; it has: 'model-1', 'model-2'. <" in refusal
     assert [(hop["model"], hop["status"]) for hop in result["routing"]["hops"]] == [

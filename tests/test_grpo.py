@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import random
 import re
 import signal
 import subprocess
@@ -38,7 +39,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 
-from training.disguise import anonymise
 from training.grpo import STATE_FILE, GraphGRPOTrainer, last_checkpoint, make_groups, settings
 from training.logprobs import completion_logprobs
 from training.rewards import CostScale, Reward, rewards
@@ -335,13 +335,18 @@ def test_a_planted_reward_is_learned_within_40_steps(tmp_path: Path) -> None:
     assert log[-1]["kl"] > 0
 
 
+def nameless(registry: ModelRegistry, choose: random.Random) -> ModelRegistry:
+    """The pool in another order, its names taken away."""
+    return ModelRegistry(choose.sample(list(registry), len(registry))).neutral()
+
+
 def test_a_step_tells_what_came_of_it_by_models_true_names(tmp_path: Path) -> None:
     """With a scripted router that finds the one who knows rivers by its description, under whatever name."""
 
     def write(transcript: Any) -> str:
         if any(segment["kind"] == "info" for segment in transcript):
             return answer("x")
-        name = re.search(r"- ([\w-]+): Knows rivers\.", transcript[0]["text"])
+        name = re.search(r"- Knows rivers\. Name: ([\w-]+)\.", transcript[0]["text"])
         assert name, "the pool is told of in the prompt"
         assert name[1] not in {"capitals", "rivers", "kings"}
         return search(f"{name[1]}: Which?")
@@ -356,7 +361,7 @@ def test_a_step_tells_what_came_of_it_by_models_true_names(tmp_path: Path) -> No
         steps=2,
         engine=sync,
         score=rewards,
-        disguise=anonymise,
+        draw=nameless,
         router_settings={"prompt": RouterPrompt("$models $question")},
         callbacks=[JsonLog(tmp_path / "log.jsonl")],
     )

@@ -183,6 +183,29 @@ def test_a_server_makes_room_for_its_adapters_and_for_later_ones_and_for_no_more
     assert command[command.index("--max-lora-rank") + 1] == rank, "the smallest that vLLM has and that all fit in"
 
 
+@pytest.mark.parametrize(
+    ("processor", "dtype"),
+    [
+        ({"architecture": "x86_64", "avx2": True, "avx512_bf16": False, "amx_bf16": False}, "float32"),
+        ({"architecture": "x86_64", "avx2": True, "avx512_bf16": True, "amx_bf16": False}, "bfloat16"),
+        ({"architecture": "x86_64", "avx2": True, "avx512_bf16": False, "amx_bf16": True}, "bfloat16"),
+        ({"architecture": "aarch64"}, "bfloat16"),
+    ],
+)
+def test_a_server_computes_in_what_its_processor_has_instructions_for(
+    monkeypatch: pytest.MonkeyPatch, processor: dict[str, Any], dtype: str
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: processor)
+
+    def asked(**options: Any) -> str:
+        command = VLLMServer("base", **options).command()
+        return command[command.index("--dtype") + 1]
+
+    assert asked(device="cpu") == dtype
+    assert asked(device="cuda") == "bfloat16"
+    assert asked(device="cpu", dtype="float16") == "float16"
+
+
 def test_a_server_loads_adapters_while_it_runs_only_when_it_makes_room_for_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

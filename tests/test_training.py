@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage
-from langchain_core.runnables import RunnableLambda
 
-from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router, protocol
+from langgraph_router_r1 import create_router, protocol
 from langgraph_router_r1.evaluation.pools import RecordedPool
-from langgraph_router_r1.pocket.world import SPECIALISTS, PocketQuestion, countries, questions
+from langgraph_router_r1.pocket.world import countries, questions
 from langgraph_router_r1.testing import ByteTokenizer, ScriptedEngine
 
 pytest.importorskip("torch")
@@ -22,10 +19,10 @@ pytest.importorskip("torch")
 import torch
 
 from training import nq, sft
+from training.kinds import STRANGERS, WORLD
 from training.logprobs import shared_start
-from training.rewards import COST_WEIGHTS
 from training.sft import Example, _SharedPromptTrainer, read_examples
-from training.teacher import LESSONS_A_POOL, NOUNS, TOPICS, Lesson, Memory, drive, keep_batches, lessons
+from training.teacher import LESSONS_A_POOL, MOST_QUOTED, Lesson, drive, keep_batches, lessons
 
 
 def test_computing_a_shared_prompt_once_changes_neither_loss_nor_gradient() -> None:
@@ -120,32 +117,17 @@ def test_supervised_training_that_was_stopped_goes_on_and_begins_anew_with_other
 
 
 @pytest.fixture(scope="module")
-def everything() -> tuple[list[PocketQuestion], ModelRegistry, Memory]:
-    """Questions, a pool that knows everything, and a memory that knows nothing."""
-    known = {question.text: question.answer for question in questions(countries("train"))}
-
-    def reply(messages: Any) -> AIMessage:
-        return AIMessage(known[messages[-1].text.rpartition("\n\n")[2]])
-
-    registry = ModelRegistry(
-        ModelDescriptor(name=name, model=RunnableLambda(reply), price=0.1, description=f"{name} of countries.")
-        for name in ("smol", *SPECIALISTS.values(), "generalist")
-    )
-    memory = {
-        (country.iso, fact, relation): "Nowhere"
-        for country in countries("train")
-        for fact in (*NOUNS, "country")
-        for relation in (None, *NOUNS)
-    }
-    return random.Random(0).sample(list(questions(countries("train"))), 300), registry, memory
-
-
-@pytest.fixture(scope="module")
-def taught(everything: Any) -> list[tuple[Lesson, dict[str, Any]]]:
-    """A teacher's lessons, run over that pool."""
-    chosen, registry, memory = everything
+def taught() -> list[tuple[Lesson, dict[str, Any]]]:
+    """A teacher's lessons, run over their pools; memory knows every other country."""
+    lands = countries("train")
+    memory: dict[Any, str] = {}
+    for place, land in enumerate(lands):
+        for kind in WORLD:
+            assert kind.relation
+            memory[land.iso, kind.relation, None] = "Nowhere" if place % 2 else kind.fact(land)
+            memory[land.iso, "country", kind.relation] = "Nowhere" if place % 2 else land.name
     found = []
-    for lesson in lessons(chosen, registry, memory):
+    for lesson in lessons(list(questions(lands)), memory, blocks=40, seed=1):
 
         def write(transcript: Any, lesson: Lesson = lesson) -> str:
             blocks = [segment["text"] for segment in transcript if segment["kind"] == "info"]
@@ -158,133 +140,123 @@ def taught(everything: Any) -> list[tuple[Lesson, dict[str, Any]]]:
     return found
 
 
-def test_every_lesson_is_well_formed_and_ends_in_the_answer_unless_memory_is_part_of_it(taught: Any) -> None:
+def test_every_lesson_is_well_formed_and_nearly_all_end_in_the_answer_unless_memory_is_part_of_it(taught: Any) -> None:
+    right = []
     for lesson, result in taught:
+        segments = [(segment["kind"], segment["text"]) for segment in result["transcript"]]
+        assert protocol.check_format(segments, lesson.pool.aliases) is None
         if lesson.answer is not None:
-            assert result["answer"] == lesson.answer
-            segments = [(segment["kind"], segment["text"]) for segment in result["transcript"]]
-            assert protocol.check_format(segments, lesson.pool.aliases) is None
+            right.append(result["answer"] == lesson.answer)
+    assert 0.75 < sum(right) / len(right) < 1  # simulated models are wrong as often as they say
 
 
-def test_lessons_show_every_move_and_lean_from_asking_to_memory_as_money_counts_more(taught: Any) -> None:
-    openings = ("Asked for", "First the country", "One model", "I know the country", "I answer from memory")
+def test_lessons_always_ask_at_cost_weight_0_and_answer_more_from_memory_the_more_cost_counts(taught: Any) -> None:
     asking: dict[float, list[bool]] = {0.0: [], 0.3: [], 0.6: [], 0.9: []}
-    seen = set()
-    for lesson, _ in taught:
-        turn = lesson.turn([])
-        opening = next(o for o in openings if turn.startswith(f"<think> {o}"))
-        seen.add(opening)
-        asking[lesson.cost_weight].append(opening in openings[:3])
+    for lesson, result in taught:
+        asking[lesson.cost_weight].append(bool(result["routing"]["hops"]))
     shares = [sum(asked) / len(asked) for asked in asking.values()]
-    assert seen == set(openings)
     assert shares == sorted(shares, reverse=True)
-    assert shares[0] > 0.85
-    assert shares[-1] < 0.5
+    assert shares[0] == 1
+    assert shares[-1] < shares[1] < 1
 
 
-def test_first_lessons_always_ask_and_know_the_real_pool_only(everything: Any) -> None:
-    chosen, registry, memory = everything
-    for lesson in lessons(chosen[:40], registry, memory, course="asking"):
-        assert lesson.pool is registry
-        assert lesson.cost_weight == 0
-        assert lesson.answer is not None
-        assert lesson.turn([]).startswith(("<think> Asked for", "<think> First the country"))
-
-
-def test_lessons_in_reading_ask_in_other_pools_and_say_what_stands_before_the_name(everything: Any) -> None:
-    chosen, registry, memory = everything
-    asking = [
-        lesson
-        for lesson in lessons(chosen[:80], registry, memory, course="reading")
-        if lesson.pool is not registry and "<search>" in lesson.turn([])
-    ]
-    assert len(asking) > 30
-    for lesson in asking:
+def test_a_thought_names_the_skill_compares_the_candidates_and_quotes_the_best_before_its_name(taught: Any) -> None:
+    compared = 0
+    for lesson, _ in taught:
         thought, _, search = lesson.turn([]).partition("</think>")
+        if "<search>" not in search:
+            continue
+        assert "Needed: " in thought
         name = search.partition("<search> ")[2].partition(":")[0]
-        quoted = thought.rpartition(f": {name}.")[0].rpartition(". ")[2]
-        assert quoted
-        assert lesson.pool.by_alias(name).description.startswith(quoted)
+        assert thought.strip().endswith(f"Name: {name}.")
+        quoted = thought.rpartition(" Name: ")[0].rpartition("Best: " if "Best: " in thought else "Needed: ")[2]
+        said = lesson.pool.by_alias(name).description.split()
+        assert " ".join(said[:MOST_QUOTED]) in quoted
+        compared += "Best: " in thought
+    assert compared > 100
 
 
-def test_lessons_have_other_names_and_topics_that_only_a_descriptor_tells_of(taught: Any) -> None:
-    pools = {lesson.block: lesson.pool for lesson, _ in taught}
-    assert any("model-1" in pool.aliases for pool in pools.values())
-    plain = [pool for pool in pools.values() if pool.aliases == ("smol", *SPECIALISTS.values(), "generalist")]
-    assert 0.1 < len(plain) / len(pools) < 0.7
-    of_topics = [
-        (lesson, result)
-        for lesson, result in taught
-        if any(noun in lesson.question for noun, _ in TOPICS.values()) and result["routing"]["hops"]
+def test_who_is_asked_follows_from_the_descriptors(taught: Any) -> None:
+    """No model is asked for a kind when another one that costs no more is said to be better at it."""
+    checked = 0
+    for lesson, result in taught:
+        for hop in result["routing"]["hops"]:
+            chosen = lesson.pool[hop["model"]]
+            if len(chosen.skills) != 1:
+                continue
+            [(skill, value)] = chosen.skills.items()
+            for other in lesson.pool:
+                if other.price.prompt <= chosen.price.prompt and other.skills.get(skill, 0) > value:
+                    pytest.fail(f"{other.describe()} is better than {chosen.describe()}")
+            checked += 1
+    assert checked > 50
+
+
+def test_lessons_know_pools_in_which_nobody_speaks_of_what_is_asked_for(taught: Any) -> None:
+    names = {kind.noun for kind in STRANGERS}
+    asked = [(lesson, result) for lesson, result in taught if any(noun in lesson.question for noun in names)]
+    assert len(asked) > 20
+    by_others = [
+        lesson.pool[result["routing"]["hops"][-1]["model"]]
+        for lesson, result in asked
+        if not any(noun in str(lesson.pool.describe()) for noun in names if noun in lesson.question)
     ]
-    for lesson, result in of_topics:
-        said = lesson.pool[result["routing"]["hops"][-1]["model"]].description
-        [expected] = {text for noun, text in TOPICS.values() if noun in lesson.question}
-        assert said == expected
-    assert len(of_topics) > 20
+    assert all(len(model.skills) != 1 for model in by_others)
 
 
-def test_over_recorded_models_the_teacher_asks_as_the_lot_leans_and_never_about_a_test_task() -> None:
-    replies = {"dear": "<answer>Lima</answer>", "cheap": "<answer> Quito </answer>"}
-    said = {
-        name: {"response": text, "completion_tokens": 4, "cost_usd": cost}
-        for (name, text), cost in zip(replies.items(), (4e-6, 1e-6), strict=True)
-    }
-    # The cheap one is right on every other question.
-    rows = [
-        {
-            "id": f"t{n}",
-            "question": f"question {n}?",
-            "golden_answers": ["Lima", "Quito"] if n % 2 else ["Lima"],
+def recorded_pair(count: int) -> RecordedPool:
+    """Return answers of two models: the dear one is right, the cheap one only on every other task."""
+
+    def row(number: int) -> dict[str, Any]:
+        replies = {"dear": "<answer>Lima</answer>", "cheap": "<answer> Quito </answer>" if number % 2 else "I pass."}
+        said = {
+            name: {"response": text, "completion_tokens": 4, "cost_usd": cost}
+            for (name, text), cost in zip(replies.items(), (4e-6, 1e-6), strict=True)
+        }
+        return {
+            "id": f"t{number}",
+            "question": f"question {number}?",
+            "golden_answers": ["Lima", "Quito"],
             "outcomes": said,
         }
-        for n in range(800)
-    ]
-    recorded = RecordedPool.from_rows(rows)
-    taught = nq.reading(recorded, recorded.registry(), seconds=5, most=10**6, seed=0)
+
+    return RecordedPool.from_rows([row(number) for number in range(count)])
+
+
+def test_over_recorded_models_the_teacher_asks_who_is_worth_most_by_what_each_form_says() -> None:
+    recorded = recorded_pair(80)
+    taught = list(nq.lessons(recorded, recorded.registry(), rounds=4, seed=0))
     assert {recorded.tasks[str(lesson.task_id)].split for lesson in taught} == {"train"}
-    asked: dict[float, list[str]] = {0.0: [], 0.3: [], 0.6: [], 0.9: []}
-    for lesson in taught[:-5]:
-        asked[lesson.cost_weight].append(lesson.turn([]).partition("<search> ")[2].partition(":")[0])
-    shares = [of_models["dear"] for of_models in nq.leaning(recorded, recorded.registry(), nq.LEAN["reading"])]
-    assert shares == sorted(shares, reverse=True)
-    assert shares[0] > 0.9 > 0.1 > shares[-1]
-    for models, share in zip(asked.values(), shares, strict=True):
-        assert models.count("dear") / len(models) == pytest.approx(share, abs=0.1)
-    # Only a reply that is wrong, tags or not, is called one; and who is asked then is right.
-    for lesson in taught[-5:]:
-        assert lesson.answer == "Lima"
-        assert not int(str(lesson.task_id)[1:]) % 2
-        assert "<search> cheap: " in lesson.turn([])
-        assert "<search> dear: " in lesson.turn(["<answer> Quito </answer>"])
-    runs = asyncio.run(drive(taught[-20:], ByteTokenizer()))
-    assert all(run["right"] and len(run["token_ids"]) == len(run["mask"]) for run in runs)
-
-
-def test_the_course_that_weighs_teaches_whom_to_ask_and_nothing_that_comes_after() -> None:
-    replies = {"dear": "<answer>Lima</answer>", "cheap": "Quito"}
-    rows = [
-        {
-            "id": f"t{n}",
-            "question": f"question {n}?",
-            "golden_answers": ["Lima"],
-            "outcomes": {
-                name: {"response": text, "completion_tokens": 4, "cost_usd": cost}
-                for (name, text), cost in zip(replies.items(), (4e-6, 1e-6), strict=True)
-            },
+    assert len({lesson.pool.describe() for lesson in taught}) == len(taught) // LESSONS_A_POOL
+    asked = []
+    for lesson in taught:
+        best = lesson.pool.by_alias(lesson.turn([]).partition("<search> ")[2].partition(":")[0])
+        dearest = max(model.price.completion for model in lesson.pool)
+        worth = {
+            model.name: sum(model.skills.values()) * (1 - lesson.cost_weight * model.price.completion / dearest)
+            for model in lesson.pool
         }
-        for n in range(40)
-    ]
-    recorded = RecordedPool.from_rows(rows)
-    taught = nq.weighing(recorded, recorded.registry(), seed=0)
-    assert len(taught) == len(COST_WEIGHTS) * len(recorded.of_split("train").tasks)
-    assert {recorded.tasks[str(lesson.task_id)].split for lesson in taught} == {"train"}
-    whole = asyncio.run(drive(taught, ByteTokenizer()))
-    for lesson, run in zip(taught, map(nq.first_turn, whole), strict=True):
-        learned = bytes(token for token, is_learned in zip(run["token_ids"], run["mask"], strict=True) if is_learned)
+        assert worth[best.name] == max(worth.values())
+        asked.append((lesson.cost_weight, best.name))
+    assert {name for weight, name in asked if weight == 0} == {"dear"}  # always right, and told to be
+    assert {name for _, name in asked} == {"dear", "cheap"}
+
+
+def test_a_run_teaches_to_read_the_reply_or_ends_with_the_first_turn_where_there_is_nothing_to_read() -> None:
+    recorded = recorded_pair(80)
+    taught = list(nq.lessons(recorded, recorded.registry(), rounds=4, seed=0))
+    runs = asyncio.run(drive(taught, ByteTokenizer()))
+    seen = set()
+    for lesson, run in zip(taught, runs, strict=True):
         assert run["right"]
-        assert learned.decode().strip() == lesson.turn([])
-        assert run["mask"][-1] == 1
+        kept = run if lesson.answer else nq.first_turn(run)
+        learned = [token for token, is_learned in zip(kept["token_ids"], kept["mask"], strict=True) if is_learned]
+        first = lesson.turn([]).strip()
+        text = bytes(learned).decode()
+        assert text.startswith(first)
+        assert text.removeprefix(first).strip() == (lesson.turn(["reply"]).strip() if lesson.answer else "")
+        seen.add(lesson.answer)
+    assert seen == {"Lima", "Quito", None}
 
 
 def test_only_whole_batches_of_one_pool_are_kept_and_nothing_that_went_wrong(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from langgraph_router_r1.testing import ScriptedEngine
 
 pytest.importorskip("torch")
 
+from training.kinds import KINDS
 from training.rollout import roll_out
-from training.teacher import NOUNS, TOPICS
 from training.unseen import KIND, NAME, figures, tasks
 
 
@@ -34,8 +34,8 @@ def test_questions_for_the_newcomer_are_about_countries_that_the_router_was_not_
 
 
 def test_no_lesson_tells_of_the_newcomer() -> None:
-    told = [*NOUNS, *NOUNS.values(), *TOPICS, *(word for topic in TOPICS.values() for word in topic)]
-    assert not [words for words in told if KIND in str(words).lower()]
+    told = [*KINDS, *(word for kind in KINDS.values() for word in (*kind.nouns, *kind.plurals, *kind.descriptions))]
+    assert not [words for words in told if KIND in words.lower()]
 
 
 def test_asked_means_that_the_newcomer_replied() -> None:

@@ -38,8 +38,8 @@ from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import METRICS
 from langgraph_router_r1.evaluation.tasks import Task
 from langgraph_router_r1.prompts import RouterPrompt
-from training.disguise import Disguise
 from training.logprobs import PLAIN_HEADS, completion_logprobs
+from training.pools import Draw
 from training.rewards import COST_WEIGHTS, CostScale, Reward, Score, rewards
 from training.rollout import Calls, Rollout, require_logprobs, roll_out
 from training.sft import newest_checkpoint
@@ -137,7 +137,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         args: GRPOConfig,
         router_settings: Mapping[str, Any] | None = None,
         score: Score = rewards,
-        disguise: Disguise | None = None,
+        draw: Draw | None = None,
         eval_groups: Sequence[Group] = (),
         in_flight: int = 64,
         timeout_s: float = 120.0,
@@ -154,7 +154,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             args: See `settings`.
             router_settings: Settings of `create_router`.
             score: Rewards a batch.
-            disguise: Makes the pool of each group from the registry; see disguise.py.
+            draw: Makes the pool of each group from the registry; see pools.py.
             eval_groups: What to evaluate on, with a cost scale of its own.
             in_flight: Most trajectories at a time.
             timeout_s: Most seconds for one of them.
@@ -169,7 +169,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self.registry = registry
         self.router_settings = dict(router_settings or {})
         self.score = score
-        self.disguise = disguise
+        self.draw = draw
         self.in_flight, self.timeout_s = in_flight, timeout_s
         self.calls = calls
         self.groups = {group.id: group for group in [*groups, *eval_groups]}
@@ -393,19 +393,19 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     # Rollouts
 
     async def _sample(self, groups: Sequence[Group]) -> list[Rollout]:
-        if self.disguise is None:
+        if self.draw is None:
             tasks = [(group.task, group.cost_weight) for group in groups]
             return await self._graph(self._router, self.registry, tasks, self.in_flight)
         counts = {group.id: groups.count(group) for group in groups}
         share = max(self.in_flight // len(counts), 1)
-        batches = await asyncio.gather(*(self._disguised(self.groups[key], counts[key], share) for key in counts))
+        batches = await asyncio.gather(*(self._drawn(self.groups[key], counts[key], share) for key in counts))
         made = {key: iter(batch) for key, batch in zip(counts, batches, strict=True)}
         return [next(made[group.id]) for group in groups]
 
-    async def _disguised(self, group: Group, count: int, in_flight: int) -> list[Rollout]:
+    async def _drawn(self, group: Group, count: int, in_flight: int) -> list[Rollout]:
         """Roll one group out over a pool of its own."""
-        assert self.disguise is not None
-        pool = self.disguise(self.registry, random.Random(f"{self.args.seed} {group.id}"))
+        assert self.draw is not None
+        pool = self.draw(self.registry, random.Random(f"{self.args.seed} {group.id}"))
         router = create_router(self.sync.engine, pool, **self.router_settings)
         return await self._graph(router, pool, [(group.task, group.cost_weight)] * count, in_flight)
 

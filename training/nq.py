@@ -1,36 +1,35 @@
-"""The cold start of a router over recorded models: ask one of them, look at the reply, ask another or answer shortly.
+"""The cold start of a router over recorded models: compare descriptors, ask one, look at the reply, answer shortly.
 
-    python -m training.nq reading.jsonl                       the teacher's runs, from recorded answers (train split)
-    python -m training.nq weighing.jsonl --course weighing    the first turns of such runs
+    python -m training.nq transcripts.jsonl      the teacher's runs, from recorded answers (train split)
 
-`training.sft` makes the adapter of them (training/runs/nq_recorded.sh), in two courses: "reading" has whole runs,
-"weighing" their first turns alone, because whom to ask at which cost weight is a few of a run's tokens, and gets lost.
-
-Whom to ask is drawn by lot, and the lot leans with the cost weight, as on the pocket pool (teacher.py): whom to ask for
-which question is left to reinforcement learning. What the replies of EVOUNA's five systems teach is reading: their
-questions are others, and so are the names in their pool.
+`training.sft` makes the adapter of them (training/runs/nq_recorded.sh). Each batch tells of the pool in another form:
+another order, other names and words, other prices, accuracies moved within their intervals. The teacher asks the model
+that is worth most by what is said there, so the descriptors are the only thing to go by. Where the reply holds no
+answer, the run ends for the learner after the first turn: whom to ask was right all the same. The replies of EVOUNA's
+five systems teach the same on other questions and another pool.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
-from langgraph_router_r1.evaluation.metrics import contains, without_tags
+from langgraph_router_r1.evaluation.forms import Form
 from langgraph_router_r1.evaluation.pools import RecordedPool
 from langgraph_router_r1.evaluation.tasks import Task, TaskError, data_dir
 from langgraph_router_r1.pocket.base_model import base_model_dir
-from langgraph_router_r1.registry import ModelRegistry
+from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
 from training.extractor import answer_in
 from training.pocket import report
+from training.pools import redraw
 from training.rewards import COST_WEIGHTS
 from training.teacher import LESSONS_A_POOL, Lesson, drive, keep_batches
 
@@ -39,64 +38,80 @@ OTHERS = "evouna_nq_triviaqa.jsonl"
 PRICES = {"fid": 0.1, "text-davinci-003": 20.0, "gpt-3.5-turbo": 2.0, "gpt-4": 60.0, "bing-chat": 60.0}
 """Of the other pool, dollars per million completion tokens (see benchmarks/evouna.toml)."""
 
-SECOND_CALLS = 96
-"""Lessons in which the first reply is of no use, and another model is asked."""
+ROUNDS = {RECORDED: 24, OTHERS: 8}
+"""How often each task of the train split comes, each time over another form of the pool."""
 
-Course = Literal["reading", "weighing"]
-"""What transcripts teach: to ask, look at the reply and answer; or only whom to ask."""
+DESCRIPTIONS = {
+    "qwen/qwen2.5-7b-instruct": ("A small model of the Qwen family.", "Seven billion parameters, by Alibaba."),
+    "meta/llama-3.1-70b-instruct": ("A large Llama.", "Seventy billion parameters, by Meta; knows a lot."),
+    "mistralai/mistral-7b-instruct-v0.3": ("The small Mistral.", "Seven billion parameters, by Mistral AI."),
+    "mistralai/mixtral-8x22b-instruct-v0.1": ("A mixture of eight experts.", "A very large model by Mistral AI."),
+    "google/gemma-2-27b-it": ("A Gemma of middle size.", "Twenty-seven billion parameters, by Google."),
+    "meta/llama-3.1-8b-instruct": ("A small Llama.", "Eight billion parameters, by Meta; quick and cheap."),
+}
+"""What half of the forms say of the six models, besides accuracy and price."""
 
-LEAN: dict[Course, float] = {"reading": 16.0, "weighing": 48.0}
-"""How far the lot leans to the model of the best trade-off: the exponent of e for a whole right answer that is free."""
 
-
-def reading(pool: RecordedPool, registry: ModelRegistry, *, seconds: int, most: int, seed: int) -> list[Lesson]:
-    """Return lessons that ask, read and answer, on the tasks of the train split, each at every cost weight.
+def lessons(pool: RecordedPool, registry: ModelRegistry, *, rounds: int, seed: int) -> Iterator[Lesson]:
+    """Yield lessons on the tasks of the train split, a batch for each form of the pool.
 
     Args:
         pool: The recorded answers.
-        registry: Its models.
-        seconds: Most lessons that ask a second model.
-        most: Most lessons that ask one.
-        seed: Of the models asked, and of the order.
+        registry: Its models, as they are.
+        rounds: How often each task comes.
+        seed: Of the forms, of cost weights, and of the order.
     """
     choose = random.Random(seed)
-    shares = leaning(pool, registry, LEAN["reading"])
-    once: list[Lesson] = []
-    twice: list[Lesson] = []
-    for task in pool.of_split("train").tasks.values():
-        replies = {model: outcome.response or "" for model, outcome in pool.outcomes[task.id].items()}
-        targets = {model: target for model, reply in replies.items() if (target := answer_in(reply, task))}
-        knowing = [model for model, reply in replies.items() if contains(without_tags(reply), task.golden_answers)]
-        for weight, of_models in zip(COST_WEIGHTS, shares, strict=True):
-
-            def draw(models: Iterable[str], of_models: Mapping[str, float] = of_models) -> str:
-                among = list(models)
-                return choose.choices(among, [of_models[model] for model in among])[0]
-
-            if targets:
-                model = draw(targets)
-                once.append(_lesson(task, registry, weight, [model], targets[model]))
-            # Two calls are for those to whom quality matters more than cost.
-            if weight < 0.5 and (poor := replies.keys() - knowing) and (good := targets.keys() & set(knowing)):
-                model = draw(sorted(good))
-                twice.append(_lesson(task, registry, weight, [draw(sorted(poor)), model], targets[model]))
-    return choose.sample(once, min(most, len(once))) + choose.sample(twice, min(seconds, len(twice)))
+    train = list(pool.of_split("train").tasks.values())
+    asked = [task for _ in range(rounds) for task in choose.sample(train, len(train))]
+    for block in range(len(asked) // LESSONS_A_POOL):
+        form = told_otherwise(registry, choose)
+        for task in asked[block * LESSONS_A_POOL : (block + 1) * LESSONS_A_POOL]:
+            yield _lesson(task, pool, form, choose.choice(COST_WEIGHTS), block)
 
 
-def weighing(pool: RecordedPool, registry: ModelRegistry, *, seed: int) -> list[Lesson]:
-    """Return lessons on all tasks of the train split, each at every cost weight, for their first turns.
+def _lesson(task: Task, pool: RecordedPool, form: ModelRegistry, cost_weight: float, block: int) -> Lesson:
+    dearest = max(model.price.completion for model in form)
+    best = max(form, key=lambda model: _worth(model, cost_weight, dearest))
+    answer = answer_in(pool.outcomes[task.id][best.name].response or "", task)
+    thought = f"{'; '.join(_told(model) for model in form)}. Best: {_told(best)}. Name: {best.called}."
+    turns = (
+        f"<think> {thought} </think>\n<search> {best.called}: {task.question} </search>",
+        f"<think> It says: {answer}. </think>\n<answer> {answer} </answer>",
+    )
+    return Lesson(task.question, form, cost_weight, partial(_turn_of, turns), answer, block=block, task_id=task.id)
 
-    Whom they ask may have been wrong: at which weight whom to ask is a matter of the whole pool, not of one question.
-    """
-    choose = random.Random(seed)
-    shares = leaning(pool, registry, LEAN["weighing"])
-    found = []
-    for task in pool.of_split("train").tasks.values():
-        models = list(pool.outcomes[task.id])
-        for weight, of_models in zip(COST_WEIGHTS, shares, strict=True):
-            model = choose.choices(models, [of_models[model] for model in models])[0]
-            found.append(_lesson(task, registry, weight, [model], task.golden_answers[0]))
-    return found
+
+def told_otherwise(registry: ModelRegistry, choose: random.Random) -> ModelRegistry:
+    """Return the pool in another order, under other names, at other prices, its accuracies moved in their intervals."""
+    form = Form(name="moved", skills="moved").of(registry, choose.randrange(10**9))
+    skill = choose.choice(("nq", "questions", "nq_six_models", "open questions"))
+    digits = choose.choice((1, 2, 2, 2, 2, 2))
+    accuracy = {model.name: round(sum(model.skills.values()) / len(model.skills), digits) for model in form}
+    about = choose.random() < 0.5
+    return ModelRegistry(
+        model.model_copy(
+            update={
+                "skills": {skill: accuracy[model.name]},
+                "description": choose.choice(DESCRIPTIONS[model.name]) if about and model.name in DESCRIPTIONS else "",
+            }
+        )
+        for model in redraw(form, choose, dropped=0.15)
+    )
+
+
+def _worth(model: ModelDescriptor, cost_weight: float, dearest: float) -> float:
+    """Return what asking a model earns by what is said of it (the gated reward: see rewards.py)."""
+    [accuracy] = model.skills.values()
+    return accuracy * (1 - cost_weight * model.price.completion / dearest)
+
+
+def _told(model: ModelDescriptor) -> str:
+    return f"{next(iter(model.skills.values())):.2f} at ${model.price.completion:g}"
+
+
+def _turn_of(turns: Sequence[str], replies: Sequence[str]) -> str:
+    return turns[len(replies)]
 
 
 def first_turn(run: dict[str, Any]) -> dict[str, Any]:
@@ -106,74 +121,23 @@ def first_turn(run: dict[str, Any]) -> dict[str, Any]:
     return {**run, "token_ids": run["token_ids"][:end], "mask": run["mask"][:end]}
 
 
-def leaning(pool: RecordedPool, registry: ModelRegistry, lean: float) -> list[dict[str, float]]:
-    """Return for each cost weight how often each model is to be asked: a softmax of what asking it earns.
-
-    That is its skill, less the part of the cost weight that its cost takes (the gated reward: see rewards.py). Cost is
-    price times length of replies, both of the train split, as a share of the dearest model's.
-
-    Args:
-        pool: The recorded answers.
-        registry: Its models.
-        lean: How far the shares lean to the model that earns most; 0 is not at all.
-    """
-    train = pool.of_split("train").outcomes.values()
-    costs, skills = {}, {}
-    for model in registry:
-        lengths = [len(outcomes[model.name].response or "") for outcomes in train if model.name in outcomes]
-        costs[model.name] = model.price.completion * sum(lengths) / len(lengths)
-        skills[model.name] = sum(model.skills.values()) / len(model.skills)
-    dearest = max(costs.values())
-    found = []
-    for weight in COST_WEIGHTS:
-        odds = {name: math.exp(lean * skills[name] * (1 - weight * costs[name] / dearest)) for name in costs}
-        found.append({name: value / sum(odds.values()) for name, value in odds.items()})
-    return found
-
-
-def _lesson(task: Task, registry: ModelRegistry, weight: float, models: Sequence[str], answer: str) -> Lesson:
-    first, *more = models
-    turns = [f"<think> I ask {first}. </think>\n<search> {first}: {task.question} </search>"]
-    turns += [
-        f"<think> That does not answer it. I ask {model}. </think>\n<search> {model}: {task.question} </search>"
-        for model in more
-    ]
-    turns.append(f"<think> It says: {answer}. </think>\n<answer> {answer} </answer>")
-
-    def turn(replies: Sequence[str]) -> str:
-        return turns[len(replies)]
-
-    return Lesson(task.question, registry, weight, turn, answer, task_id=task.id)
-
-
-def in_batches(taught: Sequence[Lesson], first: int, choose: random.Random) -> Iterator[Lesson]:
-    """Yield the lessons of one pool in random order, so numbered that a batch is full of them."""
-    for index, lesson in enumerate(choose.sample(taught, len(taught))):
-        yield replace(lesson, block=first + index // LESSONS_A_POOL)
-
-
 def transcripts(
-    output: Annotated[Path, typer.Argument(help="File of the transcripts, a JSON object a line.")],
-    course: Annotated[Course, typer.Option(help="What they teach.")] = "reading",
-    seed: int = 0,
+    output: Annotated[Path, typer.Argument(help="File of the transcripts, a JSON object a line.")], seed: int = 0
 ) -> None:
     """Let the teacher drive the graph over recorded answers."""
     directory = data_dir()
     if directory is None:
         raise TaskError("the router learns from recorded answers: set ROUTER_R1_DATA to the data directory")
-    six = RecordedPool.from_file(directory / "pools" / RECORDED)
-    choose = random.Random(seed)
-    if course == "weighing":
-        taught = list(in_batches(weighing(six, six.registry(), seed=seed), 0, choose))
-    else:
-        others = RecordedPool.from_file(directory / "pools" / OTHERS)
-        own = reading(six, six.registry(), seconds=SECOND_CALLS, most=10**6, seed=seed)
-        foreign = reading(others, others.registry(prices=PRICES), seconds=0, most=112, seed=seed)
-        taught = [*in_batches(own, 0, choose), *in_batches(foreign, len(own), choose)]
+    taught: list[Lesson] = []
+    for name, rounds in ROUNDS.items():
+        pool = RecordedPool.from_file(directory / "pools" / name)
+        registry = pool.registry(prices=PRICES if name == OTHERS else None)
+        first = taught[-1].block + 1 if taught else 0
+        own = lessons(pool, registry, rounds=rounds, seed=seed)
+        taught += [replace(lesson, block=first + lesson.block) for lesson in own]
     runs = asyncio.run(drive(taught, ChatTokenizer.load(base_model_dir())))
-    if course == "weighing":
-        runs = [first_turn(run) for run in runs]
-    report(course=course, lessons=len(taught), **keep_batches(runs, output, seed=seed))
+    learned = [run if lesson.answer else first_turn(run) for lesson, run in zip(taught, runs, strict=True)]
+    report(lessons=len(taught), **keep_batches(learned, output, seed=seed))
 
 
 if __name__ == "__main__":

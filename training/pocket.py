@@ -3,7 +3,8 @@
     python -m training.pocket experts       adapters of the specialists and of the generalist
     python -m training.pocket describe      measure every routed model through vLLM, write pool.toml
     python -m training.pocket pilot FILE    a sample of what router-r1 profile recorded, for the pilot that ships
-    python -m training.pocket transcripts   let a scripted teacher drive the graph, the real specialists behind it
+    python -m training.pocket recall        what the base model knows by heart
+    python -m training.pocket transcripts   let a scripted teacher drive the graph over drawn pools of simulated models
     python -m training.sft ...              the router's adapter, from those transcripts
     python -m training.pocket evaluate      the router, through vLLM, on countries it never saw
 
@@ -47,13 +48,12 @@ from langgraph_router_r1.pocket.world import (
     FORWARD,
     REVERSED,
     PocketQuestion,
-    Split,
     countries,
     questions,
 )
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.registry import Measured, ModelDescriptor, ModelRegistry
-from training.teacher import Course, Memory, drive, keep_batches, lessons
+from training.teacher import Memory, drive, keep_batches, lessons
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -76,6 +76,8 @@ EXPERTS: dict[str, tuple[tuple[str, ...], float]] = {
     "generalist": (SKILLS, 1.5),
 }
 """What each adapter learns, and in how many epochs."""
+
+MEMORY_FILE = Path("runs/pocket/memory.jsonl")
 
 Output = Annotated[Path, typer.Option(help="Directory of the adapters.")]
 
@@ -173,40 +175,43 @@ def pilot(replies: Path, output: Path = PROFILE_FILE, sample: int = 40, seed: in
 
 
 @cli.command()
-def transcripts(
+def recall(
     adapters: Output = ADAPTERS,
+    output: Annotated[Path, typer.Option(help="File of what the base model knows.")] = MEMORY_FILE,
+    seed: int = 0,
+) -> None:
+    """Ask the base model what it knows by heart of the training countries: the router will know as much."""
+    with pocket_server(adapters=adapters) as server:
+        memory = asyncio.run(_memory(build_model(pocket_registry(server.base_url)["smol"]), seed))
+    rows = [{"iso": iso, "asked": asked, "by": by, "says": says} for (iso, asked, by), says in memory.items()]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(output, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+@cli.command()
+def transcripts(
     output: Annotated[Path, typer.Option(help="File of the transcripts, a JSON object a line.")] = Path(
         "runs/pocket/transcripts.jsonl"
     ),
-    course: Annotated[Course, typer.Option(help="What they teach; see teacher.py.")] = "weighing",
-    rounds: Annotated[int, typer.Option(help="How often each question comes, in other pools.")] = 1,
+    memory: Annotated[Path, typer.Option(help="File that `recall` wrote.")] = MEMORY_FILE,
+    pools: Annotated[int, typer.Option(help="How many drawn pools, eight transcripts each.")] = 250,
     seed: int = 0,
 ) -> None:
     """Let the teacher drive the graph over the training countries, and keep the runs that went as they should."""
-    chosen = [question for turn in range(rounds) for question in sample_for_router("train", seed + turn)]
-    with pocket_server(adapters=adapters) as server:
-        runs = asyncio.run(_taught_runs(server.base_url, chosen, course, seed))
+    rows = map(json.loads, memory.read_text(encoding="utf-8").splitlines())
+    known: Memory = {(row["iso"], row["asked"], row["by"]): row["says"] for row in rows}
+    chosen = list(sample_for_router(seed))
+    runs = asyncio.run(drive(lessons(chosen, known, blocks=pools, seed=seed), ChatTokenizer.load(base_model_dir())))
     report(**keep_batches(runs, output, seed=seed))
 
 
-def sample_for_router(split: Split, seed: int) -> list[PocketQuestion]:
-    """Return, for each country, every kind of question once or (for the harder two-hop ones) once for each path."""
+def sample_for_router(seed: int) -> Iterable[PocketQuestion]:
+    """Yield, for each training country, every kind of question once or (for two-hop ones) once for each path."""
     choose = random.Random(seed)
     kinds: dict[tuple[Any, ...], list[PocketQuestion]] = defaultdict(list)
-    for question in questions(countries(split)):
+    for question in questions(countries("train")):
         kinds[question.country.iso, question.hops, question.relation, question.through].append(question)
-    chosen = [choose.choice(of_kind) for of_kind in kinds.values()]
-    choose.shuffle(chosen)
-    return chosen
-
-
-async def _taught_runs(
-    base_url: str, chosen: Sequence[PocketQuestion], course: Course, seed: int
-) -> list[dict[str, Any]]:
-    tokenizer = ChatTokenizer.load(base_model_dir())
-    registry = pocket_registry(base_url)
-    memory = await _memory(build_model(registry["smol"]), seed)
-    return await drive(lessons(chosen, registry, memory, course=course, seed=seed), tokenizer, in_flight=IN_FLIGHT)
+    return (choose.choice(of_kind) for of_kind in kinds.values())
 
 
 async def _memory(smol: Any, seed: int) -> Memory:

@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig, SFTTrainer
 
+from langgraph_router_r1.engines.precision import fastest_dtype
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from training.logprobs import hidden_states, shared_start
 from training.rewards import Reward
@@ -148,7 +149,7 @@ def train_adapter(
     `start` is an adapter to go on from, of whatever rank. `shuffle=False` takes the examples in their order: for
     batches that were put together to share a prompt.
 
-    The base model stays in bfloat16 while the adapter trains in float32: bfloat16 updates of the
+    The base model is in bfloat16 where that is fast, the adapter in float32: bfloat16 updates of the
     size that matter here would round to nothing.
 
     Stopped, a call with the same arguments goes on from its last checkpoint; with others it begins anew. Checkpoints
@@ -160,7 +161,8 @@ def train_adapter(
     checkpoints = output_dir.with_name(f"{output_dir.name}.{Hasher.hash(asked)}.trainer")
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(base_model)
-    model = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.bfloat16)
+    precision = fastest_dtype("cuda" if torch.cuda.is_available() else "cpu")
+    model = AutoModelForCausalLM.from_pretrained(base_model, dtype=precision)
     if start is not None:
         model = PeftModel.from_pretrained(model, str(start), is_trainable=True)
     new = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, task_type="CAUSAL_LM", bias="none")
@@ -189,7 +191,7 @@ def train_adapter(
             save_total_limit=1,
             report_to=[],
             use_cpu=not torch.cuda.is_available(),
-            bf16=True,
+            bf16=precision == "bfloat16",
             gradient_checkpointing=False,
             max_length=None,
             seed=seed,

@@ -1,12 +1,12 @@
-"""The scripted teacher of the pocket router's cold start: it shows every move there is, and that money matters.
+"""The scripted teacher of the pocket router's cold start, over drawn pools of simulated models (pools.py).
 
-A move is asking the best model for each step, asking one model for all of it, recalling the country and asking for the
-rest, or answering from memory. Which one is drawn by lot, and the lot leans with the cost weight in the prompt. How far
-to lean for which question is what reinforcement learning is for: it can only choose among moves that it has seen, and
-where the number in the prompt changes nothing yet, it moves all cost weights the same way (LOG.md).
+Each lesson is a run of the graph. The teacher's thought names the skill that a step needs, tells of each candidate what
+its descriptor says of that skill and of its price, quotes the descriptor of the best, and names it. These are reasons
+that follow from the descriptors alone, and so they are right in every pool.
 
-Names are no skills either: most lessons have pools with other names, in another order, with models missing, and with
-models for topics that exist in lessons only. Their replies are made-up words: nobody can know them without asking.
+A cost weight above 0 moves the choice to cheaper candidates (`training.pools.worth`), and to memory: what the base
+model knows is answered without asking, and from a weight of one half on what takes two calls is, known or not. How far
+to lean for which question is what reinforcement learning is for: it can only choose among moves that it has seen.
 """
 
 from __future__ import annotations
@@ -14,101 +14,40 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import re
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
-
-from langchain_core.messages import AIMessage
-from langchain_core.runnables import RunnableLambda
+from typing import Any, Literal
 
 from langgraph_router_r1 import create_router
 from langgraph_router_r1.engines.tokenizer import Tokenizer
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import exact_match
 from langgraph_router_r1.evaluation.pools import TASK_ID
-from langgraph_router_r1.pocket.world import (
-    DESCRIBED,
-    FORWARD,
-    REVERSED,
-    SPECIALISTS,
-    Country,
-    PocketQuestion,
-    Relation,
-)
-from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
+from langgraph_router_r1.pocket.world import DESCRIBED, REVERSED, Country, PocketQuestion, Relation
+from langgraph_router_r1.prompts import RouterPrompt
+from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.testing import ScriptedEngine
 from langgraph_router_r1.transcript import Segment, sampled_mask, token_ids
-from training.disguise import anonymise, drop
-from training.rewards import COST_WEIGHTS
+from training.kinds import KINDS, STRANGERS, Kind
+from training.pools import TWO_HOP, DrawnPool, Member, draw_pool, worth
 
-Course = Literal["asking", "reading", "weighing"]
-"""What lessons teach: to ask the best model for each step, in the pool as it is; the same in pools with other names and
-members, where it takes reading; and every move, by the cost weight."""
-
-Move = Literal["ask", "one model", "recall", "answer"]
-
-MOVES: dict[Move, tuple[float, float]] = {
-    "ask": (0.94, 0.03),
-    "one model": (0.02, 0.02),
-    "recall": (0.02, 0.3),
-    "answer": (0.02, 0.65),
-}
-"""How often each is drawn at cost weight 0 and at 1, of those that a question and a pool allow."""
-
-PLAIN_POOLS = 0.4
-"""Share of lessons whose pool is the real one, names and all."""
-
-DROPPED = 0.25
-"""Probability that a model is missing in another pool."""
+WEIGHTS = (0.0, 0.0, 0.0, 0.3, 0.3, 0.6, 0.6, 0.9)
+"""Cost weights of lessons, each as often as another: at 0 there is most to learn."""
 
 LESSONS_A_POOL = 8
 """A batch of training has one pool: what its prompts share is then computed once (see sft.py)."""
 
-SPARE = 2
+SPARE = 3
 """More lessons a pool, for those in which a model was wrong: they are left out."""
 
-NOUNS: dict[Relation, str] = {
-    "capital": "capital",
-    "currency": "currency",
-    "dialling_code": "dialling code",
-    "domain": "internet domain",
-}
-"""What a question asks for, in one word or two."""
+MOST_QUOTED = 30
+"""Words of a description that a thought repeats; what tells it from others may stand at its end."""
 
-TOPICS: dict[str, tuple[str, str]] = {
-    "rivers": ("longest river", "Longest rivers of countries."),
-    "mountains": ("highest mountain", "Mountains, the highest of each country."),
-    "presidents": ("president", "Presidents of countries."),
-    "languages": ("official language", "Languages that countries have made official."),
-    "religions": ("largest religion", "Religions."),
-    "anthems": ("national anthem", "National anthems."),
-    "flags": ("flag", "Flags of the world."),
-    "dishes": ("national dish", "What people eat: national dishes."),
-    "animals": ("national animal", "National animals of countries."),
-    "time-zones": ("time zone", "Time zones, by country."),
-    "populations": ("population", "Populations of countries."),
-    "areas": ("area", "Areas of countries in square kilometres."),
-    "airports": ("busiest airport", "Airports."),
-    "football": ("football champion", "Football: champions of each country."),
-    "newspapers": ("oldest newspaper", "Newspapers, the oldest and the largest."),
-    "universities": ("oldest university", "Universities of countries."),
-    "holidays": ("national holiday", "National holidays."),
-    "islands": ("largest island", "Islands."),
-    "lakes": ("deepest lake", "Lakes of the world, and how deep they are."),
-    "parliaments": ("parliament", "Parliaments and what they are called."),
-    "exports": ("main export", "What countries sell: exports."),
-    "poets": ("best known poet", "Poets and writers."),
-    "flowers": ("national flower", "National flowers of countries."),
-    "kings": ("first king", "Kings and queens."),
-}
-"""Topics of lessons only: name of the model, what is asked for, description."""
-
-TOPIC_WORDINGS = ("What is the {noun} of {of}?", "Name the {noun} of {of}.", "Which {noun} does {of} have?")
+LONG = 0.5
+"""Share of pools that are asked questions of two hops."""
 
 Memory = Mapping[tuple[str, Relation | Literal["country"], Relation | None], str]
 """What a router would say without asking: (ISO code, fact, None), or (ISO code, "country", relation it is known by)."""
@@ -116,30 +55,23 @@ Memory = Mapping[tuple[str, Relation | Literal["country"], Relation | None], str
 
 @dataclass(frozen=True)
 class Asked:
-    """A question as the teacher sees it; of a topic when `relation` is the name of one."""
+    """A question as the teacher sees it."""
 
     text: str
-    relation: str
-    noun: str
+    kind: Kind
     country: Country
     answer: str
-    through: Relation | None = None
+    through: Kind | None = None
+    """What the country is described by, in a question of two hops."""
     is_reversed: bool = False
 
     @classmethod
     def of(cls, question: PocketQuestion) -> Asked:
         """Take a question of the pocket world."""
-        reverse = question.hops == "reversed"
-        noun = NOUNS[question.relation]
-        return cls(
-            question.text,
-            question.relation,
-            f"country, by its {noun}" if reverse else noun,
-            question.country,
-            question.answer,
-            question.through,
-            reverse,
-        )
+        kinds = {kind.relation: kind for kind in KINDS.values() if kind.relation}
+        through = kinds[question.through] if question.through else None
+        is_reversed = question.hops == "reversed"
+        return cls(question.text, kinds[question.relation], question.country, question.answer, through, is_reversed)
 
 
 @dataclass(frozen=True)
@@ -159,7 +91,9 @@ class Lesson:
     """Where replies are recorded: of which task."""
 
 
-async def drive(taught: Iterable[Lesson], tokenizer: Tokenizer, *, in_flight: int = 32) -> list[dict[str, Any]]:
+async def drive(
+    taught: Iterable[Lesson], tokenizer: Tokenizer, *, prompt: RouterPrompt | None = None, in_flight: int = 32
+) -> list[dict[str, Any]]:
     """Let the teacher drive the graph, the models of each lesson's pool behind it.
 
     Returns:
@@ -172,7 +106,8 @@ async def drive(taught: Iterable[Lesson], tokenizer: Tokenizer, *, in_flight: in
             blocks = [segment["text"].strip() for segment in transcript if segment["kind"] == "info"]
             return lesson.turn([text[len("<information>") : -len("</information>")].strip() for text in blocks])
 
-        router = create_router(ScriptedEngine(write, tokenizer=tokenizer), lesson.pool, cost_weight=lesson.cost_weight)
+        engine = ScriptedEngine(write, tokenizer=tokenizer)
+        router = create_router(engine, lesson.pool, cost_weight=lesson.cost_weight, prompt=prompt)
         async with gate:
             result = await router.ainvoke(
                 {"messages": [("user", lesson.question)]},
@@ -217,148 +152,154 @@ def keep_batches(runs: Iterable[dict[str, Any]], path: Path, *, seed: int) -> di
     }
 
 
-def lessons(
-    questions: Sequence[PocketQuestion],
-    registry: ModelRegistry,
-    memory: Memory,
-    *,
-    course: Course = "weighing",
-    seed: int = 0,
-) -> Iterator[Lesson]:
-    """Yield lessons, block by block, until every question had its turn.
+def lessons(questions: Sequence[PocketQuestion], memory: Memory, *, blocks: int, seed: int = 0) -> Iterator[Lesson]:
+    """Yield lessons, block by block, each with a pool of its own.
 
     Args:
-        questions: In the order in which they come.
-        registry: The pocket pool.
+        questions: Of the pocket world, drawn from; questions for other kinds are about their countries.
         memory: What is answered without asking.
-        course: What they teach; cost weights other than 0 come when they mean something.
-        seed: Of moves, pools, wordings and cost weights.
+        blocks: How many pools.
+        seed: Of pools, questions, wordings, moves and cost weights.
     """
     choose = random.Random(seed)
-    left = [Asked.of(question) for question in questions]
+    asked = [Asked.of(question) for question in questions]
     lands = list({question.country.iso: question.country for question in questions}.values())
-    block = 0
-    while left:
-        is_plain = course == "asking" or choose.random() < PLAIN_POOLS
-        topics = None if is_plain else choose.sample(list(TOPICS), choose.randint(0, 3))
-        pool = _pool(registry, topics, choose)
-        size = LESSONS_A_POOL + SPARE
-        of_topics = [_about_topic(choose.choice(topics), lands, choose) for _ in range(size * 3 // 8)] if topics else []
-        asked = of_topics + [left.pop() for _ in range(min(size - len(of_topics), len(left)))]
-        for one in choose.sample(asked, len(asked)):
-            weighs = course == "weighing"
-            weight = choose.choice(COST_WEIGHTS) if weighs else 0.0
-            turn, from_memory = _plan(one, weight, pool, memory, choose, surely=not weighs)
-            yield Lesson(one.text, pool, weight, turn, None if from_memory else one.answer, block)
-        block += 1
+    for block in range(blocks):
+        pool = draw_pool(choose)
+        others = [KINDS[kind] for member in pool.members for kind in member.accuracy if kind in KINDS]
+        strangers = [kind for kind in others if not kind.relation]
+        left = LESSONS_A_POOL + SPARE
+        is_long = choose.random() < LONG  # a batch is padded to its longest: questions of two hops stand together
+        while left:
+            known = strangers if strangers and choose.random() < 0.9 else STRANGERS
+            is_strange = choose.random() < (0.4 if strangers else 0.1)
+            one = _about_stranger(choose.choice(known), lands, choose) if is_strange else choose.choice(asked)
+            if (one.through is not None) != is_long:
+                continue
+            weight = choose.choice(WEIGHTS)
+            planned = plan(one, weight, pool, memory, choose)
+            if planned is None:
+                continue
+            turn, from_memory = planned
+            left -= 1
+            yield Lesson(one.text, pool.registry, weight, turn, None if from_memory else one.answer, block)
 
 
-def _pool(registry: ModelRegistry, topics: Sequence[str] | None, choose: random.Random) -> ModelRegistry:
-    """Return a pool with these topics in disguise; `topics` None is the real pool."""
-    if topics is None:
-        return registry
-    smaller = drop(registry, choose, share=DROPPED)
-    whole = ModelRegistry([*smaller, *(_topic_model(topic, choose) for topic in topics)])
-    return anonymise(whole, choose, names=choose.choice(("neutral", "shuffled")))
+def _about_stranger(kind: Kind, lands: Sequence[Country], choose: random.Random) -> Asked:
+    country, wording = choose.choice(lands), choose.choice(kind.wordings)
+    if choose.random() < 0.5:
+        return Asked(wording.format(country.name), kind, country, kind.fact(country))
+    through = choose.choice(list(DESCRIBED))
+    described = choose.choice(DESCRIBED[through]).format(country.fact(through))
+    of = next(known for known in KINDS.values() if known.relation == through)
+    return Asked(wording.format(described), kind, country, kind.fact(country), of)
 
 
-def _topic_model(topic: str, choose: random.Random) -> ModelDescriptor:
-    noun, description = TOPICS[topic]
-    return ModelDescriptor(
-        name=topic,
-        model=RunnableLambda(lambda messages: AIMessage(made_up(messages[-1].text.rpartition("\n\n")[2]))),
-        description=description,
-        price=choose.choice((0.05, 0.1, 0.2, 0.3)),
-        skills={noun.rpartition(" ")[2]: choose.randint(85, 100) / 100},
-        latency_s=choose.randint(20, 60) / 100,
+def plan(
+    asked: Asked, cost_weight: float, pool: DrawnPool, memory: Memory, choose: random.Random
+) -> tuple[Callable[[Sequence[str]], str], bool] | None:
+    """Return the turns for a question, and whether memory has a part in them; None when the pool can't answer it.
+
+    Example:
+        >>> from langgraph_router_r1.pocket.world import countries, questions
+        >>> [asked] = [Asked.of(q) for q in questions(countries()) if q.text == "What is the capital of Peru?"]
+        >>> turn, from_memory = plan(asked, 0.0, draw_pool(random.Random(0), plain=1.0), {}, random.Random(0))
+        >>> print(turn([]).splitlines()[1])
+        <search> capitals: What is the capital of Peru? </search>
+    """
+    knows, finds = _recalled(asked, memory)
+    if cost_weight > 0 and asked.kind.relation and _answers_from_memory(asked, cost_weight, knows, finds):
+        answer = memory[_key(asked)]
+        return partial(_turn, [], _final("I answer from memory.", answer)), True
+
+    best = _best(pool, asked.kind.name, cost_weight)
+    if best is None:
+        return None
+    thought = _reasons(pool, asked.kind, cost_weight, f"country, by its {asked.kind.noun}" if asked.is_reversed else "")
+    if asked.through is None:
+        steps = [_search(thought, best, asked.text)]
+        return partial(_turn, steps, _final("The answer is {}.", "{}")), False
+
+    wording = choose.choice(asked.kind.wordings)
+    if cost_weight > 0 and finds:
+        country = asked.country.name
+        steps = [_search(f"I know the country: {country}. {thought}", best, wording.format(country))]
+        return partial(_turn, steps, _final("The answer is {}.", "{}")), True
+    finder = _best(pool, asked.through.name, cost_weight)
+    if finder is None:
+        return None
+    if (
+        finder is best and best.told(TWO_HOP) is not None and asked.kind.relation
+    ):  # who is the best for both steps can do them at once
+        steps = [_search(_reasons(pool, asked.kind, cost_weight, f"{asked.kind.noun}, in one call"), best, asked.text)]
+        return partial(_turn, steps, _final("The answer is {}.", "{}")), False
+    assert asked.through.relation
+    described = choose.choice(REVERSED[asked.through.relation]).format(asked.country.fact(asked.through.relation))
+    first = _reasons(pool, asked.through, cost_weight, f"country, by its {asked.through.noun}")
+    steps = [
+        _search(f"First the country. {first}", finder, described),
+        _search(f"The country is {{}}. {thought}", best, wording),
+    ]
+    return partial(_turn, steps, _final("The answer is {}.", "{}")), False
+
+
+def _key(asked: Asked) -> tuple[str, Any, Any]:
+    if asked.is_reversed:
+        return asked.country.iso, "country", asked.kind.relation
+    return asked.country.iso, asked.kind.relation, None
+
+
+def _recalled(asked: Asked, memory: Memory) -> tuple[bool, bool]:
+    """Return whether memory is right about what is asked for, and about the described country."""
+    iso, knows, finds = asked.country.iso, False, True
+    if asked.kind.relation:
+        truth = asked.country.name if asked.is_reversed else asked.country.fact(asked.kind.relation)
+        knows = memory.get(_key(asked)) == truth
+    if asked.through:
+        finds = memory.get((iso, "country", asked.through.relation)) == asked.country.name
+    return knows, finds
+
+
+def _answers_from_memory(asked: Asked, cost_weight: float, knows: bool, finds: bool) -> bool:
+    """Say whether asking is not worth its cost: what is known always, then what takes two calls, then the rest."""
+    if knows and finds:
+        return True
+    if asked.through and not finds:
+        return cost_weight > 0.5
+    return cost_weight > 0.8
+
+
+def _best(pool: DrawnPool, kind: str, cost_weight: float) -> Member | None:
+    """Return the candidate that is worth most; of several the cheapest."""
+    among = pool.candidates(kind)
+    return max(
+        among,
+        key=lambda member: (round(worth(member, kind, cost_weight, among), 6), -member.descriptor.price.prompt),
+        default=None,
     )
 
 
-def made_up(text: str) -> str:
-    """Return a word that stands for the answer to a question of a topic: always the same one, and none there is.
-
-    Example:
-        >>> made_up("What is the longest river of Peru?") == made_up("What is the longest river of Peru?")
-        True
-    """
-    choose = random.Random(zlib.crc32(text.encode()))
-    return "".join(
-        choose.choice("bdfgklmnprstvz") + choose.choice("aeiou") for _ in range(choose.randint(2, 4))
-    ).title()
+def _reasons(pool: DrawnPool, kind: Kind, cost_weight: float, needed: str = "") -> str:
+    """Return the thought that leads from the descriptors to a name; `needed` says more exactly what is asked for."""
+    best = _best(pool, kind.name, cost_weight)
+    assert best is not None
+    among = pool.candidates(kind.name)
+    said = [f"{_quoted(member)} {_told(member, kind.name)}" for member in among] if len(among) > 1 else []
+    compared = f"{' '.join(said)} Best: " if said else ""
+    return f"Needed: {needed or kind.noun}. {compared}{_quoted(best)} Name: {best.descriptor.called}."
 
 
-def _about_topic(topic: str, lands: Sequence[Country], choose: random.Random) -> Asked:
-    country, noun = choose.choice(lands), TOPICS[topic][0]
-    wording = choose.choice(TOPIC_WORDINGS)
-    if choose.random() < 0.5:
-        text = wording.format(noun=noun, of=country.name)
-        return Asked(text, topic, noun, country, made_up(text))
-    through = choose.choice(list(DESCRIBED))
-    described = choose.choice(DESCRIBED[through]).format(country.fact(through))
-    # The one to ask hears of the country by its name.
-    answer = made_up(_topic_query(topic, country.name))
-    return Asked(wording.format(noun=noun, of=described), topic, noun, country, answer, through)
+def _quoted(member: Member) -> str:
+    """Return the start of a description: repeated, it leads a small router to the name that follows it."""
+    words = member.descriptor.description.split()
+    return " ".join(words) if len(words) <= MOST_QUOTED else f"{' '.join(words[:MOST_QUOTED])} ..."
 
 
-def _topic_query(topic: str, country: str) -> str:
-    return TOPIC_WORDINGS[0].format(noun=TOPICS[topic][0], of=country)
-
-
-def _plan(
-    asked: Asked,
-    cost_weight: float,
-    pool: ModelRegistry,
-    memory: Memory,
-    choose: random.Random,
-    *,
-    surely: bool,
-) -> tuple[Callable[[Sequence[str]], str], bool]:
-    """Draw a move that question and pool allow; return its turns, and whether memory has a part in it."""
-    is_topic = asked.relation in TOPICS
-    fact = cast("Relation", asked.relation)
-    called = dict(zip(pool.names, pool.aliases, strict=True))
-    knows = called.get(asked.relation if is_topic else SPECIALISTS[fact])
-    finds = called.get(SPECIALISTS[asked.through]) if asked.through else None
-    all_in_one = None if is_topic else called.get("generalist")
-    allowed = {
-        "ask": knows and (finds or not asked.through),
-        "one model": all_in_one,
-        "recall": knows and asked.through,
-        "answer": not is_topic,
-    }
-    moves: list[Move] = [move for move in MOVES if allowed[move]]
-    # Where a specialist is missing, one model for all of it is what asking the best is elsewhere.
-    ends = [MOVES["ask" if move == "one model" and not allowed["ask"] else move] for move in moves]
-    odds = [(1 - cost_weight) * careful + cost_weight * thrifty for careful, thrifty in ends]
-    move = moves[0] if surely else choose.choices(moves, odds)[0]
-
-    if move == "answer":
-        key = "country" if asked.is_reversed else fact
-        recalled = memory[asked.country.iso, key, fact if asked.is_reversed else None]
-        return partial(_turn, [], _final("I answer from memory.", recalled)), True
-
-    def best(name: str | None) -> str:
-        return f"{_in_short(pool.by_alias(name).description)}: {name}." if name else ""
-
-    fits = f"Asked for: {asked.noun}. {best(knows)}"
-    wording = TOPIC_WORDINGS[0].format(noun=asked.noun, of="{}") if is_topic else choose.choice(FORWARD[fact])
-    if move == "one model":
-        steps = [_search(f"One model for all of it. {best(all_in_one)}", all_in_one, asked.text)]
-    elif not asked.through:
-        steps = [_search(fits, knows, asked.text)]
-    elif move == "recall":
-        country = memory[asked.country.iso, "country", asked.through]
-        steps = [_search(f"I know the country: {country}. {fits}", knows, wording.format(country))]
-    else:
-        described = choose.choice(REVERSED[asked.through]).format(asked.country.fact(asked.through))
-        first = f"First the country, by its {NOUNS[asked.through]}. {best(finds)}"
-        steps = [_search(first, finds, described), _search(f"The country is {{}}. {fits}", knows, wording)]
-    return partial(_turn, steps, _final("The answer is {}.", "{}")), move == "recall"
-
-
-def _in_short(description: str) -> str:
-    """Return the first words of a description: read aloud, they lead a small router to the name before them."""
-    return re.split(r"[,.:(]", description, maxsplit=1)[0].strip()
+def _told(member: Member, kind: str) -> str:
+    """Return what a descriptor says of a kind and of the price."""
+    price = str(member.descriptor.price).removesuffix("/M")
+    accuracy = member.descriptor.skills.get(kind)
+    return f"{price}." if accuracy is None else f"{accuracy:.2f}, {price}."
 
 
 def _turn(steps: Sequence[str], last: str, replies: Sequence[str]) -> str:
@@ -367,8 +308,8 @@ def _turn(steps: Sequence[str], last: str, replies: Sequence[str]) -> str:
     return turn.replace("{}", replies[-1]) if replies else turn
 
 
-def _search(thought: str, model: str | None, query: str) -> str:
-    return f"<think> {thought} </think>\n<search> {model}: {query} </search>"
+def _search(thought: str, model: Member, query: str) -> str:
+    return f"<think> {thought} </think>\n<search> {model.descriptor.called}: {query} </search>"
 
 
 def _final(thought: str, answer: str) -> str:

@@ -35,8 +35,8 @@ from langgraph_router_r1.pocket import ADAPTERS, BASE_NAME, MAX_ROUTER_TOKENS, p
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.serving.vllm import VLLMServer
-from training.disguise import Disguise, Names, anonymise, drop
 from training.grpo import GraphGRPOTrainer, last_checkpoint, make_groups, settings
+from training.pools import Draw, draw_pool, redraw
 from training.rewards import COST_WEIGHTS, Basis, Mode, Score, rewards
 from training.rollout import Calls, share_calls
 from training.sft import LORA_TARGETS, save_adapter
@@ -45,6 +45,9 @@ from training.watch import JsonLog, ProgressTable, RolloutLog
 
 POCKET = "pocket"
 
+SIMULATED = "simulated"
+"""The pocket pool with simulated models, which need no server: see pools.py."""
+
 RECORDED = ".jsonl"
 """How the name of a file with recorded answers or tasks ends."""
 
@@ -52,7 +55,7 @@ RECORDED = ".jsonl"
 def train(
     output: Annotated[Path, typer.Argument(help="Directory of the run: checkpoints, log, adapters.")],
     pool: Annotated[
-        str, typer.Option(help="'pocket', a registry file, or a .jsonl file of recorded answers.")
+        str, typer.Option(help="'pocket', 'simulated', a registry file, or a .jsonl file of recorded answers.")
     ] = POCKET,
     tasks: Annotated[
         list[str] | None,
@@ -84,13 +87,9 @@ def train(
     ] = "batch",
     entropy: Annotated[float, typer.Option(help="Weight of the entropy bonus.")] = 0.0,
     ratio: Annotated[str, typer.Option(help="What corrects for the sampler; TRL's name.")] = "token_truncate",
-    anonymous: Annotated[
-        Names | None, typer.Option("--anonymise", help="Names in a disguised pool; by default their own.")
-    ] = None,
-    dropped: Annotated[
-        float, typer.Option("--drop", help="Probability that a model is missing in a disguised pool.")
+    drawn: Annotated[
+        float, typer.Option(help="Share of questions with a drawn pool: other order, names, words, members.")
     ] = 0.0,
-    disguised: Annotated[float, typer.Option(help="Share of questions whose pool is disguised.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of a turn.")] = MAX_ROUTER_TOKENS,
     max_turns: Annotated[int, typer.Option(help="Most turns that ask models.")] = 4,
     timeout: Annotated[
@@ -136,9 +135,12 @@ def train(
         chosen = distinct(task for name in tasks or () for task in _tasks(name)) or own_tasks
         sync: Sync
         if in_process:
+            network.to(state.device)  # the engine's random numbers are those of the device that it samples on
             # Processes that sample the same prompts are to sample different things.
-            stream = seed * processes + process
-            sync = InProcessSync(TransformersEngine(network, tokenizer=base, temperature=1.0, seed=stream))
+            stream, size = seed * processes + process, groups * generations
+            sync = InProcessSync(
+                TransformersEngine(network, tokenizer=base, temperature=1.0, seed=stream, batch_size=size)
+            )
         else:
             engine = VLLMEngine(base_url, BASE_NAME, tokenizer=base, temperature=1.0, logprobs=True)
             sync = VLLMSync(engine, output / "adapters" / str(process), name=f"router-p{process}")
@@ -181,7 +183,7 @@ def train(
                 "router_price": Price.parse(router_price),
             },
             score=score if process else log.watching(score),
-            disguise=disguise_of(anonymous, dropped, disguised),
+            draw=draw_of(drawn, pool),
             in_flight=groups * generations,
             timeout_s=timeout,
             calls=None if pool.endswith(RECORDED) else calls,
@@ -221,6 +223,8 @@ def _pool(pool: str, base_url: str) -> tuple[ModelRegistry, list[Task]]:
     """Return a pool, and the tasks that come with it."""
     if pool == POCKET:
         return pocket_registry(base_url), load_tasks(POCKET, split="train")
+    if pool == SIMULATED:
+        return draw_pool(random.Random(0), plain=1.0).registry, load_tasks(POCKET, split="train")
     if pool.endswith(RECORDED):
         recorded = RecordedPool.from_file(pool)
         return recorded.registry(), draw(recorded.complete(), split="train")
@@ -232,18 +236,21 @@ def _tasks(name: str) -> list[Task]:
     return draw(read_tasks(name), split="train") if name.endswith(RECORDED) else load_tasks(name, split="train")
 
 
-def disguise_of(anonymous: Names | None, dropped: float, share: float) -> Disguise | None:
-    """Return what the options make of a pool; None when they leave it as it is."""
-    if not share or not (anonymous or dropped):
-        return None
+def draw_of(share: float, pool: str) -> Draw | None:
+    """Return what makes the pool of a group; None where all have the pool as it is.
 
-    def disguise(registry: ModelRegistry, choose: random.Random) -> ModelRegistry:
+    Simulated models are drawn anew; real ones are told of in other ways; the pocket pool has half of each.
+    """
+    if not share:
+        return None
+    simulated = {POCKET: 0.5, SIMULATED: 1.0}.get(pool, 0.0)
+
+    def draw(registry: ModelRegistry, choose: random.Random) -> ModelRegistry:
         if choose.random() >= share:
             return registry
-        smaller = drop(registry, choose, share=dropped)
-        return anonymise(smaller, choose, names=anonymous) if anonymous else smaller
+        return draw_pool(choose).registry if choose.random() < simulated else redraw(registry, choose)
 
-    return disguise
+    return draw
 
 
 if __name__ == "__main__":

@@ -110,9 +110,8 @@ class RowSpec(_Strict):
     """Of a trained router: the vLLM that serves it; by default the pocket server, started for the benchmark."""
     router_price: float | None = Field(default=None, ge=0)
     """Of this row's own tokens, in place of the benchmark's; a chat model of a provider must have it."""
-    weights: tuple[float, ...] | None = None
-    """The cost weights that a trained router is told of, others being mixed (see `RouterPrompt`); by default those of
-    the shipped one, and any for others."""
+    weights: tuple[float, ...] = ()
+    """The cost weights that a trained router is told of, others being mixed (see `RouterPrompt`); by default any."""
     max_turns: int = 4
 
 
@@ -617,16 +616,6 @@ class Bench:
         assert server is not None
         return pocket_registry(server.base_url)
 
-    def _prompt(self, row: Row) -> RouterPrompt:
-        """Return what a row's router is told; the one that ships knows two cost weights."""
-        from langgraph_router_r1.pocket import ROUTER_NAME, ROUTER_PROMPT
-
-        if row.spec.weights is not None:
-            return RouterPrompt(weights=row.spec.weights)
-        is_own = any((self._find(place) / ROUTER_NAME).is_dir() for place in self.spec.adapters)
-        is_named = row.kind == "router" and row.spec.url is None and row.spec.model in {None, ROUTER_NAME}
-        return ROUTER_PROMPT if is_named and not is_own else RouterPrompt()
-
     def _extracts(self, row: Row) -> bool:
         answers_itself = row.kind in {"router", "prompted"}
         return row.spec.extract if row.spec.extract is not None else self.spec.extract and not answers_itself
@@ -728,7 +717,7 @@ class _Routers:
             return create_router(
                 engine,
                 self.registry_of(row),
-                prompt=self._bench._prompt(row),
+                prompt=RouterPrompt(weights=row.spec.weights),
                 max_turns=row.spec.max_turns,
                 max_tokens=MAX_TURN_TOKENS,
                 router_price=price,

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from langgraph_router_r1.engines.base import API_KEY_ENV
 from langgraph_router_r1.graph import create_router
-from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.registry import ModelRegistry
 
 if TYPE_CHECKING:
@@ -43,11 +42,8 @@ BASE_NAME = "smol"
 ROUTER_NAME = "router"
 """The router's name on the server."""
 
-ROUTER_PROMPT = RouterPrompt(weights=(0.0, 0.9))
-"""What the router is told; other cost weights are mixed of these two (docs/training.md says why)."""
-
 MAX_ROUTER_TOKENS = 256
-"""Most tokens a turn of the pocket router; its own turns have about fifty."""
+"""Most tokens a turn of the pocket router; its own turns have about seventy."""
 
 
 def pocket_registry(base_url: str) -> ModelRegistry:
@@ -94,5 +90,5 @@ def pocket_router(
     """Return the pocket router over the pocket pool, both at this server; `settings` are those of `create_router`."""
     from langgraph_router_r1.engines import VLLMEngine
 
-    settings = {"max_tokens": MAX_ROUTER_TOKENS, "prompt": ROUTER_PROMPT, **settings}
+    settings = {"max_tokens": MAX_ROUTER_TOKENS, **settings}
     return create_router(VLLMEngine(base_url, model=ROUTER_NAME), pocket_registry(base_url), **settings)

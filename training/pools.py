@@ -1,0 +1,514 @@
+"""Drawn pools: for each group of rollouts other models, in another order, under other names, said in other words.
+
+A router that always sees the same pool learns places and names by heart. In a drawn pool the descriptors are the only
+thing that tells who will be right, because everything else changes: members, order, names, wording of descriptions,
+which skills are told and how precisely, prices (over three orders of magnitude) and latencies.
+
+Behind the descriptors stand simulated models, which cost nothing to ask: each is right as often as it says, at the
+price that it says. `redraw` does the same to a pool of real models: it changes only what is said of them.
+
+    pool = draw_pool(random.Random(0))
+    print(pool.registry.describe())
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableLambda
+
+from langgraph_router_r1.ledger import Price
+from langgraph_router_r1.pocket import pocket_registry
+from langgraph_router_r1.pocket.world import countries, questions
+from langgraph_router_r1.prompts import CALL_PROMPT
+from langgraph_router_r1.protocol import fold
+from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
+from training.kinds import KINDS, STRANGERS, WORLD, Kind
+
+Draw = Callable[[ModelRegistry, random.Random], ModelRegistry]
+"""What makes the pool of one group of rollouts from that of the whole training; `redraw` is one."""
+
+Role = Literal["specialist", "generalist", "chat"]
+
+RIVALS = 0.2
+"""Probability that a kind has a second specialist, cheaper and not as good."""
+
+MOST_TRIES = 20
+"""How often a description is drawn anew that another model of the pool has already."""
+
+TWO_HOP = "two-hop"
+"""The skill of answering a question about a described country in one call."""
+
+TEMPLATES = (
+    "{Plural} of countries.",
+    "The {noun} of every country.",
+    "Knows the {noun} of each country.",
+    "Ask it for a country's {noun}.",
+    "{Plural}, for any country.",
+    "A specialist in {plural}.",
+    "Trained on {plural} of the world.",
+    "Tells which {noun} a country has.",
+    "Small and quick, for {plural} only.",
+    "Answers questions about {plural}.",
+    "{Noun} lookups.",
+    "Everything about {plural}.",
+    "Expert for {plural}.",
+    "Good at {plural}, and at nothing else.",
+    "From a country to its {noun}.",
+    "Use this for the {noun} of a country.",
+    "Fine-tuned for {plural}.",
+    "{Plural} only.",
+    "A model for questions like: which {noun} does this country have?",
+    "Countries and their {plural}.",
+    "It has learned {plural}; do not ask it for other things.",
+    "{Noun}? Ask here.",
+    "Looking for a {noun}? Look no further!",
+    "The place to go for {plural}.",
+    "Country in, {noun} out.",
+    "If somebody wants to know a {noun}, this is the one to ask.",
+    "You name a country and it names the {noun}.",
+    "Made for {plural}; it has seen nothing else.",
+    "This one has {plural} in its memory, for about two hundred countries.",
+    "A compact network whose training data was a long table of countries and their {plural}, nothing more than that.",
+    "Helps people who have to look up a {noun}.",
+    "The job of this model is simple: to find the {noun} of whatever country it is asked about.",
+    "Our best model for {plural}!",
+    "{plural}",
+)
+"""Descriptions of a specialist. Those that `benchmarks/robustness.toml` tests with are worded in other ways."""
+
+OPENINGS = (
+    "This model",
+    "A language model that",
+    "An assistant which",
+    "It",
+    "A small network that",
+    "The one that",
+    "Somebody",
+    "A helper that",
+    "Here is a model which",
+    "A little expert: it",
+    "You get a model that",
+)
+VERBS = (
+    "knows",
+    "has memorised",
+    "was taught",
+    "was trained on",
+    "tells",
+    "looks up",
+    "finds",
+    "can say",
+    "remembers",
+    "has learned",
+    "gives",
+    "returns",
+    "will tell you",
+    "was made to give",
+    "is asked for",
+    "specialises in",
+)
+OBJECTS = (
+    "the {noun} of each country",
+    "the {noun} of any country in the world",
+    "every country's {noun}",
+    "a country's {noun}",
+    "{plural}",
+    "the {plural} of the world",
+    "the {plural} of all countries, large and small",
+    "the {noun} that a country uses or has",
+    "{plural} and the countries that they belong to",
+    "whatever {noun} a country has",
+)
+TAILS = (
+    "",
+    "",
+    "",
+    ", and nothing else",
+    ", both ways",
+    ", and can go from there back to the country",
+    " for two hundred countries",
+    " at a low price",
+    ", in one short answer",
+    "; for other questions ask another",
+    ", without further training in anything else",
+    " and is small",
+    ", day and night",
+)
+"""What longer descriptions of a specialist are put together of."""
+
+COMPOSED = 0.5
+"""Share of a specialist's descriptions that are put together."""
+
+GENERALISTS = (
+    "All of these, and questions that need two of them.",
+    "All of these.",
+    "Knows a little of everything about countries.",
+    "Facts about countries of every kind, also two at once.",
+    "A generalist: any question about countries.",
+    "Every fact about countries, at a price.",
+    "Answers all kinds of questions about countries.",
+    "Broad knowledge of the world, and a high price.",
+    "A large model for everything.",
+    "General knowledge of all countries.",
+    "Whatever the others know, in one model.",
+    "{plurals}.",
+    "Countries: {plurals}.",
+    "A model for {plurals}, and for questions that combine them.",
+    "Has learned what all the specialists know, though not quite as well.",
+    "It can be asked anything about a country, and follows one fact to the next.",
+    "One for all questions!",
+    "A single network for {plurals}; it can also look one up by way of another.",
+    "For any question about any country, simple or nested.",
+    "Anything.",
+    "For whoever does not want to choose: it covers every subject.",
+)
+CHATS = (
+    "Small talk and well-known facts.",
+    "A small chat model.",
+    "Chats, and knows what everybody knows.",
+    "The plain base model; it knows little.",
+    "Everyday conversation.",
+    "Talks about anything, often wrongly.",
+    "Cheap, for chatting.",
+    "Greetings and small talk.",
+    "Only the best known facts.",
+    "Hello! I like to chat!",
+    "A tiny assistant without any special knowledge.",
+    "For a friendly word; do not trust it with facts.",
+    "Conversation.",
+    "An untrained little model, fast and almost free, which guesses a lot.",
+)
+
+FAMILIES = ("llama-3.1", "qwen2.5", "mistral", "gemma-2", "phi-3", "granite", "falcon", "command", "yi", "olmo", "nova")
+SIZES = ("1b", "3b", "7b", "8b", "9b", "14b", "27b", "70b", "small", "large", "mini", "instruct", "7b-instruct", "pro")
+SYLLABLES: tuple[str, ...] = (
+    "ba",
+    "bel",
+    "cor",
+    "da",
+    "den",
+    "fi",
+    "gol",
+    "ha",
+    "ju",
+    "kar",
+    "lem",
+    "lo",
+    "mi",
+    "nar",
+    "o",
+    "pel",
+)
+SYLLABLES += ("qui", "ra", "rin", "so", "ta", "tor", "ul", "va", "vex", "wen", "xi", "yor", "za", "zu")
+
+ASSUMED: dict[Role, float] = {"specialist": 0.95, "generalist": 0.85, "chat": 0.25}
+"""What a reader of a descriptor takes an accuracy for that is not told."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model of a drawn pool: its descriptor, and what is true of it."""
+
+    descriptor: ModelDescriptor
+    role: Role
+    accuracy: Mapping[str, float]
+    """How often it is right, by kind."""
+
+    def told(self, kind: str) -> float | None:
+        """Return how often it is right by its descriptor; None when that does not speak of the kind."""
+        if kind not in self.accuracy:
+            return None
+        return self.descriptor.skills.get(kind, ASSUMED[self.role])
+
+
+@dataclass(frozen=True)
+class DrawnPool:
+    """A pool, and what is true of its members."""
+
+    registry: ModelRegistry
+    members: tuple[Member, ...]
+    """In the order of the registry."""
+
+    def candidates(self, kind: str) -> list[Member]:
+        """Return who can be asked for a kind by what is said of them.
+
+        Chat models only where nobody else can; generalists where nobody speaks of the kind.
+        """
+        able = [member for member in self.members if member.told(kind) is not None]
+        generalists = [member for member in self.members if member.role == "generalist"]
+        return [member for member in able if member.role != "chat"] or able or generalists
+
+
+def draw_pool(choose: random.Random, *, plain: float = 0.2) -> DrawnPool:
+    """Draw a pool of simulated models.
+
+    Args:
+        choose: Where all choices come from: the same numbers, the same pool.
+        plain: Share of pools that are the pocket pool as it is but for their order.
+    """
+    if choose.random() < plain:
+        return _as_shipped(choose)
+    kinds = [kind for kind in WORLD if choose.random() < 0.85]
+    kinds += choose.sample(STRANGERS, choose.choice((0, 0, 1, 1, 2, 3)))
+    return _arranged(_members(choose, kinds), choose)
+
+
+def redraw(registry: ModelRegistry, choose: random.Random, *, dropped: float = 0.1) -> ModelRegistry:
+    """Return a pool of real models in another form: what the router is told of them changes, and they stay the same.
+
+    Descriptions are worded anew where a model's skills are kinds of the pocket world; others keep theirs. Prices are
+    changed on the bill, too: the reward has to go by what the router was told.
+
+    Args:
+        registry: The pool as it is.
+        choose: Where all choices come from: the same numbers, the same form.
+        dropped: Probability that a model is missing; two at least stay.
+    """
+    kept = [model for model in registry if choose.random() >= dropped]
+    members = [Member(model, _role_of(model), model.skills) for model in (kept if len(kept) > 1 else list(registry))]
+    stay = {member.descriptor.name for member in members}
+    factor = _price_factor(choose)
+    scaled = [replace(member, descriptor=_scaled(member.descriptor, factor, stay)) for member in members]
+    return ModelRegistry(_arranged(scaled, choose).registry, profile=registry.profile)
+
+
+def _role_of(model: ModelDescriptor) -> Role:
+    if len(model.skills) > 2:
+        return "chat" if max(model.skills.values()) < 0.6 else "generalist"
+    return "specialist"
+
+
+def _scaled(model: ModelDescriptor, factor: float, stay: Container[str]) -> ModelDescriptor:
+    parts = (_two_digits(part * factor) for part in (model.price.prompt, model.price.completion, model.price.cached))
+    fallbacks = tuple(name for name in model.fallbacks if name in stay)
+    return model.model_copy(update={"price": Price(*parts), "fallbacks": fallbacks})
+
+
+def _price_factor(choose: random.Random) -> float:
+    return float(10 ** choose.uniform(-1.5, 1.5))
+
+
+def _two_digits(value: float) -> float:
+    return float(f"{value:.2g}")
+
+
+def _as_shipped(choose: random.Random) -> DrawnPool:
+    """Return the pocket pool with simulated models, in any order."""
+    members = []
+    for model in pocket_registry("http://127.0.0.1/v1"):
+        simple = model.model_copy(
+            update={
+                "model": simulated(model.name, model.skills, others=0.5 * (_role_of(model) == "generalist")),
+                "base_url": None,
+                "params": {},
+            }
+        )
+        members.append(Member(simple, _role_of(model), model.skills))
+    mixed = choose.sample(members, len(members))
+    return DrawnPool(ModelRegistry(member.descriptor for member in mixed), tuple(mixed))
+
+
+def _members(choose: random.Random, kinds: Sequence[Kind]) -> list[Member]:
+    """Draw specialists of these kinds, rivals of some, a generalist and a chat model; not yet put into words."""
+    factor = _price_factor(choose)
+    members: list[Member] = []
+
+    def add(role: Role, accuracy: dict[str, float], price: float) -> None:
+        name = f"{role}-{len(members)}"
+        descriptor = ModelDescriptor(
+            name=name,
+            model=simulated(name, accuracy, others=0.5 if role == "generalist" else 0.0),
+            description=role,
+            price=_two_digits(price * factor),
+            skills=accuracy,
+            latency_s=round(choose.uniform(0.1, 3.0), 2),
+        )
+        members.append(Member(descriptor, role, accuracy))
+
+    for kind in kinds:
+        price = 0.1 * 10 ** choose.uniform(-0.4, 0.4)
+        best = choose.randint(88, 100) / 100
+        add("specialist", {kind.name: best}, price)
+        if choose.random() < RIVALS:  # the same skill for less money, and less of it
+            worse = max(0.3, best - choose.choice((0.02, 0.05, 0.1, 0.15, 0.2, 0.3)))
+            add("specialist", {kind.name: round(worse, 2)}, price / choose.choice((2, 3, 5, 10, 20)))
+    if choose.random() < 0.85 or not any(kind.relation for kind in kinds):
+        at = choose.uniform(0.6, 0.97)
+        accuracy = {kind.name: round(min(1.0, max(0.3, at + choose.uniform(-0.1, 0.05))), 2) for kind in WORLD}
+        accuracy[TWO_HOP] = round(at, 2)
+        add("generalist", accuracy, choose.uniform(0.4, 2.5))
+    if choose.random() < 0.7:
+        # About what a small model without an adapter knows (docs/pocket.md).
+        low = {"capital": 0.48, "currency": 0.29, "dialling": 0.0, "domain": 0.03}
+        accuracy = {kind: round(max(0.0, value + choose.uniform(-0.1, 0.1)), 2) for kind, value in low.items()}
+        add("chat", accuracy, 0.01)
+    return members
+
+
+def _own(kind: Kind) -> str:
+    """Return the name of the pocket pool's specialist for a kind, or one like it."""
+    return kind.plurals[0].replace(" ", "-")
+
+
+def _arranged(members: Sequence[Member], choose: random.Random) -> DrawnPool:
+    """Put members into an order, and give them names and words."""
+    names = choose.choices(("own", "mixed", "invented", "neutral", "swapped"), (0.35, 0.25, 0.12, 0.14, 0.14))[0]
+    told = choose.choices(("all", "rounded", "some", "none"), (0.6, 0.1, 0.15, 0.15))[0]
+    shows_latency = choose.random() < 0.8
+    worded: list[Member] = []
+    for member in choose.sample(members, len(members)):
+        said = {other.descriptor.description for other in worded}
+        for _ in range(MOST_TRIES):  # two of one kind are told apart by what is said of them
+            one = _worded(member, choose, told, shows_latency)
+            if one.descriptor.description not in said:
+                break
+        worded.append(one)
+    aliases = _aliases(worded, names, choose)
+    named = [
+        replace(member, descriptor=member.descriptor.model_copy(update={"alias": alias}))
+        for member, alias in zip(worded, aliases, strict=True)
+    ]
+    return DrawnPool(ModelRegistry(member.descriptor for member in named), tuple(named))
+
+
+def _worded(member: Member, choose: random.Random, told: str, shows_latency: bool) -> Member:
+    model = member.descriptor
+    skills = dict(model.skills)
+    if told == "none" or (told == "some" and choose.random() < 0.5):
+        skills = {}
+    elif told == "rounded":
+        skills = {skill: round(value, 1) for skill, value in skills.items()}
+    fields = {
+        "description": _description(member, choose),
+        "skills": skills,
+        "latency_s": model.latency_s if shows_latency else None,
+    }
+    return replace(member, descriptor=model.model_copy(update=fields))
+
+
+def _description(member: Member, choose: random.Random) -> str:
+    if not set(member.accuracy) - {TWO_HOP} <= set(KINDS) or not member.accuracy:
+        return member.descriptor.description  # of a pool that we have no words for
+    if member.role == "chat":
+        return choose.choice(CHATS)
+    kinds = [KINDS[name] for name in member.accuracy if name in KINDS]
+    if member.role == "generalist":
+        plurals = ", ".join(kind.plurals[0] for kind in choose.sample(kinds, len(kinds)))
+        text = choose.choice(GENERALISTS).format(plurals=plurals)
+        return text[:1].upper() + text[1:]
+    kind = kinds[0]
+    if kind.descriptions and choose.random() < 0.35:
+        return choose.choice(kind.descriptions)
+    which = choose.randrange(len(kind.nouns)) if choose.random() < 0.7 else 0
+    noun, plural = kind.nouns[which], kind.plurals[which]
+    template = choose.choice(TEMPLATES)
+    if choose.random() < COMPOSED:
+        parts = (choose.choice(OPENINGS), choose.choice(VERBS), choose.choice(OBJECTS) + choose.choice(TAILS))
+        template = f"{' '.join(parts)}."
+    return template.format(
+        noun=noun, plural=plural, Noun=noun[:1].upper() + noun[1:], Plural=plural[:1].upper() + plural[1:]
+    )
+
+
+def _aliases(members: Sequence[Member], style: str, choose: random.Random) -> list[str]:
+    """Return what the router calls the models, all different."""
+    if style == "neutral":
+        start = choose.choice((1, 1, 1, 0, 2, 11))
+        word = choose.choice(("model", "model", "llm", "expert", "m"))
+        return [f"{word}-{start + place}" for place in range(len(members))]
+    taken: set[str] = set()
+    aliases = []
+    for member in members:
+        alias = ""
+        while not alias or fold(alias) in taken:
+            own = style in {"own", "swapped"} or (style == "mixed" and choose.random() < 0.5)
+            alias = _topical_name(member, choose) if own else _invented_name(choose)
+            if fold(alias) in taken:
+                alias = f"{alias}-{choose.randint(2, 9)}"
+        taken.add(fold(alias))
+        aliases.append(alias)
+    return choose.sample(aliases, len(aliases)) if style == "swapped" else aliases
+
+
+def _topical_name(member: Member, choose: random.Random) -> str:
+    if not set(member.accuracy) - {TWO_HOP} <= set(KINDS) or not member.accuracy:
+        return member.descriptor.name
+    if member.role != "specialist":
+        words = {"generalist": ("generalist", "all-round", "general", "big", "know-it-all"), "chat": ("smol", "chat")}
+        return choose.choice(words[member.role])
+    kind = KINDS[next(iter(member.accuracy))]
+    if choose.random() < 0.5:
+        return _own(kind)
+    which = choose.randrange(len(kind.nouns))
+    form = choose.choice(
+        ("{plural}", "{noun}", "{noun}-expert", "{noun}-model", "{plural}-small", "my-{noun}", "{noun}-lora")
+    )
+    return form.format(noun=kind.nouns[which], plural=kind.plurals[which]).replace(" ", choose.choice(("-", "_")))
+
+
+def _invented_name(choose: random.Random) -> str:
+    if choose.random() < 0.4:
+        return f"{choose.choice(FAMILIES)}-{choose.choice(SIZES)}"
+    word = "".join(choose.sample(SYLLABLES, choose.randint(2, 3)))
+    return word + choose.choice(("", "", "", "-2", "-pro", "-xl", "-v3", "-mini"))
+
+
+def simulated(
+    name: str, accuracy: Mapping[str, float], *, others: float = 0.0
+) -> RunnableLambda[list[AIMessage], AIMessage]:
+    """Return a model that is right as often as said: about these kinds, and about all others (0: it does not know).
+
+    Whether it is right is decided by its name and the question: asked again, it says the same. A wrong answer is the
+    right one for another country.
+
+    Example:
+        >>> simulated("sure", {"capital": 1.0}).invoke("What is the capital of Peru?").text
+        'Lima'
+    """
+
+    def reply(messages: object) -> AIMessage:
+        text = messages if isinstance(messages, str) else messages[-1].text  # type: ignore[index]
+        query = text.removeprefix(CALL_PROMPT.format(query=""))
+        found = _answers().get(fold(query))
+        if found is None or (found[0] not in accuracy and not others):
+            return AIMessage("I do not know.")
+        kind, answer, facts = found
+        lot = random.Random(f"{name} {fold(query)}")
+        is_right = lot.random() < accuracy.get(kind, others)
+        return AIMessage(answer if is_right else lot.choice([fact for fact in facts if fact != answer]))
+
+    return RunnableLambda(reply)
+
+
+@functools.cache
+def _answers() -> dict[str, tuple[str, str, tuple[str, ...]]]:
+    """Return kind, answer and other countries' answers by question."""
+    lands = countries()
+    facts = {kind.name: tuple(kind.fact(land) for land in lands) for kind in KINDS.values()}
+    names = tuple(land.name for land in lands)
+    found: dict[str, tuple[str, str, tuple[str, ...]]] = {}
+    for question in questions(lands):
+        others = names if question.hops == "reversed" else facts[question.relation.removesuffix("_code")]
+        found[fold(question.text)] = (question.skill, question.answer, others)
+    for kind in STRANGERS:
+        for place, land in enumerate(lands):
+            for wording in kind.wordings:
+                found[fold(wording.format(land.name))] = (kind.name, facts[kind.name][place], facts[kind.name])
+    return found
+
+
+def worth(member: Member, kind: str, cost_weight: float, among: Iterable[Member]) -> float:
+    """Return what asking a candidate is worth by what is said of it: accuracy, less what a tenfold price costs.
+
+    At cost weight 0 only the accuracy counts; at 1 a tenfold price has to be worth 30 points of accuracy.
+    """
+    cheapest = min(candidate.descriptor.price.prompt for candidate in among)
+    dearer = math.log10(max(member.descriptor.price.prompt, 1e-9) / max(cheapest, 1e-9))
+    return (member.told(kind) or 0.0) - 0.3 * cost_weight * dearer
