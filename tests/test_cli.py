@@ -91,7 +91,7 @@ def test_cost_weight_and_budget_reach_the_run(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("langgraph_router_r1.cli._pool", lambda *_: contextlib.nullcontext((engine, pool(m="x"))))
     result = run.invoke(cli, ["ask", "Which?", "--cost-weight", "1", "--budget", "0", "--json"])
     assert json.loads(result.stdout)["routing"]["stop_reason"] == "forced_answer"
-    assert "Cost weight: 0.9" in bytes(engine.prompts[0]).decode()
+    assert "Cost weight: 1 of 1" in bytes(engine.prompts[0]).decode()
 
 
 def test_a_router_that_is_down_is_named_and_nothing_stands_on_stdout(registry: str) -> None:
