@@ -9,13 +9,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from langchain_core.messages import HumanMessage
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry
 from langgraph_router_r1.pocket import pocket_registry
 from langgraph_router_r1.pocket.world import DESCRIBED, countries, questions
 from langgraph_router_r1.prompts import CALL_PROMPT
+from training import robustness, unseen
 from training.kinds import KINDS, STRANGERS, WORLD
-from training.pools import CHATS, GENERALISTS, TEMPLATES, DrawnPool, draw_pool, redraw, simulated, worth
+from training.pools import (
+    CHATS,
+    GENERALISTS,
+    TEMPLATES,
+    DrawnPool,
+    draw_pool,
+    redraw,
+    simulated,
+    simulated_pocket,
+    worth,
+)
 
 POOLS = [draw_pool(random.Random(seed)) for seed in range(300)]
 
@@ -157,3 +169,27 @@ def test_redrawing_a_pool_of_ones_own_keeps_descriptions_prices_by_part_and_whol
             assert form["c"].price.prompt == 0
             assert set(form["c"].fallbacks) <= set(form.names)
     assert any("a" not in form.names for form in forms)
+
+
+def test_the_simulated_pocket_pool_is_described_to_the_router_exactly_as_the_real_one() -> None:
+    assert simulated_pocket().describe() == pocket_registry("http://127.0.0.1/v1").describe()
+
+
+def test_the_newcomer_answers_its_own_questions_and_differs_only_in_what_is_said_of_it() -> None:
+    pool = simulated_pocket()
+    (_, own), (_, swapped) = robustness._newcomers(pool)
+    [question] = [task for task in unseen.tasks("test") if task.question == "Which continent is Austria on?"]
+    for model in (own, swapped):
+        assert (model.name, model.price) == (unseen.NAME, pool["currencies"].price)
+        assert model.model.invoke([HumanMessage(CALL_PROMPT.format(query=question.question))]).text == "Europe"  # type: ignore[union-attr]
+    assert "Continents" in own.describe()
+    assert swapped.describe() == pool["currencies"].describe().replace("Name: currencies.", f"Name: {unseen.NAME}.")
+
+
+def test_who_needs_a_missing_model_is_told_by_both_steps_of_a_question() -> None:
+    [task] = [
+        task
+        for task in robustness.tasks()
+        if task.question.startswith("What is the currency of the country whose capital is Vienna")
+    ]
+    assert robustness.needs(task) == {"capital", "currency"}

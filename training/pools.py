@@ -301,18 +301,19 @@ def _two_digits(value: float) -> float:
 
 def _as_shipped(choose: random.Random) -> DrawnPool:
     """Return the pocket pool with simulated models, in any order."""
-    members = []
-    for model in pocket_registry("http://127.0.0.1/v1"):
-        simple = model.model_copy(
-            update={
-                "model": simulated(model.name, model.skills, others=0.5 * (_role_of(model) == "generalist")),
-                "base_url": None,
-                "params": {},
-            }
-        )
-        members.append(Member(simple, _role_of(model), model.skills))
+    members = [Member(model, _role_of(model), model.skills) for model in simulated_pocket()]
     mixed = choose.sample(members, len(members))
     return DrawnPool(ModelRegistry(member.descriptor for member in mixed), tuple(mixed))
+
+
+def simulated_pocket() -> ModelRegistry:
+    """Return the pocket pool as it ships, with simulated models behind its descriptors."""
+
+    def stand_in(model: ModelDescriptor) -> ModelDescriptor:
+        answers = simulated(model.name, model.skills, others=0.5 * (_role_of(model) == "generalist"))
+        return model.model_copy(update={"model": answers, "base_url": None, "params": {}})
+
+    return ModelRegistry(map(stand_in, pocket_registry("http://127.0.0.1/v1")))
 
 
 def _members(choose: random.Random, kinds: Sequence[Kind]) -> list[Member]:
@@ -360,7 +361,7 @@ def _own(kind: Kind) -> str:
 def _arranged(members: Sequence[Member], choose: random.Random) -> DrawnPool:
     """Put members into an order, and give them names and words."""
     names = choose.choices(("own", "mixed", "invented", "neutral", "swapped"), (0.35, 0.25, 0.12, 0.14, 0.14))[0]
-    told = choose.choices(("all", "rounded", "some", "none"), (0.6, 0.1, 0.15, 0.15))[0]
+    told = choose.choices(("all", "rounded", "some", "none"), (0.5, 0.1, 0.15, 0.25))[0]
     shows_latency = choose.random() < 0.8
     worded: list[Member] = []
     for member in choose.sample(members, len(members)):

@@ -36,7 +36,7 @@ from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.serving.vllm import VLLMServer
 from training.grpo import GraphGRPOTrainer, last_checkpoint, make_groups, settings
-from training.pools import Draw, draw_pool, redraw
+from training.pools import Draw, draw_pool, redraw, simulated_pocket
 from training.rewards import COST_WEIGHTS, Basis, Mode, Score, rewards
 from training.rollout import Calls, share_calls
 from training.sft import LORA_TARGETS, save_adapter
@@ -224,7 +224,7 @@ def _pool(pool: str, base_url: str) -> tuple[ModelRegistry, list[Task]]:
     if pool == POCKET:
         return pocket_registry(base_url), load_tasks(POCKET, split="train")
     if pool == SIMULATED:
-        return draw_pool(random.Random(0), plain=1.0).registry, load_tasks(POCKET, split="train")
+        return simulated_pocket(), load_tasks(POCKET, split="train")
     if pool.endswith(RECORDED):
         recorded = RecordedPool.from_file(pool)
         return recorded.registry(), draw(recorded.complete(), split="train")

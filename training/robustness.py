@@ -1,0 +1,171 @@
+"""The pocket router over the forms of `benchmarks/robustness.toml`, with simulated models behind the descriptors.
+
+    python -m training.robustness runs/pocket/adapters/router
+
+`router-r1 bench benchmarks/robustness.toml` asks real models and decides. This asks the same questions in the same
+forms, is done in a third of the time, and so serves while a router is in the making: the adapter is merged into the
+base model, which vLLM then computes twice as fast on a CPU, and asking a simulated model (`training.pools`) takes no
+time. Beside exact match it prints who was asked: for a model that is missing, and for a newcomer (`training.unseen`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import statistics
+import tempfile
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableLambda
+
+from langgraph_router_r1 import create_router
+from langgraph_router_r1.engines import VLLMEngine
+from langgraph_router_r1.evaluation.forms import EACH, Form
+from langgraph_router_r1.evaluation.metrics import exact_match
+from langgraph_router_r1.evaluation.tasks import Task
+from langgraph_router_r1.pocket import ADAPTERS, MAX_ROUTER_TOKENS, ROUTER_NAME
+from langgraph_router_r1.pocket.base_model import base_model_dir
+from langgraph_router_r1.pocket.world import countries, questions
+from langgraph_router_r1.prompts import CALL_PROMPT
+from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
+from langgraph_router_r1.serving.vllm import VLLMServer
+from training import unseen
+from training.pools import simulated_pocket
+from training.rollout import Rollout, roll_out
+
+FORMS_FILE = Path("benchmarks/robustness.toml")
+
+AS_IT_IS = "as it is"
+"""The form that is asked at every cost weight."""
+
+WEIGHTS = (0.0, 0.3, 0.6, 0.9)
+
+NEWCOMER = "newcomer"
+
+IN_FLIGHT = 32
+
+
+def merge(adapter: Path, output: Path) -> None:
+    """Write the base model with an adapter merged into it, in float32."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(base_model_dir(), dtype=torch.float32)
+    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()  # type: ignore[no-untyped-call]
+    merged.save_pretrained(output)
+    AutoTokenizer.from_pretrained(base_model_dir()).save_pretrained(output)
+
+
+def forms(path: Path = FORMS_FILE) -> list[Form]:
+    """Return the forms of a benchmark file."""
+    return [Form.model_validate(form) for form in tomllib.loads(path.read_text(encoding="utf-8"))["forms"]]
+
+
+def tasks() -> list[Task]:
+    """Return the questions about test countries, with the facts that each takes."""
+    return [
+        Task(question.id, question.text, (question.answer,), "pocket", {"needs": [question.relation, question.through]})
+        for question in questions(countries("test"))
+    ]
+
+
+def needs(task: Task) -> set[str]:
+    """Return the skills that a question takes."""
+    return {relation.removesuffix("_code") for relation in task.meta["needs"] if relation}
+
+
+def main(
+    router: Annotated[Path, typer.Argument(help="Adapter of the router.")] = ADAPTERS / ROUTER_NAME,
+    sample: Annotated[int, typer.Option(help="Questions of each form.")] = 40,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 7,
+    only: Annotated[str, typer.Option(help="Forms whose names begin so, separated by commas; by default all.")] = "",
+) -> None:
+    """Ask the router questions about test countries in every form of the pool; print a line of JSON for each."""
+    every = tasks()
+    asked = random.Random(seed).sample(every, min(sample, len(every)))
+    with tempfile.TemporaryDirectory() as directory:
+        merge(router, Path(directory))
+        with VLLMServer(directory, served_name=ROUTER_NAME, dtype="float32") as server:
+            asyncio.run(_ask(server.base_url, asked, tuple(only.split(",")) if only else ("",), seed))
+
+
+async def _ask(base_url: str, sample: Sequence[Task], only: tuple[str, ...], seed: int) -> None:
+    pool = simulated_pocket()
+    engine = VLLMEngine(base_url, model=ROUTER_NAME)
+
+    async def ask(form: ModelRegistry, asked: Sequence[Task], cost_weight: float) -> list[Rollout]:
+        router = create_router(engine, form, max_tokens=MAX_ROUTER_TOKENS)
+        return await roll_out(router, form, [(task, cost_weight) for task in asked], in_flight=IN_FLIGHT)
+
+    for form in forms():
+        if not form.name.startswith(only):
+            continue
+        for number in range(form.count(pool)):
+            registry = form.of(pool, number)
+            asked = sample
+            missing = pool.names[number] if form.without == EACH else None
+            if missing:
+                asked = [task for task in sample if pool[missing].skills.keys() & needs(task)]
+            for weight in WEIGHTS if form.name == AS_IT_IS else WEIGHTS[:1]:
+                runs = await ask(registry, asked, weight)
+                fields = {"generalist_asked": _share(runs, "generalist")} if missing else {}
+                _print(form.label(pool, number), weight, runs, **fields)
+    if NEWCOMER.startswith(only):
+        asked = random.Random(seed).sample(unseen.tasks("test"), len(sample))
+        for of_whom, newcomer in _newcomers(pool):
+            runs = await ask(ModelRegistry([*pool, newcomer]), asked, 0.0)
+            _print(f"{NEWCOMER}, described as {of_whom}", 0.0, runs, newcomer_asked=_share(runs, unseen.NAME))
+    await engine.aclose()
+
+
+def _newcomers(pool: ModelRegistry) -> Iterator[tuple[str, ModelDescriptor]]:
+    """Yield the specialist for continents with its own description and accuracy, and with another specialist's."""
+    known = {task.question: task.golden_answers[0] for task in unseen.tasks(None)}
+
+    def reply(messages: Any) -> AIMessage:
+        query = messages[-1].text.removeprefix(CALL_PROMPT.format(query=""))
+        return AIMessage(known.get(query, "I do not know."))
+
+    stranger = pool[unseen.STRANGER]
+    own = stranger.model_copy(
+        update={
+            "name": unseen.NAME,
+            "model": RunnableLambda(reply),
+            "description": unseen.DESCRIPTION,
+            "skills": {unseen.KIND: 0.97},
+        }
+    )
+    yield unseen.NAME, own
+    yield unseen.STRANGER, own.model_copy(update={"description": stranger.description, "skills": stranger.skills})
+
+
+def _share(runs: Sequence[Rollout], model: str) -> float:
+    """Return in which share of the runs a model was asked."""
+    return round(statistics.mean(any(hop["answered_by"] == model for hop in run.hops) for run in runs), 4)
+
+
+def _print(name: str, cost_weight: float, runs: Sequence[Rollout], **fields: float) -> None:
+    calls = [hop["answered_by"] for run in runs for hop in run.hops]
+    figures = {
+        "form": name,
+        "cost_weight": cost_weight,
+        "questions": len(runs),
+        "exact_match": round(statistics.mean(exact_match(run.answer, run.task.golden_answers) for run in runs), 4),
+        **fields,
+        "micro_usd": round(1e6 * statistics.mean(run.cost_usd() for run in runs), 2),
+        "router_tokens": round(statistics.mean(len(run.prompt_ids) + len(run.completion_ids) for run in runs)),
+        "turns": round(statistics.mean(run.turns for run in runs), 3),
+        "calls": {model: calls.count(model) for model in sorted(set(map(str, calls)))},
+    }
+    print(json.dumps(figures), flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
