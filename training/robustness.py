@@ -58,7 +58,7 @@ def merge(adapter: Path, output: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(base_model_dir(), dtype=torch.float32)
-    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()  # type: ignore[no-untyped-call]
+    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     merged.save_pretrained(output)
     AutoTokenizer.from_pretrained(base_model_dir()).save_pretrained(output)
 
