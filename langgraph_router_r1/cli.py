@@ -409,7 +409,8 @@ def bench(
     console = _output()
     with _failing_clearly():
         from langgraph_router_r1.evaluation import report
-        from langgraph_router_r1.evaluation.bench import Bench, find_benchmark
+        from langgraph_router_r1.evaluation.bench import Bench
+        from langgraph_router_r1.evaluation.bench_file import find_benchmark
         from langgraph_router_r1.evaluation.page import publish as write_results
 
         benchmark = Bench.from_file(

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from langgraph_router_r1.registry import ModelRegistry
 
 if TYPE_CHECKING:
-    from langgraph_router_r1.evaluation.pools import RecordedPool
+    from langgraph_router_r1.evaluation.recorded import RecordedPool
 
 Matrix = NDArray[np.float64]
 
@@ -99,7 +99,7 @@ class Pilot:
             TaskError: The file can't be read.
             ValueError: It holds nothing about the models of this registry.
         """
-        from langgraph_router_r1.evaluation.pools import RecordedPool
+        from langgraph_router_r1.evaluation.recorded import RecordedPool
 
         return cls(registry, observations(RecordedPool.from_file(path), registry), **options)
 
@@ -167,7 +167,7 @@ class Pilot:
 
 def observations(pool: RecordedPool, registry: ModelRegistry) -> list[Observation]:
     """Return what a file of recorded answers says of the models of a registry, at the registry's prices."""
-    from langgraph_router_r1.evaluation.pools import outcome_cost, quality
+    from langgraph_router_r1.evaluation.recorded import outcome_cost, quality
 
     found = []
     for task in pool.tasks.values():

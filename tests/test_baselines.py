@@ -17,7 +17,7 @@ from sklearn.neighbors import KNeighborsRegressor
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, RouterContext
 from langgraph_router_r1.evaluation.baselines import create_baseline
 from langgraph_router_r1.evaluation.extractor import Extractor
-from langgraph_router_r1.evaluation.pools import RecordedPool, quality
+from langgraph_router_r1.evaluation.recorded import RecordedPool, quality
 from langgraph_router_r1.pilot import MiniLM, embed
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 

@@ -23,7 +23,9 @@ from typer.testing import CliRunner
 
 from langgraph_router_r1.cli import cli
 from langgraph_router_r1.evaluation import report
-from langgraph_router_r1.evaluation.bench import RUNS_FILE, Bench, BenchError
+from langgraph_router_r1.evaluation.bench import Bench
+from langgraph_router_r1.evaluation.bench_file import BenchError
+from langgraph_router_r1.evaluation.bench_store import RUNS_FILE
 from langgraph_router_r1.evaluation.files import JsonLinesWriter
 from langgraph_router_r1.evaluation.page import publish, results_page
 from langgraph_router_r1.evaluation.report import Results, frontier, frontier_areas
@@ -421,7 +423,7 @@ class Handler(BaseHTTPRequestHandler):
 def test_a_router_may_be_on_a_server_of_its_own_and_then_no_other_is_started(
     tmp_path: Path, pocket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("langgraph_router_r1.evaluation.bench._started_server", None)
+    monkeypatch.setattr("langgraph_router_r1.evaluation.bench_routers._started_server", None)
     row = f'[[rows]]\nrouter = "router"\nname = "mine"\nmodel = "router"\nurl = "{pocket.base_url}"\n'
     file = recorded(tmp_path, head="sample = 3\n", rows=row + '[[rows]]\nrouter = "best"\n')
     file.write_text(file.read_text().replace(', "score"', ""))

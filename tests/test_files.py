@@ -23,7 +23,8 @@ from langgraph.cache.sqlite import SqliteCache
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry
 from langgraph_router_r1.evaluation.cache import remember
 from langgraph_router_r1.evaluation.files import JsonLinesWriter, replace_file
-from langgraph_router_r1.evaluation.pools import RecordedPool, Recorder
+from langgraph_router_r1.evaluation.recorded import RecordedPool
+from langgraph_router_r1.evaluation.recorder import Recorder
 from langgraph_router_r1.evaluation.tasks import Task, TaskError
 from langgraph_router_r1.testing import ScriptedChatModel
 

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry
 from langgraph_router_r1.cli import cli
-from langgraph_router_r1.evaluation.bench import Bench, BenchError, find_benchmark
+from langgraph_router_r1.evaluation.bench import Bench
+from langgraph_router_r1.evaluation.bench_file import BenchError, find_benchmark
 from langgraph_router_r1.evaluation.forms import ASSUMED_QUESTIONS, Form
 from langgraph_router_r1.evaluation.metrics import wilson
 from langgraph_router_r1.evaluation.page import publish, results_page

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from langgraph_router_r1.evaluation import metrics
 from langgraph_router_r1.evaluation.metrics import bootstrap, contains, exact_match, f1, last_number, paired_p_value
-from langgraph_router_r1.evaluation.pools import RecordedPool, quality
+from langgraph_router_r1.evaluation.recorded import RecordedPool, quality
 from langgraph_router_r1.evaluation.tasks import normalise
 
 

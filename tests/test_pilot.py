@@ -514,7 +514,7 @@ def write_profile(path: Path, *names: str) -> Path:
 def test_a_profile_says_how_good_and_how_dear_each_model_was(tmp_path: Path) -> None:
     # Case does not count: the records may spell a name otherwise, and may know models that are not in the pool.
     path = write_profile(tmp_path / "p.jsonl", "Capitals", "gone")
-    from langgraph_router_r1.evaluation.pools import RecordedPool
+    from langgraph_router_r1.evaluation.recorded import RecordedPool
 
     right, wrong = observations(RecordedPool.from_file(path), POOL)[1::-1]
     assert (right.quality, wrong.quality) == ({"capitals": 1.0}, {"capitals": 0.0})

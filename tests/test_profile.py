@@ -26,8 +26,9 @@ from typer.testing import CliRunner
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, RegistryError
 from langgraph_router_r1.candidates import Candidates
 from langgraph_router_r1.cli import cli
-from langgraph_router_r1.evaluation.pools import TASK_ID, RecordedPool, Recorder
 from langgraph_router_r1.evaluation.profile import Standing, profile, sample_by_kind, set_fields, write_profile
+from langgraph_router_r1.evaluation.recorded import TASK_ID, RecordedPool
+from langgraph_router_r1.evaluation.recorder import Recorder
 from langgraph_router_r1.evaluation.tasks import Task, TaskError
 from langgraph_router_r1.registry import Measured
 

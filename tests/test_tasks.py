@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langgraph_router_r1.evaluation.metrics import normalise
-from langgraph_router_r1.evaluation.pools import RecordedPool
+from langgraph_router_r1.evaluation.recorded import RecordedPool
 from langgraph_router_r1.evaluation.tasks import QA_SETS, Task, TaskError, draw, load_tasks, read_tasks
 
 

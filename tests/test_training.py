@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from langgraph_router_r1 import create_router, protocol
-from langgraph_router_r1.evaluation.pools import RecordedPool
+from langgraph_router_r1.evaluation.recorded import RecordedPool
 from langgraph_router_r1.pocket.world import countries, questions
 from langgraph_router_r1.testing import ByteTokenizer, ScriptedEngine
 

@@ -23,7 +23,7 @@ import typer
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.evaluation.extractor import ADAPTERS, EXTRACTOR_NAME, Extractor
 from langgraph_router_r1.evaluation.metrics import contains, normalise
-from langgraph_router_r1.evaluation.pools import RecordedPool
+from langgraph_router_r1.evaluation.recorded import RecordedPool
 from langgraph_router_r1.evaluation.tasks import Split, Task, TaskError, as_task, data_dir, json_lines
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.testing import ScriptedEngine

@@ -31,8 +31,8 @@ from langgraph_router_r1.candidates import build_model
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import contains, exact_match
-from langgraph_router_r1.evaluation.pools import RecordedPool
 from langgraph_router_r1.evaluation.profile import profile, sample_by_kind, set_fields
+from langgraph_router_r1.evaluation.recorded import RecordedPool
 from langgraph_router_r1.evaluation.tasks import Task
 from langgraph_router_r1.pocket import (
     ADAPTERS,

@@ -27,7 +27,7 @@ from langgraph_router_r1 import Hop, RouterContext, protocol
 from langgraph_router_r1.candidates import build_model
 from langgraph_router_r1.engines import EngineError
 from langgraph_router_r1.evaluation.cache import remember
-from langgraph_router_r1.evaluation.pools import TASK_ID
+from langgraph_router_r1.evaluation.recorded import TASK_ID
 from langgraph_router_r1.evaluation.tasks import Task
 from langgraph_router_r1.ledger import PER_MILLION
 from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry

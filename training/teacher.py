@@ -25,7 +25,7 @@ from langgraph_router_r1 import create_router
 from langgraph_router_r1.engines.tokenizer import Tokenizer
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import exact_match
-from langgraph_router_r1.evaluation.pools import TASK_ID
+from langgraph_router_r1.evaluation.recorded import TASK_ID
 from langgraph_router_r1.pocket.world import DESCRIBED, REVERSED, Country, PocketQuestion, Relation
 from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.registry import ModelRegistry

@@ -28,7 +28,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from langgraph_router_r1.engines import TransformersEngine, VLLMEngine
-from langgraph_router_r1.evaluation.pools import RecordedPool
+from langgraph_router_r1.evaluation.recorded import RecordedPool
 from langgraph_router_r1.evaluation.tasks import Task, distinct, draw, load_tasks, read_tasks
 from langgraph_router_r1.ledger import Price
 from langgraph_router_r1.pocket import ADAPTERS, BASE_NAME, MAX_ROUTER_TOKENS, pocket_registry

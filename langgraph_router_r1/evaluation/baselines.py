@@ -33,7 +33,7 @@ from langgraph_router_r1.candidates import Candidates
 from langgraph_router_r1.engines.chat_model import CHARACTERS_PER_TOKEN
 from langgraph_router_r1.evaluation.extractor import Extraction, Extractor
 from langgraph_router_r1.evaluation.metrics import normalise
-from langgraph_router_r1.evaluation.pools import TASK_ID, RecordedPool, outcome_cost, quality, run_metadata
+from langgraph_router_r1.evaluation.recorded import TASK_ID, RecordedPool, outcome_cost, quality, run_metadata
 from langgraph_router_r1.graph import Node, announce_call, announce_hop
 from langgraph_router_r1.ledger import Price, PriceLike, Usage, add_usage
 from langgraph_router_r1.pilot import Matrix, MiniLM, Pilot, Predictor, embed, observations, utility

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from langgraph_router_r1.evaluation.bench import BenchError, BenchSpec
+from langgraph_router_r1.evaluation.bench_file import BenchError, BenchSpec
 from langgraph_router_r1.evaluation.plots import draw_plots
 from langgraph_router_r1.evaluation.report import (
     Results,

@@ -37,7 +37,8 @@ from langgraph_router_r1.candidates import Candidates
 from langgraph_router_r1.engines.chat_model import CHARACTERS_PER_TOKEN
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import wilson
-from langgraph_router_r1.evaluation.pools import TASK_ID, Outcome, Recorder, outcome_cost, quality
+from langgraph_router_r1.evaluation.recorded import TASK_ID, Outcome, outcome_cost, quality
+from langgraph_router_r1.evaluation.recorder import Recorder
 from langgraph_router_r1.evaluation.tasks import Split, Task, TaskError, draw
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.protocol import fold

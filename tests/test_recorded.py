@@ -15,7 +15,8 @@ from langgraph.cache.memory import InMemoryCache
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, Price, create_router
 from langgraph_router_r1.evaluation.cache import remember
-from langgraph_router_r1.evaluation.pools import TEXT_NOT_RECORDED, NotRecordedError, RecordedPool, Recorder
+from langgraph_router_r1.evaluation.recorded import TEXT_NOT_RECORDED, NotRecordedError, RecordedPool
+from langgraph_router_r1.evaluation.recorder import Recorder
 from langgraph_router_r1.evaluation.tasks import Task, TaskError
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 

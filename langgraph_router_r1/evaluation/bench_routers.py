@@ -1,0 +1,186 @@
+"""The routers of a benchmark's rows, each made when its first run comes, and the server and cache that they share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.runnables import Runnable
+
+from langgraph_router_r1.candidates import Candidates
+from langgraph_router_r1.evaluation.baselines import create_baseline, estimate_tokens
+from langgraph_router_r1.evaluation.bench_file import BenchError, JudgeSpec, Row
+from langgraph_router_r1.evaluation.cache import remember
+from langgraph_router_r1.evaluation.extractor import ADAPTERS, EXTRACTOR_NAME, Extractor, adapter_version
+from langgraph_router_r1.evaluation.judge import Judge
+from langgraph_router_r1.graph import create_router
+from langgraph_router_r1.ledger import Price
+from langgraph_router_r1.pilot import MiniLM
+from langgraph_router_r1.prompts import RouterPrompt
+from langgraph_router_r1.registry import ModelRegistry
+
+if TYPE_CHECKING:
+    from langgraph.cache.base import BaseCache
+
+    from langgraph_router_r1.evaluation.bench import Bench
+    from langgraph_router_r1.serving.vllm import VLLMServer
+
+MAX_TURN_TOKENS = 256
+"""Most tokens of a router's turn: a trained one needs fifty, and a prompted one that rambles gets no further."""
+
+
+@contextlib.asynccontextmanager
+async def open_routers(bench: Bench, rows: Sequence[Row], calls_file: Path) -> AsyncIterator[Routers]:
+    """Give the routers of these rows; the server that they need runs until the block ends.
+
+    Args:
+        bench: The benchmark.
+        rows: The rows that are run.
+        calls_file: The cache of routed calls.
+
+    Raises:
+        BenchError: The cache can't be used.
+    """
+    from langgraph.cache.sqlite import SqliteCache
+
+    try:
+        cache: BaseCache[Any] = SqliteCache(path=str(calls_file))
+    except sqlite3.Error as error:
+        raise BenchError(f"{str(calls_file)!r} can't be used: {error}") from None
+    spec = bench.spec
+    local = (
+        spec.pool.pocket
+        or (spec.judge is not None and spec.judge.registry is None)
+        or any(spec.extracts(row) or row.is_local for row in rows)
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        server = await _started_server(stack, map(bench.find, spec.adapters)) if local else None
+        routers = Routers(bench, cache, server, stack)
+        if spec.judge is not None:
+            judges = _judges(bench, spec.judge, server)
+            routers.judge = Judge(Candidates(remember(judges, cache), estimate_tokens), spec.judge.model)
+        yield routers
+
+
+def _judges(bench: Bench, judge: JudgeSpec, server: VLLMServer | None) -> ModelRegistry:
+    from langgraph_router_r1.pocket import pocket_registry
+
+    if judge.registry is not None:
+        return ModelRegistry.from_file(bench.find(judge.registry))
+    assert server is not None
+    return pocket_registry(server.base_url)
+
+
+async def _started_server(stack: contextlib.AsyncExitStack, more: Iterable[Path]) -> VLLMServer:
+    from langgraph_router_r1 import pocket
+
+    server = pocket.pocket_server(adapters=(pocket.ADAPTERS, ADAPTERS, *more))
+    await asyncio.to_thread(server.start)
+    stack.push_async_callback(asyncio.to_thread, server.stop)
+    return server
+
+
+class Routers:
+    """The routers of a benchmark's rows, each made when its first run comes; rows of one family share theirs."""
+
+    def __init__(
+        self, bench: Bench, cache: BaseCache[Any], server: VLLMServer | None, stack: contextlib.AsyncExitStack
+    ) -> None:
+        """Make nothing yet; `open_routers` is the way to get one."""
+        self._bench, self._cache, self._server, self._stack = bench, cache, server, stack
+        self._registries: dict[tuple[str, int], ModelRegistry] = {}
+        self._made: dict[tuple[Any, ...], asyncio.Task[Runnable[Any, Any]]] = {}
+        self._embeddings = MiniLM()
+        self._extractor: Extractor | None = None
+        self.judge: Judge | None = None
+
+    def registry_of(self, row: Row) -> ModelRegistry:
+        """Return the pool as the row's router is told of it; all forms of a model share its replies."""
+        key = (row.form.name if row.form else "", row.number)
+        if key not in self._registries:
+            bench = self._bench
+            registry = bench.pool_registry(self._server.base_url) if self._server else bench.pool_registry()
+            if row.form:
+                registry = row.form.of(registry, row.number)
+            self._registries[key] = registry if self._bench.spec.pool.records else remember(registry, self._cache)
+        return self._registries[key]
+
+    async def of(self, row: Row) -> Runnable[Any, Any]:
+        """Return the row's router."""
+        same = row.spec
+        own = (same.model, same.url, same.max_turns, same.router_price, same.weights)
+        key = (row.kind, *own, self._bench.spec.extracts(row), row.form.name if row.form else "", row.number)
+        if key not in self._made:
+            self._made[key] = asyncio.create_task(self._make(row))
+        return await self._made[key]
+
+    async def _make(self, row: Row) -> Runnable[Any, Any]:
+        spec = self._bench.spec
+        own = spec.router_price if row.spec.router_price is None else row.spec.router_price
+        price = Price.parse(own or "free")
+        if row.routes:
+            engine = await self._engine(row)
+            return create_router(
+                engine,
+                self.registry_of(row),
+                prompt=RouterPrompt(weights=row.spec.weights),
+                max_turns=row.spec.max_turns,
+                max_tokens=MAX_TURN_TOKENS,
+                router_price=price,
+            )
+        extractor = await self._shared_extractor() if self._bench.spec.extracts(row) else None
+        return await asyncio.to_thread(
+            create_baseline,
+            row.kind,
+            self.registry_of(row),
+            records=self._bench.records,
+            extractor=extractor,
+            extractor_price=price,
+            embeddings=self._embeddings,
+            seed=spec.seed,
+        )
+
+    async def _shared_extractor(self) -> Extractor:
+        if self._extractor is None:
+            self._extractor = Extractor(
+                await self._vllm(EXTRACTOR_NAME),
+                cache=self._cache,
+                version=adapter_version(ADAPTERS / EXTRACTOR_NAME),
+            )
+        return self._extractor
+
+    async def _engine(self, row: Row) -> Any:
+        from langgraph_router_r1.engines import ChatModelEngine
+        from langgraph_router_r1.pocket import ROUTER_NAME
+
+        if row.kind == "router":
+            return await self._vllm(row.spec.model or ROUTER_NAME, row.spec.url)
+        from langchain.chat_models import init_chat_model
+
+        assert row.spec.model is not None
+        if not row.is_local:
+            return ChatModelEngine(init_chat_model(row.spec.model, temperature=0))
+        assert self._server is not None
+        return ChatModelEngine(
+            init_chat_model(
+                f"openai:{row.spec.model}",
+                base_url=self._server.base_url,
+                api_key=self._server.api_key,
+                temperature=0,
+            )
+        )
+
+    async def _vllm(self, model: str, url: str | None = None) -> Any:
+        from langgraph_router_r1.engines import VLLMEngine
+
+        if url is None:
+            assert self._server is not None
+            engine = VLLMEngine(self._server.base_url, model=model, tokenizer=self._server.model)
+        else:
+            engine = VLLMEngine(url, model=model)
+        self._stack.push_async_callback(engine.aclose)
+        return engine
