@@ -30,7 +30,7 @@ from rich.progress import track
 from rich.table import Table
 
 from langgraph_router_r1.engines.base import cut_after_stop
-from langgraph_router_r1.protocol import best_effort_answer, check_format, neutralise, parse, strip_thought
+from langgraph_router_r1.protocol import best_effort_answer, check_format, parse, sanitize, strip_thought
 
 SIZES_KB = (1, 4, 16, 64, 256, 1024)
 ROUNDS = 7
@@ -46,8 +46,8 @@ FUNCTIONS: dict[str, tuple[str, Callable[[str], object]]] = {
     "parse": ("{}", lambda text: parse(text, NAMES)),
     "parse, answer only": ("{}", lambda text: parse(text, NAMES, routing=False)),
     "parse, in one search": ("<search>model-1: {}</search>", lambda text: parse(text, NAMES)),
-    "neutralise": ("{}", neutralise),
-    "neutralise, 6,000 tokens": ("{}", lambda text: neutralise(text, CONTROL_TOKENS)),
+    "sanitize": ("{}", sanitize),
+    "sanitize, 6,000 tokens": ("{}", lambda text: sanitize(text, CONTROL_TOKENS)),
     "strip_thought": ("{}", strip_thought),
     "best_effort_answer": ("{}", best_effort_answer),
     "check_format": ("{}", lambda text: check_format([("model", text)], NAMES)),

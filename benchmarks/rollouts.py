@@ -137,7 +137,7 @@ async def with_barrier(engine: RouterEngine, registry: ModelRegistry, batch: Bat
             for transcript, asked in asking:
                 said = "\n".join(next(hops)["response"] for _ in asked)
                 last = "" if turn + 1 < TURNS else "\nNo model can be asked any more. Answer now."
-                transcript.append(info_segment(engine, protocol.quote(protocol.neutralise(said) + last)))
+                transcript.append(info_segment(engine, protocol.quote(protocol.sanitize(said) + last)))
             active = [transcript for transcript, _ in asking]
             if not active:
                 break

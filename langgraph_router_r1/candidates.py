@@ -56,7 +56,7 @@ from langgraph_router_r1.state import Hop, HopStatus, RouterCall, Routing
 
 logger = logging.getLogger(__name__)
 
-PASSING_FAILURES = (ModelRateLimitError, ModelAPIError, ModelConnectionError, ModelTimeoutError)
+TRANSIENT_ERRORS = (ModelRateLimitError, ModelAPIError, ModelConnectionError, ModelTimeoutError)
 """The failures that LangChain calls retryable."""
 
 RETRY_WAITS: ExponentialJitterParams = {"exp_base": 2.0, "jitter": 1.0, "max": 60.0}
@@ -293,7 +293,7 @@ class _Attempt(Runnable[Any, AIMessage]):
         if not retries:
             return self
         return self.with_retry(
-            retry_if_exception_type=PASSING_FAILURES,
+            retry_if_exception_type=TRANSIENT_ERRORS,
             stop_after_attempt=retries + 1,
             exponential_jitter_params=RETRY_WAITS,
         )

@@ -37,10 +37,10 @@ from langgraph_router_r1.pocket import (
 )
 from langgraph_router_r1.registry import Measured, ModelDescriptor, ModelRegistry, RegistryError
 from langgraph_router_r1.serving.vllm import ServerError, VLLMServer
-from langgraph_router_r1.trace import Trace, bill_table, printable
+from langgraph_router_r1.trace import ConsoleTrace, bill_table, printable
 
 if TYPE_CHECKING:
-    from langgraph_router_r1.evaluation.profile import Standing
+    from langgraph_router_r1.evaluation.profile import ProfileProgress
     from langgraph_router_r1.evaluation.tasks import Task
 
 DEMO_QUESTIONS = (
@@ -137,7 +137,7 @@ def demo() -> None:
         router = pocket_router(server.base_url)
         routings = []
         for question in DEMO_QUESTIONS:
-            trace = Trace(console)
+            trace = ConsoleTrace(console)
             trace.question(question)
             for event in router.stream({"messages": [("user", question)]}, stream_mode="custom"):
                 trace.show(event)
@@ -183,7 +183,7 @@ def ask(
             max_tokens=MAX_ROUTER_TOKENS if router is None else 1024,
             router_price="free" if router_price is None else router_price,
         )
-        trace = Trace(console)
+        trace = ConsoleTrace(console)
         if not as_json:
             trace.question(question)
         for event in graph.stream({"messages": [("user", question)]}, stream_mode="custom"):
@@ -485,9 +485,9 @@ def _tasks(names: list[str]) -> Iterator[Task]:
 
 
 @contextmanager
-def _bars(pool: ModelRegistry) -> Iterator[tuple[Callable[[Standing], None], Mapping[str, Standing]]]:
+def _bars(pool: ModelRegistry) -> Iterator[tuple[Callable[[ProfileProgress], None], Mapping[str, ProfileProgress]]]:
     """Give what shows how far each model is, and what it was shown last."""
-    standings: dict[str, Standing] = {}
+    standings: dict[str, ProfileProgress] = {}
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -499,7 +499,7 @@ def _bars(pool: ModelRegistry) -> Iterator[tuple[Callable[[Standing], None], Map
     with Progress(*columns, console=errors) as progress:
         bars = {name: progress.add_task(printable(name), spent=0.0, failed="", total=None) for name in pool.names}
 
-        def show(standing: Standing) -> None:
+        def show(standing: ProfileProgress) -> None:
             standings[standing.model] = standing
             failed = f"{standing.failed} failed" if standing.failed else ""
             progress.update(

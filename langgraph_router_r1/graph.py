@@ -356,7 +356,7 @@ class _Machine:
         return cut
 
     def _harmless(self, text: str) -> str:
-        return protocol.neutralise(text, self.engine.control_tokens)
+        return protocol.sanitize(text, self.engine.control_tokens)
 
     # think, without the router LLM
 
@@ -770,7 +770,7 @@ def _question(state: RouterState) -> AnyMessage:
 
 def _whole_question(state: RouterState) -> str:
     """Return what a model is asked when no router LLM divides the question."""
-    return protocol.neutralise(_question(state).text).strip()
+    return protocol.sanitize(_question(state).text).strip()
 
 
 def _is_fresh(state: RouterState) -> bool:

@@ -16,7 +16,7 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
-from langgraph_router_r1.protocol import fold, neutralise
+from langgraph_router_r1.protocol import fold, sanitize
 from langgraph_router_r1.registry import ModelRegistry
 
 CALL_PROMPT = "Answer briefly and on topic; say so if you cannot.\n\n{query}"
@@ -59,7 +59,7 @@ class RouterPrompt:
         >>> RouterPrompt("Pool: $names. $question").template
         'Pool: $names. $question'
         >>> prompt = RouterPrompt(weights=(0.0, 0.9))
-        >>> [prompt.told_weight(0.3, question) for question in ("Peru?", "Chile?", "Cuba?")]
+        >>> [prompt.prompted_weight(0.3, question) for question in ("Peru?", "Chile?", "Cuba?")]
         [0.0, 0.9, 0.9]
     """
 
@@ -93,7 +93,7 @@ class RouterPrompt:
         """Read a template from a text file, for a router that was trained with another prompt."""
         return cls(Path(path).read_text(encoding="utf-8"))
 
-    def told_weight(self, cost_weight: float, question: str) -> float:
+    def prompted_weight(self, cost_weight: float, question: str) -> float:
         """Return the cost weight that the prompt tells of for this question."""
         if not self.weights:
             return cost_weight
@@ -116,7 +116,7 @@ class RouterPrompt:
     ) -> list[dict[str, str]]:
         """Return the router's chat: all other messages in their order as context, then the question in the template.
 
-        What users wrote is neutralised: it can become neither one of our tags nor a control token. Results of tools are
+        What users wrote is sanitized: it can become neither one of our tags nor a control token. Results of tools are
         context, too, also those that follow the question; of a message that calls a tool, only its text is.
 
         Raises:
@@ -125,14 +125,14 @@ class RouterPrompt:
         last = last_question(messages)
         chat = []
         for message in [*messages[:last], *messages[last + 1 :]]:
-            text = neutralise(_context(message), control_tokens).strip()
+            text = sanitize(_context(message), control_tokens).strip()
             if text:
                 chat.append({"role": _role(message), "content": text})
-        question = neutralise(messages[last].text, control_tokens).strip()
-        told = self.told_weight(cost_weight, question)
+        question = sanitize(messages[last].text, control_tokens).strip()
+        told = self.prompted_weight(cost_weight, question)
         content = Template(self.template).substitute(
             question=question,
-            models=neutralise(registry.describe(), control_tokens),
+            models=sanitize(registry.describe(), control_tokens),
             names=", ".join(registry.aliases),
             cost_weight=f"{told:g}",
             cost_words=next(words for most, words in COST_WORDS.items() if told <= most),

@@ -27,7 +27,7 @@ from langgraph.pregel import Pregel
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from langgraph_router_r1.ledger import Price, PriceLike
-from langgraph_router_r1.protocol import fold, neutralise
+from langgraph_router_r1.protocol import fold, sanitize
 from langgraph_router_r1.registry_file import MAX_DEPTH, read
 
 DEFAULT_MAX_TOKENS = 512
@@ -185,7 +185,7 @@ class ModelDescriptor(BaseModel):
     def _callable_name(cls, name: str | None) -> str | None:
         if name is None:
             return None
-        if not name.strip() or ":" in name or name.splitlines() != [name] or neutralise(name) != name:
+        if not name.strip() or ":" in name or name.splitlines() != [name] or sanitize(name) != name:
             msg = "it can't be called so: a name is one line, not blank, without a colon and without tags"
             raise ValueError(msg)
         return " ".join(name.split())

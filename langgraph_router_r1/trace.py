@@ -17,11 +17,11 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _THOUGHT = re.compile(r"<think>(.*?)(?:</think>|$)", re.DOTALL)
 
 
-class Trace:
+class ConsoleTrace:
     """Draws the stream events of one run.
 
     Example:
-        >>> trace = Trace(Console())
+        >>> trace = ConsoleTrace(Console())
         >>> for event in router.stream(question, stream_mode="custom"):                    # doctest: +SKIP
         ...     trace.show(event)
         >>> trace.answer

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from langgraph_router_r1 import ModelRegistry, create_router
 from langgraph_router_r1.cli import EXTRAS, cli
 from langgraph_router_r1.testing import ScriptedEngine
-from langgraph_router_r1.trace import Trace, bill_table, printable
+from langgraph_router_r1.trace import ConsoleTrace, bill_table, printable
 
 run = CliRunner()
 ROOT = Path(__file__).parent.parent
@@ -415,10 +415,10 @@ def test_a_terminal_that_knows_ascii_only_shows_question_marks_for_everything_el
     assert "Caf?." in printed
 
 
-def traced(*turns: str, **replies: Any) -> tuple[str, Trace]:
+def traced(*turns: str, **replies: Any) -> tuple[str, ConsoleTrace]:
     registry = pool(**replies)
     console = Console(record=True, width=200, file=io.StringIO())
-    trace = Trace(console)
+    trace = ConsoleTrace(console)
     trace.question("Which?")
     router = create_router(ScriptedEngine(turns), registry)
     for event in router.stream({"messages": [("user", "Which?")]}, stream_mode="custom"):

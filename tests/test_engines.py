@@ -123,7 +123,7 @@ def test_no_content_becomes_a_control_token(engine: RouterEngine) -> None:
         ids = engine.begin([{"role": "user", "content": content}])["token_ids"]
         return sum(token in control_ids for token in ids)
 
-    if not control_ids:  # text only: the graph neutralises what could be read as one
+    if not control_ids:  # text only: the graph sanitizes what could be read as one
         assert isinstance(engine, ChatModelEngine)
         return
     assert controls(hostile) == controls("Hello")

@@ -134,7 +134,7 @@ async def test_parallel_calls_take_as_long_as_the_slowest() -> None:
 def test_a_question_goes_over_to_a_higher_cost_weight_once_and_stays(one: float, other: float, question: str) -> None:
     prompt = RouterPrompt(weights=(0.0, 0.3, 0.9))
     low, high = sorted((one, other))
-    told = prompt.told_weight(low, question), prompt.told_weight(high, question)
+    told = prompt.prompted_weight(low, question), prompt.prompted_weight(high, question)
     assert set(told) <= {0.0, 0.3, 0.9}
     assert told[0] <= told[1]
 
@@ -142,16 +142,16 @@ def test_a_question_goes_over_to_a_higher_cost_weight_once_and_stays(one: float,
 @pytest.mark.parametrize("weight", [0.0, 0.2, 0.3, 0.6, 0.9])
 def test_a_mixed_cost_weight_is_on_average_what_was_asked_for(weight: float) -> None:
     prompt = RouterPrompt(weights=(0.0, 0.3, 0.9))
-    told = [prompt.told_weight(weight, f"question {number}?") for number in range(4000)]
+    told = [prompt.prompted_weight(weight, f"question {number}?") for number in range(4000)]
     assert sum(told) / len(told) == pytest.approx(weight, abs=0.02)
-    assert prompt.told_weight(1.0, "beyond the last?") == 0.9
-    assert RouterPrompt().told_weight(weight, "Which?") == weight
+    assert prompt.prompted_weight(1.0, "beyond the last?") == 0.9
+    assert RouterPrompt().prompted_weight(weight, "Which?") == weight
 
 
 def test_what_a_router_is_told_of_is_in_its_prompt() -> None:
     engine = ScriptedEngine([answer("x")] * 2)
     router = create_router(engine, pool(m="x"), prompt=RouterPrompt(weights=(0.0, 0.9)), cost_weight=0.6)
-    question = next(f"{n}?" for n in range(99) if RouterPrompt(weights=(0.0, 0.9)).told_weight(0.6, f"{n}?") == 0.9)
+    question = next(f"{n}?" for n in range(99) if RouterPrompt(weights=(0.0, 0.9)).prompted_weight(0.6, f"{n}?") == 0.9)
     router.invoke({"messages": [("user", question)]})
     assert "Cost weight: 0.9 of 1. Hardly anything but a low cost counts." in bytes(engine.prompts[0]).decode()
     with pytest.raises(ValueError, match=r"weights are \[0\.9, 0\.1\]; they must rise"):

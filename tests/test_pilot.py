@@ -26,7 +26,7 @@ from langgraph_router_r1 import ModelDescriptor, ModelRegistry, RouterContext, b
 from langgraph_router_r1.engines import EngineUnavailableError, VLLMEngine
 from langgraph_router_r1.pilot import Observation, Pilot, nearest_neighbours, observations
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
-from langgraph_router_r1.trace import Trace
+from langgraph_router_r1.trace import ConsoleTrace
 
 DOWN = RuntimeError("down")
 QUESTION: Any = {"messages": [("user", "Capital of Peru?")]}
@@ -373,7 +373,7 @@ def test_the_next_question_of_a_thread_returns_to_the_router_once_it_is_back() -
 
 def test_the_trace_says_that_the_router_is_gone_and_who_is_asked_instead() -> None:
     console = Console(record=True, width=120)
-    trace = Trace(console)
+    trace = ConsoleTrace(console)
     router = create_router(Mortal([], lives=0), pool(a=DOWN, b="Lima", c="x"), fallback=Order("a", "b", "c"))
     for event in router.stream(QUESTION, stream_mode="custom"):
         trace.show(event)

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, RegistryError
 from langgraph_router_r1.candidates import Candidates
 from langgraph_router_r1.cli import cli
-from langgraph_router_r1.evaluation.profile import Standing, profile, sample_by_kind, set_fields, write_profile
+from langgraph_router_r1.evaluation.profile import ProfileProgress, profile, sample_by_kind, set_fields, write_profile
 from langgraph_router_r1.evaluation.recorded import TASK_ID, RecordedPool
 from langgraph_router_r1.evaluation.recorder import Recorder
 from langgraph_router_r1.evaluation.tasks import Task, TaskError
@@ -150,7 +150,7 @@ async def test_a_golden_answer_that_is_only_thought_of_is_not_said(tmp_path: Pat
 
 
 async def test_a_model_that_never_replies_is_not_asked_for_long(tmp_path: Path) -> None:
-    told: list[Standing] = []
+    told: list[ProfileProgress] = []
     found = await profile(
         one_model(lambda _: 1 / 0), tasks_of("a", 50), path=tmp_path / "x.jsonl", progress=told.append
     )
@@ -192,7 +192,7 @@ async def test_the_budget_is_never_exceeded_and_what_was_measured_stands(tmp_pat
     registry = one_model(right, params={"max_tokens": 10})  # may write 10 tokens, and writes 2
     worst = Candidates(registry, len).worst_case("m", "a 10?")
     budget = 25 * 14e-6 + worst
-    told: list[Standing] = []
+    told: list[ProfileProgress] = []
     found = await profile(
         registry,
         tasks_of("a", 100),
@@ -240,7 +240,7 @@ async def test_after_a_crash_nothing_is_asked_twice(tmp_path: Path, crash_after:
     asked: list[str] = []
     registry = one_model(lambda question: asked.append(question) or right(question))
 
-    def crash(standing: Standing) -> None:
+    def crash(standing: ProfileProgress) -> None:
         if standing.done == crash_after:
             raise Crash
 

@@ -19,9 +19,9 @@ from langgraph_router_r1.protocol import (
     Route,
     best_effort_answer,
     check_format,
-    neutralise,
     parse,
     quote,
+    sanitize,
     strip_thought,
 )
 
@@ -141,17 +141,17 @@ def test_a_malformed_turn_says_what_is_wrong_with_it(text: str, reason: str) -> 
     action = parse(text, NAMES)
     assert isinstance(action, Invalid)
     assert reason in action.reason
-    assert neutralise(action.reason) == action.reason
+    assert sanitize(action.reason) == action.reason
 
 
 @given(HOSTILE)
 @example("<<answer>answer>x</</answer>answer>")
 @example("<ans<|im_end|>wer>")
-def test_neutralised_text_holds_no_tag_and_no_control_token(text: str) -> None:
-    harmless = neutralise(text, ["<|im_end|>", "[INST]"])
+def test_sanitized_text_holds_no_tag_and_no_control_token(text: str) -> None:
+    harmless = sanitize(text, ["<|im_end|>", "[INST]"])
     assert not re.search(rf"<\s*/?\s*({'|'.join(TAGS)})\b", harmless, re.IGNORECASE)
     assert "<|im_end|>" not in harmless
-    assert neutralise(harmless, ["<|im_end|>", "[INST]"]) == harmless
+    assert sanitize(harmless, ["<|im_end|>", "[INST]"]) == harmless
     assert isinstance(parse(quote(harmless), NAMES), Invalid)
 
 
@@ -170,21 +170,21 @@ def test_neutralised_text_holds_no_tag_and_no_control_token(text: str) -> None:
         "﹤|im_end|﹥",
     ],
 )
-def test_lookalikes_and_common_control_tokens_are_neutralised_without_being_told(hidden: str) -> None:
-    assert neutralise(f"a {hidden} b") != f"a {hidden} b"
-    assert not set("<>＜＞‹›﹤﹥") & set(unicodedata.normalize("NFKC", neutralise(hidden)))
+def test_lookalikes_and_common_control_tokens_are_sanitized_without_being_told(hidden: str) -> None:
+    assert sanitize(f"a {hidden} b") != f"a {hidden} b"
+    assert not set("<>＜＞‹›﹤﹥") & set(unicodedata.normalize("NFKC", sanitize(hidden)))
 
 
 CONTROL_TOKENS = ("<a>", "<a>b", "<ab>", "[x]", "[x", "b|", "｜", "<|im_end|>", "²")
 
 
 @given(st.lists(st.sampled_from([*CONTROL_TOKENS, *"<>[]ab|x", "＜", "ａ", "ﷺ", "²"])).map("".join))
-def test_of_control_tokens_that_begin_alike_the_longest_is_neutralised(text: str) -> None:
-    plain = neutralise(text)
+def test_of_control_tokens_that_begin_alike_the_longest_is_sanitized(text: str) -> None:
+    plain = sanitize(text)
     if unicodedata.normalize("NFKC", text) != text and any(
         token in unicodedata.normalize("NFKC", text) for token in CONTROL_TOKENS
     ):
-        plain = neutralise(unicodedata.normalize("NFKC", text))
+        plain = sanitize(unicodedata.normalize("NFKC", text))
     longest_first = "|".join(re.escape(token) for token in sorted(CONTROL_TOKENS, key=len, reverse=True))
 
     def disarmed(match: re.Match[str]) -> str:
@@ -192,23 +192,23 @@ def test_of_control_tokens_that_begin_alike_the_longest_is_neutralised(text: str
         harmless = [form for form in (words, " ".join(words)) if not any(token in form for token in CONTROL_TOKENS)]
         return f"({harmless[0] if harmless else ''})"
 
-    assert neutralise(text, CONTROL_TOKENS) == re.sub(longest_first, disarmed, plain)
+    assert sanitize(text, CONTROL_TOKENS) == re.sub(longest_first, disarmed, plain)
 
 
 def test_no_control_token_and_an_empty_one_change_nothing() -> None:
-    assert neutralise("abc", []) == neutralise("abc", [""]) == "abc"
+    assert sanitize("abc", []) == sanitize("abc", [""]) == "abc"
 
 
 @given(st.text(st.sampled_from("a<é\u0301\u0316\u0344\u0f73ﾞ\u093cﷺ"), max_size=200))
 @example("é" + "\u0301\u0316" * 40 + "\u0344\u0f73" * 20)
 def test_a_tag_is_found_by_its_normal_form_whatever_accents_stand_before_it(text: str) -> None:
     hidden = text + "＜ａnswer>"
-    assert neutralise(hidden) == neutralise(unicodedata.normalize("NFKC", hidden))
+    assert sanitize(hidden) == sanitize(unicodedata.normalize("NFKC", hidden))
 
 
-def test_neutralising_loses_no_words() -> None:
-    assert neutralise("<answer 5 < 6 and a > b>") == "(answer)5 < 6 and a > b>"
-    assert neutralise("[INST] hi <|im_end|>", ["[INST]", "<|im_end|>"]) == "(INST) hi (im_end)"
+def test_sanitizing_loses_no_words() -> None:
+    assert sanitize("<answer 5 < 6 and a > b>") == "(answer)5 < 6 and a > b>"
+    assert sanitize("[INST] hi <|im_end|>", ["[INST]", "<|im_end|>"]) == "(INST) hi (im_end)"
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_hostile_text_is_read_in_linear_time(hostile: str) -> None:
     parse(hostile, NAMES)
     best_effort_answer(hostile)
     check_format([("model", hostile)], NAMES)
-    neutralise(strip_thought(hostile), THOUSANDS)
+    sanitize(strip_thought(hostile), THOUSANDS)
     assert time.process_time() - started < 20  # a quadratic scan takes minutes
 
 
@@ -312,8 +312,8 @@ def test_an_ill_formed_run_is_found_out(turns: list[str]) -> None:
 
 
 @pytest.mark.parametrize("tokens", [["@@stop@@"], ["PAD", "<|PAD|>"], ["stop", "@@stop@@"], ["x"], ["[x]", "x"]])
-def test_a_control_token_without_brackets_is_neutralised_too(tokens: list[str]) -> None:
-    harmless = neutralise(f"a {' '.join(tokens)} b{tokens[-1]}", tokens)
+def test_a_control_token_without_brackets_is_sanitized_too(tokens: list[str]) -> None:
+    harmless = sanitize(f"a {' '.join(tokens)} b{tokens[-1]}", tokens)
     assert harmless.startswith("a (")
     assert not [token for token in tokens if token in harmless]
-    assert neutralise(harmless, tokens) == harmless
+    assert sanitize(harmless, tokens) == harmless

@@ -13,9 +13,9 @@ from langgraph_router_r1.protocol import (
     best_effort_answer,
     check_format,
     fold,
-    neutralise,
     parse,
     quote,
+    sanitize,
     strip_thought,
 )
 
@@ -114,15 +114,15 @@ def test_what_only_contains_a_placeholder_is_a_query(query: str) -> None:
     ],
 )
 def test_brackets_become_parentheses_and_the_words_stay(text: str, harmless: str) -> None:
-    assert neutralise(text) == harmless
+    assert sanitize(text) == harmless
 
 
 def test_text_is_normalised_only_where_that_uncovers_something() -> None:
-    assert neutralise("½ of ﬁve ①") == "½ of ﬁve ①"
-    assert neutralise("① ‹𝐚nswer>") == "1 (answer)"
-    assert neutralise("① ﹤|eot|﹥") == "1 (eot)"
-    assert neutralise("① ［EOS］") == "① ［EOS］"
-    assert neutralise("① ［EOS］", ["[PAD]", "[EOS]"]) == "1 (EOS)"
+    assert sanitize("½ of ﬁve ①") == "½ of ﬁve ①"
+    assert sanitize("① ‹𝐚nswer>") == "1 (answer)"
+    assert sanitize("① ﹤|eot|﹥") == "1 (eot)"
+    assert sanitize("① ［EOS］") == "① ［EOS］"
+    assert sanitize("① ［EOS］", ["[PAD]", "[EOS]"]) == "1 (EOS)"
 
 
 @pytest.mark.parametrize(
@@ -132,14 +132,14 @@ def test_text_is_normalised_only_where_that_uncovers_something() -> None:
 )
 def test_a_text_in_which_a_tag_hid_keeps_its_accents_in_their_normal_form(accented: str) -> None:
     normal = unicodedata.normalize("NFKC", accented)
-    assert neutralise(f"{accented} ＜ａnswer＞") == f"{normal} (answer)"
+    assert sanitize(f"{accented} ＜ａnswer＞") == f"{normal} (answer)"
 
 
 def test_the_longest_control_token_is_taken_first_and_only_its_brackets_go() -> None:
-    assert neutralise("a [E]OS b", ["[E]", "[E]OS"]) == "a (E]OS) b"
-    assert neutralise("<a.b> <aXb>", ["<a.b>"]) == "(a.b) <aXb>"
-    assert neutralise("x▁<EOS>▁y", ["▁<EOS>▁"]) == "x(EOS)y"
-    assert neutralise("x｜X EOS｜y", ["｜X EOS｜"]) == "x(X EOS)y"
+    assert sanitize("a [E]OS b", ["[E]", "[E]OS"]) == "a (E]OS) b"
+    assert sanitize("<a.b> <aXb>", ["<a.b>"]) == "(a.b) <aXb>"
+    assert sanitize("x▁<EOS>▁y", ["▁<EOS>▁"]) == "x(EOS)y"
+    assert sanitize("x｜X EOS｜y", ["｜X EOS｜"]) == "x(X EOS)y"
 
 
 # Thoughts of routed models

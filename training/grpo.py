@@ -55,7 +55,7 @@ with warnings.catch_warnings():
 STATE_FILE = "router_r1.json"
 """What is ours in a checkpoint. Written last: a checkpoint that lacks it was cut off."""
 
-MAX_BARREN_STEPS = 3
+MAX_UNSCORABLE_STEPS = 3
 """After so many steps in which nothing could be scored, training stops: something is down for good."""
 
 
@@ -183,7 +183,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self._looped = False
         self._figures: dict[str, float] = {}
         self._seconds = {"rollout": 0.0, "sync": 0.0, "update": 0.0}
-        self._barren = 0
+        self._unscorable_steps = 0
         with warnings.catch_warnings():
             # That this interface may change is why TRL is pinned to its minor version.
             warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
@@ -377,7 +377,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         elsewhere = self._seconds["rollout"] + self._seconds["sync"]
         began = time.perf_counter()
         loss = super().training_step(*args, **options)
-        if self._barren:
+        if self._unscorable_steps:
             # Gradients of zero would still move the weights: Adam goes on the way it was going.
             self.model.zero_grad(set_to_none=True)
         elsewhere = self._seconds["rollout"] + self._seconds["sync"] - elsewhere
@@ -417,10 +417,12 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _stop_when_barren(self, mode: str) -> None:
         barren = not any(rollout.is_scorable for rollout in self.rollouts)
         if mode == "train":
-            self._barren = self._barren + 1 if barren else 0
-        if self._barren >= MAX_BARREN_STEPS:
+            self._unscorable_steps = self._unscorable_steps + 1 if barren else 0
+        if self._unscorable_steps >= MAX_UNSCORABLE_STEPS:
             reasons = sorted({str(rollout.failed) for rollout in self.rollouts})[:3]
-            raise RuntimeError(f"no rollout could be scored in {self._barren} steps in a row: {'; '.join(reasons)}")
+            raise RuntimeError(
+                f"no rollout could be scored in {self._unscorable_steps} steps in a row: {'; '.join(reasons)}"
+            )
 
     @contextmanager
     def _sampling(self) -> Iterator[None]:

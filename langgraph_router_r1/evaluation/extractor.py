@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from langgraph_router_r1.engines.base import ContextFullError, RouterEngine
 from langgraph_router_r1.ledger import NO_USAGE, Usage
-from langgraph_router_r1.protocol import neutralise
+from langgraph_router_r1.protocol import sanitize
 from langgraph_router_r1.transcript import Segment
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Extractor:
         )
 
     def _cut(self, reply: str) -> str:
-        reply = neutralise(reply, self.engine.control_tokens).strip()
+        reply = sanitize(reply, self.engine.control_tokens).strip()
         if self.engine.count_tokens(reply) <= HEAD_TOKENS + TAIL_TOKENS:
             return reply
         # Engines cut at the end only: three characters a token keep the tail within its share.

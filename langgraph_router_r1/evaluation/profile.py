@@ -48,12 +48,12 @@ from langgraph_router_r1.state import Hop, RouterCall
 TIMED = 20
 """Tasks of each model that are asked with nothing else in flight, for its latency."""
 
-HOPELESS = 5
+MAX_FAILURES_WITHOUT_REPLY = 5
 """A model that has failed so often and never replied is not asked any more."""
 
 
 @dataclass
-class Standing:
+class ProfileProgress:
     """How far a model is."""
 
     model: str
@@ -88,7 +88,7 @@ async def profile(
     path: str | Path,
     in_flight: int = 32,
     budget_usd: float | None = None,
-    progress: Callable[[Standing], None] | None = None,
+    progress: Callable[[ProfileProgress], None] | None = None,
 ) -> dict[str, Measured]:
     """Ask every model every task, and return what was measured, by model.
 
@@ -122,7 +122,9 @@ async def profile(
 
 
 class _Run:
-    def __init__(self, recorder: Recorder, budget_usd: float | None, progress: Callable[[Standing], None]) -> None:
+    def __init__(
+        self, recorder: Recorder, budget_usd: float | None, progress: Callable[[ProfileProgress], None]
+    ) -> None:
         self._tasks = list(recorder.tasks.values())
         self._recorded = recorder.pool.outcomes
         self._candidates = Candidates(recorder.registry, _estimate)
@@ -131,10 +133,10 @@ class _Run:
         self._purse = _Purse(budget_usd)
         self._progress = progress
         self._unanswered: dict[str, set[str]] = {name: set() for name in recorder.registry.names}
-        self._standings: dict[str, Standing] = {}
+        self._standings: dict[str, ProfileProgress] = {}
         for name in recorder.registry.names:
             known = [outcome for task in self._tasks if (outcome := self._outcome(task, name))]
-            self._standings[name] = Standing(name, len(self._tasks), len(known), sum(map(_is_empty, known)))
+            self._standings[name] = ProfileProgress(name, len(self._tasks), len(known), sum(map(_is_empty, known)))
             progress(self._standings[name])
 
     def _outcome(self, task: Task, model: str) -> Outcome | None:
@@ -184,7 +186,7 @@ class _Run:
             standing.last_failure = hop["reason"]
             if not self._outcome(task, name):
                 self._unanswered[name].add(task.id)
-            if standing.failed == standing.done >= HOPELESS:
+            if standing.failed == standing.done >= MAX_FAILURES_WITHOUT_REPLY:
                 standing.stopped = f"{name} is not asked any more: it failed {standing.failed} times and never replied"
         self._progress(standing)
 
