@@ -41,7 +41,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
-from langgraph_router_r1.state import Routing
+from langgraph_router_r1.state import RunReport
 from langgraph_router_r1.testing import ScriptedEngine
 
 Way = Literal["sync", "async"]
@@ -175,7 +175,7 @@ class Tally:
     different: list[str] = field(default_factory=list)
     """Runs whose answer is not that of an undisturbed run."""
 
-    def add(self, name: str, answer: str, routing: Routing, asked: dict[str, int]) -> None:
+    def add(self, name: str, answer: str, routing: RunReport, asked: dict[str, int]) -> None:
         """Compare one run with what the provider counted."""
         expected = [f"{name} parallel {number}" for number in range(PARALLEL)]
         expected += [f"{name} serial {number}" for number in range(1, SERIAL + 1)]
@@ -197,7 +197,7 @@ class Tally:
 
 def run_once(
     context: Any, way: Way, url: str, database: Path, name: str, lives: Callable[[], float | None], tally: Tally
-) -> tuple[str, Routing]:
+) -> tuple[str, RunReport]:
     """Start the run and resume it until it ends; kill each process after the seconds that `lives` gives."""
     while True:
         ours, theirs = context.Pipe(duplex=False)
@@ -212,7 +212,7 @@ def run_once(
             tally.kills += 1
         if ours.poll():
             try:
-                result: tuple[str, Routing] = ours.recv()
+                result: tuple[str, RunReport] = ours.recv()
             except EOFError:
                 continue
             return result

@@ -56,7 +56,7 @@ from langgraph_router_r1.engines import RouterEngine, VLLMEngine
 from langgraph_router_r1.engines.base import API_KEY_ENV, info_segment
 from langgraph_router_r1.evaluation.tasks import Task, load_tasks
 from langgraph_router_r1.prompts import RouterPrompt
-from langgraph_router_r1.state import RouterCall
+from langgraph_router_r1.state import PlannedCall
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 from langgraph_router_r1.transcript import Segment
 from training.rollout import Calls, Rollout, roll_out, share_calls
@@ -121,7 +121,7 @@ async def with_barrier(engine: RouterEngine, registry: ModelRegistry, batch: Bat
             generations = await asyncio.gather(
                 *(engine.agenerate(transcript, stop=stop, max_tokens=MAX_TOKENS) for transcript in active)
             )
-            asking: list[tuple[list[Segment], list[RouterCall]]] = []
+            asking: list[tuple[list[Segment], list[PlannedCall]]] = []
             for transcript, generation in zip(active, generations, strict=True):
                 tokens += generation.usage["completion_tokens"]
                 action = protocol.parse(generation.segment["text"], registry.names, routing=routing)
@@ -180,7 +180,7 @@ def ways(make: Callable[[], tuple[RouterEngine, ModelRegistry]]) -> dict[str, Wa
     return {BARRIER: barrier, ALONE: partial(ours, shared=False), SHARED: partial(ours, shared=True)}
 
 
-def _call(registry: ModelRegistry, call: protocol.Call) -> RouterCall:
+def _call(registry: ModelRegistry, call: protocol.Call) -> PlannedCall:
     unknown = registry.explain_unknown(call.model)
     return {
         "turn": 0,

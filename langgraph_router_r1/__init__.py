@@ -9,37 +9,33 @@ result["messages"][-1].content, result["routing"]["cost_usd"]
 """
 
 from langgraph_router_r1.chat_model import ChatRouterR1
+from langgraph_router_r1.engines.base import EngineError, Fallback
+from langgraph_router_r1.events import DoneEvent, InfoEvent, RouteEvent, RouterEvent, ThinkEvent
 from langgraph_router_r1.graph import build_router, create_router
 from langgraph_router_r1.ledger import Price
+from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry, RegistryError, UnknownModelError
-from langgraph_router_r1.state import (
-    DoneEvent,
-    Hop,
-    InfoEvent,
-    RouteEvent,
-    RouterContext,
-    RouterEvent,
-    RouterInput,
-    RouterOutput,
-    RouterState,
-    ThinkEvent,
-)
+from langgraph_router_r1.state import RoutedCall, RouterContext, RouterInput, RouterOutput, RouterState, RunReport
 
 __all__ = [
     "ChatRouterR1",
     "DoneEvent",
-    "Hop",
+    "EngineError",
+    "Fallback",
     "InfoEvent",
     "ModelDescriptor",
     "ModelRegistry",
     "Price",
     "RegistryError",
     "RouteEvent",
+    "RoutedCall",
     "RouterContext",
     "RouterEvent",
     "RouterInput",
     "RouterOutput",
+    "RouterPrompt",
     "RouterState",
+    "RunReport",
     "ThinkEvent",
     "UnknownModelError",
     "build_router",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from langgraph_router_r1.ledger import Price, Usage, add_bounds, add_usage, cost
-from langgraph_router_r1.state import Hop, ModelBill, Routing, Spending, StopReason
+from langgraph_router_r1.state import ModelBill, RoutedCall, RunReport, Spending, StopReason
 
 
 def account(
-    hops: Sequence[Hop],
+    hops: Sequence[RoutedCall],
     *,
     turns: int,
     router_tokens: Usage,
@@ -17,7 +17,7 @@ def account(
     stop_reason: StopReason | None,
     earlier: Spending | None = None,
     before: Spending | None = None,
-) -> Routing:
+) -> RunReport:
     """Return the account of a run: its hops in call order, and the sums of what they cost.
 
     Args:
@@ -80,7 +80,7 @@ def add_spending(*spendings: Spending | None) -> Spending:
     )
 
 
-def with_earlier(routing: Routing, earlier: Spending) -> Routing:
+def with_earlier(routing: RunReport, earlier: Spending) -> RunReport:
     """Return the account with what attempts at the same question spent that broke off before this one."""
     return {
         **routing,
@@ -91,9 +91,9 @@ def with_earlier(routing: Routing, earlier: Spending) -> Routing:
     }
 
 
-def from_cache(routing: Routing) -> Routing:
+def from_cache(routing: RunReport) -> RunReport:
     """Return the account of a run whose answer came from a cache: list prices stay, and nothing was spent."""
-    hops: list[Hop] = [
+    hops: list[RoutedCall] = [
         {
             **hop,
             "cost_usd": 0.0,

@@ -1,4 +1,4 @@
-"""Ask one routed model: a call in, a `Hop` out. Whatever goes wrong becomes data in the hop, never an exception."""
+"""Call one routed model: a `PlannedCall` in, a `RoutedCall` out. A failure becomes data, never an exception."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from langgraph_router_r1.ledger import (
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.protocol import strip_thought
 from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
-from langgraph_router_r1.state import Hop, HopStatus, RouterCall, Routing
+from langgraph_router_r1.state import CallStatus, PlannedCall, RoutedCall, RunReport
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class Candidates:
         """Return the most that the shortest question to the cheapest model can cost, in dollars."""
         return min(self.worst_case(name, "?") for name in self.registry.names)
 
-    def ask(self, call: RouterCall, *, again: bool = False) -> Hop:
+    def ask(self, call: PlannedCall, *, again: bool = False) -> RoutedCall:
         """Make the call, unless it was refused before; return what came of it.
 
         Args:
@@ -145,7 +145,7 @@ class Candidates:
                 outcome.failures.append(error)
         return self._failed(outcome)
 
-    async def aask(self, call: RouterCall, *, again: bool = False) -> Hop:
+    async def aask(self, call: PlannedCall, *, again: bool = False) -> RoutedCall:
         """Make the call without blocking; see `ask`."""
         if call["refusal"]:
             return _refused(call)
@@ -180,13 +180,13 @@ class Candidates:
                 self._clients[model.name] = _Client(model)
             return self._clients[model.name]
 
-    def _begin(self, call: RouterCall, *, again: bool) -> _Outcome:
+    def _begin(self, call: PlannedCall, *, again: bool) -> _Outcome:
         outcome = _Outcome(call, again)
         if again:
             outcome.add_maybe(self.worst_case(call["model"], call["query"]))
         return outcome
 
-    def _replied(self, outcome: _Outcome, model: ModelDescriptor, reply: AIMessage) -> Hop:
+    def _replied(self, outcome: _Outcome, model: ModelDescriptor, reply: AIMessage) -> RoutedCall:
         whole = reply.content if isinstance(reply.content, str) else reply.text
         # Cut before anything else reads it. Half a surrogate pair, as some JSON holds, is taken by no tokenizer.
         text = whole[: model.max_reply_chars].encode("utf-8", "replace").decode()
@@ -195,7 +195,7 @@ class Candidates:
         if usage is None:
             usage = self._estimated(outcome.call, text, len(whole))
         list_cost = cost(usage, model.price)
-        hop: Hop = {
+        hop: RoutedCall = {
             **outcome.hop(),
             "response": response,
             "status": "ok" if response else "error",
@@ -213,12 +213,12 @@ class Candidates:
             "list_cost_usd": hop["list_cost_usd"] + list_cost,
         }
 
-    def _failed(self, outcome: _Outcome) -> Hop:
+    def _failed(self, outcome: _Outcome) -> RoutedCall:
         reason = public_reason(self.registry[outcome.call["model"]], outcome.failures[0])
         logger.info("%s", reason)
         return {**outcome.hop(), "reason": reason}
 
-    def _estimated(self, call: RouterCall, text: str, whole_length: int) -> Usage:
+    def _estimated(self, call: PlannedCall, text: str, whole_length: int) -> Usage:
         # Of a reply that was cut, the part that is left is counted and taken for typical of the whole.
         kept = len(text) / whole_length if whole_length else 1.0
         return {
@@ -232,11 +232,11 @@ class Candidates:
 class _Outcome:
     """What is known of a call while its attempts are made."""
 
-    def __init__(self, call: RouterCall, again: bool) -> None:
+    def __init__(self, call: PlannedCall, again: bool) -> None:
         self.call, self._again = call, again
         self.failures: list[Exception] = []
         """The last failure of each model that was tried."""
-        self._accounts: list[Routing] = []
+        self._accounts: list[RunReport] = []
         self._maybe_usd: float | None = 0.0
         self._started = time.perf_counter()
 
@@ -244,13 +244,13 @@ class _Outcome:
         """Note that so much may have been billed without a reply to show for it."""
         self._maybe_usd = add_bounds(self._maybe_usd, worst_usd if math.isfinite(worst_usd) else None)
 
-    def add_account(self, account: Routing) -> None:
+    def add_account(self, account: RunReport) -> None:
         """Note what a router had spent when it broke off."""
         self._accounts.append(account)
 
-    def hop(self) -> Hop:
+    def hop(self) -> RoutedCall:
         """Return the hop, as far as it does not depend on the reply."""
-        hop: Hop = {
+        hop: RoutedCall = {
             **_blank_hop(self.call),
             "latency_s": time.perf_counter() - self._started,
             "maybe_cost_usd": self._maybe_usd,
@@ -268,7 +268,7 @@ class _Client:
         self.limiter = InMemoryRateLimiter(requests_per_second=rate, max_bucket_size=1) if rate else None
         self._headers = _openai_headers(self.model)
 
-    def options(self, call: RouterCall) -> dict[str, Any]:
+    def options(self, call: PlannedCall) -> dict[str, Any]:
         """Return what a request carries besides the messages: the call's id, by which a provider can tell a repetition.
 
         It would be part of the key of LangChain's cache, which then would never hit.
@@ -442,7 +442,7 @@ def _openai_headers(model: Any) -> dict[str, str] | None:
     return dict(settings.get("extra_headers") or {})
 
 
-def _with_account(hop: Hop, account: Routing) -> Hop:
+def _with_account(hop: RoutedCall, account: RunReport) -> RoutedCall:
     """Return the hop of a call to a router, with what that router spent besides what the hop holds already."""
     list_cost = sum(inner["list_cost_usd"] for inner in account["hops"]) + account["router_cost_usd"]
     return {
@@ -455,7 +455,7 @@ def _with_account(hop: Hop, account: Routing) -> Hop:
     }
 
 
-def _messages(call: RouterCall) -> list[BaseMessage]:
+def _messages(call: PlannedCall) -> list[BaseMessage]:
     return [HumanMessage(CALL_PROMPT.format(query=call["query"]))]
 
 
@@ -472,7 +472,7 @@ def _as_message(reply: Any) -> AIMessage:
     raise TypeError(msg)
 
 
-def _blank_hop(call: RouterCall) -> Hop:
+def _blank_hop(call: PlannedCall) -> RoutedCall:
     return {
         "turn": call["turn"],
         "index": call["index"],
@@ -493,7 +493,7 @@ def _blank_hop(call: RouterCall) -> Hop:
     }
 
 
-def _refused(call: RouterCall) -> Hop:
+def _refused(call: PlannedCall) -> RoutedCall:
     assert call["refusal"] is not None
-    status: HopStatus = call["refusal"]["status"]
+    status: CallStatus = call["refusal"]["status"]
     return {**_blank_hop(call), "status": status, "reason": call["refusal"]["reason"]}

@@ -41,6 +41,7 @@ from langgraph_router_r1.engines.base import (
     info_segment,
 )
 from langgraph_router_r1.engines.chat_model import CHARACTERS_PER_TOKEN
+from langgraph_router_r1.events import DoneEvent, InfoEvent, RouteEvent, ThinkEvent
 from langgraph_router_r1.ledger import (
     FREE,
     PER_MILLION,
@@ -55,21 +56,17 @@ from langgraph_router_r1.ledger import (
 from langgraph_router_r1.prompts import RouterPrompt, last_question
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.state import (
-    DoneEvent,
-    Hop,
-    InfoEvent,
+    PlannedCall,
     Refusal,
-    RouteEvent,
-    RouterCall,
+    RoutedCall,
     RouterContext,
     RouterInput,
     RouterOutput,
     RouterState,
-    Routing,
     RunLimits,
+    RunReport,
     Spending,
     StopReason,
-    ThinkEvent,
 )
 from langgraph_router_r1.transcript import Segment, token_ids
 
@@ -288,9 +285,9 @@ class _Machine:
 
     def _plan(
         self, calls: Sequence[protocol.Call], turn: int, limits: _Limits, spent: float, transcript: list[Segment]
-    ) -> list[RouterCall]:
+    ) -> list[PlannedCall]:
         """Return the calls of a turn, those that must not be made marked so."""
-        payloads: list[RouterCall] = []
+        payloads: list[PlannedCall] = []
         for index, call in enumerate(calls):
             refusal: Refusal | None = None
             model = self.registry.by_alias(call.model).name if call.known else call.model[:MAX_UNKNOWN_NAME]
@@ -310,13 +307,13 @@ class _Machine:
                     payload["refusal"] = {"status": "over_budget", "reason": reason}
         return payloads
 
-    def _route_to(self, calls: Sequence[RouterCall], update: dict[str, Any]) -> Next:
+    def _route_to(self, calls: Sequence[PlannedCall], update: dict[str, Any]) -> Next:
         """Send the calls out, and keep in the state what they may cost, should the run break off meanwhile."""
         worst = [self.candidates.worst_case(call["model"], call["query"]) for call in calls if call["refusal"] is None]
         update["in_flight_usd"] = add_bounds(*(usd if math.isfinite(usd) else None for usd in worst))
         return Command(update=update, goto=[Send("route", call) for call in calls])
 
-    def _quote(self, hops: Sequence[Hop], *, routing: bool) -> str:
+    def _quote(self, hops: Sequence[RoutedCall], *, routing: bool) -> str:
         """Return what the calls of a turn brought back as one block, in call order, cut to `max_info_tokens`."""
         denied = [hop for hop in hops if hop["status"] == "denied"]
         lines = []
@@ -332,14 +329,14 @@ class _Machine:
             lines.append("No model can be asked any more. Answer now.")
         return protocol.quote("\n".join(lines))
 
-    def _reason(self, hop: Hop) -> str:
+    def _reason(self, hop: RoutedCall) -> str:
         """Return why there is no reply; the account tells of models by name, and the router knows aliases only."""
         name, reason = hop["answered_by"] or hop["model"], str(hop["reason"])
         if hop["status"] == "error" and name in self.registry and reason.startswith(f"{name} "):
             return self.registry[name].called + reason.removeprefix(name)
         return reason
 
-    def _called(self, hop: Hop) -> str:
+    def _called(self, hop: RoutedCall) -> str:
         """Return what the router calls the model of a hop, or what it called one that there is not."""
         unknown = hop["status"] == "unknown_model" or hop["model"] not in self.registry
         return hop["model"] if unknown else self.registry[hop["model"]].called
@@ -413,14 +410,14 @@ class _Machine:
 
     # route
 
-    def route(self, call: RouterCall) -> dict[str, list[Hop]]:
+    def route(self, call: PlannedCall) -> dict[str, list[RoutedCall]]:
         announce_call(call)
         again = self.checkpointed and call["refusal"] is None and intents.begin(call)
         hop = self.candidates.ask(call, again=again)
         announce_hop(hop)
         return {"hops": [hop]}
 
-    async def aroute(self, call: RouterCall) -> dict[str, list[Hop]]:
+    async def aroute(self, call: PlannedCall) -> dict[str, list[RoutedCall]]:
         announce_call(call)
         again = self.checkpointed and call["refusal"] is None and await intents.abegin(call)
         hop = await self.candidates.aask(call, again=again)
@@ -441,7 +438,7 @@ class _Machine:
     async def aanswer(self, state: RouterState) -> dict[str, Any]:
         return self.answer(state)
 
-    def _account(self, state: RouterState) -> Routing:
+    def _account(self, state: RouterState) -> RunReport:
         return account(
             state.get("hops", []),
             turns=state.get("turn", 0),
@@ -569,7 +566,7 @@ class _Machine:
         return len(token_ids(transcript)) or sum(len(segment["text"].encode()) for segment in transcript)
 
 
-def announce_call(call: RouterCall) -> None:
+def announce_call(call: PlannedCall) -> None:
     """Stream that a call is about to be made."""
     event: RouteEvent = {
         "type": "router_r1.route",
@@ -581,7 +578,7 @@ def announce_call(call: RouterCall) -> None:
     get_stream_writer()(event)
 
 
-def announce_hop(hop: Hop) -> None:
+def announce_hop(hop: RoutedCall) -> None:
     """Stream what came of a call."""
     event: InfoEvent = {
         "type": "router_r1.info",
@@ -660,7 +657,7 @@ def build_router(
     )
     graph = StateGraph(RouterState, context_schema=RouterContext, input_schema=RouterInput, output_schema=RouterOutput)
     graph.add_node("think", Node(machine.think, machine.athink), destinations=("route", "think", "answer"))
-    graph.add_node("route", Node(machine.route, machine.aroute), input_schema=RouterCall)
+    graph.add_node("route", Node(machine.route, machine.aroute), input_schema=PlannedCall)
     graph.add_node("answer", Node(machine.answer, machine.aanswer))
     graph.add_edge(START, "think")
     graph.add_edge("route", "think")
@@ -798,13 +795,13 @@ def _stop(routing: bool) -> list[str]:
     return [protocol.SEARCH_END, protocol.ANSWER_END] if routing else [protocol.ANSWER_END]
 
 
-def _said(hop: Hop) -> str:
+def _said(hop: RoutedCall) -> str:
     """Return a reply as the router reads it: one that was cut says so first, where no later cut can lose it."""
     complete = hop["finish_reason"] in {None, "stop"}
     return hop["response"] if complete else f"(This reply was cut off.) {hop['response']}"
 
 
-def _call(turn: int, index: int, model: str, query: str, refusal: Refusal | None = None) -> RouterCall:
+def _call(turn: int, index: int, model: str, query: str, refusal: Refusal | None = None) -> PlannedCall:
     call_id = uuid.uuid4().hex
     return {"id": call_id, "turn": turn, "index": index, "model": model, "query": query, "refusal": refusal}
 

@@ -22,7 +22,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.config import get_config
 from langgraph.runtime import get_runtime
 
-from langgraph_router_r1.state import RouterCall
+from langgraph_router_r1.state import PlannedCall
 
 if TYPE_CHECKING:
     from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
@@ -42,7 +42,7 @@ class NotStoredError(RuntimeError):
     """The checkpoint that plans a call was not stored in time, so the call was not made."""
 
 
-def begin(call: RouterCall) -> bool:
+def begin(call: PlannedCall) -> bool:
     """Note that a call begins; return whether an earlier attempt at it had begun and left no result.
 
     Without a checkpointer, or when checkpoints are stored at the end of a run only, there is nothing to resume from:
@@ -68,7 +68,7 @@ def begin(call: RouterCall) -> bool:
     return False
 
 
-async def abegin(call: RouterCall) -> bool:
+async def abegin(call: PlannedCall) -> bool:
     """Note that a call begins without blocking; see `begin`."""
     saver = _saver()
     if saver is None or "id" not in call:
@@ -121,9 +121,9 @@ def _pauses() -> Iterator[float]:
         pause = min(2 * pause, 0.25)
 
 
-def _note_id(call: RouterCall) -> str:
+def _note_id(call: PlannedCall) -> str:
     return f"intent-{call['id']}"
 
 
-def _is_noted(stored: CheckpointTuple, call: RouterCall) -> bool:
+def _is_noted(stored: CheckpointTuple, call: PlannedCall) -> bool:
     return any(write[0] == _note_id(call) for write in stored.pending_writes or ())

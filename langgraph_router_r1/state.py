@@ -1,4 +1,4 @@
-"""What travels through the graph: input, state, output, context, hops and stream events. All of it JSON-like."""
+"""What travels through the graph: input, state, output, context, and routed calls. All of it JSON-like."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 from langgraph_router_r1.ledger import FinishReason, Usage
 from langgraph_router_r1.transcript import Segment
 
-HopStatus = Literal["ok", "error", "unknown_model", "over_budget", "denied"]
+CallStatus = Literal["ok", "error", "unknown_model", "over_budget", "denied"]
 """`ok`: it replied. `error`: it was asked and failed. The others were never asked: no model has that name,
 its worst case is over what is left of the budget, or it is one call too many in its turn."""
 
@@ -24,7 +24,7 @@ StopReason = Literal["answered", "forced_answer", "no_answer", "context_full", "
 the models were asked without it, in the order of the `fallback`; the answer is the reply of one of them."""
 
 
-class Hop(TypedDict):
+class RoutedCall(TypedDict):
     """One routed call: who was asked what, what came back, at what cost."""
 
     turn: int
@@ -36,7 +36,7 @@ class Hop(TypedDict):
     query: str
     response: str
     """The reply, without the thinking that the model shows; empty unless `status` is `ok`."""
-    status: HopStatus
+    status: CallStatus
     reason: str | None
     """Why it is not `ok`, in words that are fit for anyone to read; None when it is."""
     usage: Usage
@@ -55,7 +55,7 @@ class Hop(TypedDict):
     maybe_billed_twice: bool
     """Whether this call may have been made and billed once before: an earlier attempt had begun when its process, or
     the run, was stopped, and left no reply. Its worst case is part of `maybe_cost_usd`."""
-    inner: Routing | None
+    inner: RunReport | None
     """The account of the router that replied or broke off, when a model that was asked is itself a router."""
 
 
@@ -69,21 +69,21 @@ class ModelBill(TypedDict):
     completion_tokens: int
 
 
-class Routing(TypedDict):
+class RunReport(TypedDict):
     """The account of a run."""
 
     turns: int
     """Turns in which models were asked."""
-    hops: list[Hop]
+    hops: list[RoutedCall]
     cost_usd: float
     """All that was spent on the question, as far as it is known: hops, router, and `earlier_cost_usd`."""
     router_cost_usd: float
     earlier_cost_usd: float
     """What attempts at the same question cost that broke off before this one; their calls are not in `hops`."""
     maybe_cost_usd: float | None
-    """The most that may have been billed beside `cost_usd`; see `Hop.maybe_cost_usd`. None: no bound is known."""
+    """The most that may have been billed beside `cost_usd`, as in `RoutedCall`. None: no bound is known."""
     maybe_billed_twice: int
-    """How many of the hops may have been billed twice; see `Hop.maybe_billed_twice`."""
+    """How many of the hops may have been billed twice; see `RoutedCall.maybe_billed_twice`."""
     thread_cost_usd: float
     """What all questions of the thread cost so far, this one included; `cost_usd` when there is no checkpointer."""
     by_model: dict[str, ModelBill]
@@ -122,7 +122,7 @@ class RouterOutput(TypedDict):
     messages: Annotated[list[AnyMessage], add_messages]
     """The messages with the answer behind them, as an `AIMessage`."""
     answer: str
-    routing: Routing
+    routing: RunReport
 
 
 class RouterState(TypedDict):
@@ -132,7 +132,7 @@ class RouterState(TypedDict):
     question_id: NotRequired[str | None]
     """Id of the message that this run answers; another one at the end of `messages` starts a new run."""
     transcript: NotRequired[Annotated[list[Segment], operator.add]]
-    hops: NotRequired[Annotated[list[Hop], operator.add]]
+    hops: NotRequired[Annotated[list[RoutedCall], operator.add]]
     router_usage: NotRequired[Annotated[list[Usage], operator.add]]
     """One entry a router turn."""
     turn: NotRequired[int]
@@ -153,17 +153,17 @@ class RouterState(TypedDict):
     """Spent on this thread before this question."""
     stop_reason: NotRequired[StopReason | None]
     answer: NotRequired[str]
-    routing: NotRequired[Routing]
+    routing: NotRequired[RunReport]
 
 
 class Refusal(TypedDict):
     """Why a call is not made."""
 
-    status: HopStatus
+    status: CallStatus
     reason: str
 
 
-class RouterCall(TypedDict):
+class PlannedCall(TypedDict):
     """The payload of one `Send("route", ...)`."""
 
     id: NotRequired[str]
@@ -194,49 +194,3 @@ class RouterContext:
     """The most this run may spend, in dollars."""
     max_turns: int | None = None
     max_parallel: int | None = None
-
-
-class ThinkEvent(TypedDict):
-    """A turn of the router is complete."""
-
-    type: Literal["router_r1.think"]
-    turn: int
-    text: str
-    """What the router LLM wrote; or that it does not answer, and whom the fallback asks, as a thought."""
-
-
-class RouteEvent(TypedDict):
-    """A call is about to be made."""
-
-    type: Literal["router_r1.route"]
-    turn: int
-    index: int
-    model: str
-    query: str
-
-
-class InfoEvent(TypedDict):
-    """A call is over."""
-
-    type: Literal["router_r1.info"]
-    turn: int
-    index: int
-    model: str
-    answered_by: str | None
-    status: HopStatus
-    reason: str | None
-    response: str
-    cost_usd: float
-    latency_s: float
-
-
-class DoneEvent(TypedDict):
-    """The run is over."""
-
-    type: Literal["router_r1.done"]
-    answer: str
-    routing: Routing
-
-
-RouterEvent = ThinkEvent | RouteEvent | InfoEvent | DoneEvent
-"""What `stream_mode="custom"` yields, told apart by `type`."""

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from langgraph_router_r1.events import RouterEvent
 from langgraph_router_r1.registry import ModelRegistry
-from langgraph_router_r1.state import RouterEvent, Routing
+from langgraph_router_r1.state import RunReport
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _THOUGHT = re.compile(r"<think>(.*?)(?:</think>|$)", re.DOTALL)
@@ -32,7 +33,7 @@ class ConsoleTrace:
         """Draw on this console."""
         self.console = console
         self.answer = ""
-        self.routing: Routing | None = None
+        self.routing: RunReport | None = None
 
     def question(self, text: str) -> None:
         """Draw the question."""
@@ -67,7 +68,7 @@ class ConsoleTrace:
         self.console.print(Text(f"  {sign} "), Text(printable(text), style=style), Text(facts, style="dim"), sep="")
 
 
-def bill_table(routings: Iterable[Routing], registry: ModelRegistry) -> Table:
+def bill_table(routings: Iterable[RunReport], registry: ModelRegistry) -> Table:
     """Return the table of what each model did in these runs and cost, in millionths of a dollar."""
     routings = list(routings)
     table = Table("model", "price", "calls", "failed", "tokens in", "tokens out", "µ$", title="Cost by model")

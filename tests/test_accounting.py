@@ -6,22 +6,22 @@ from typing import Any, cast
 
 from langgraph_router_r1.accounting import account, from_cache, spending, with_earlier
 from langgraph_router_r1.ledger import NO_USAGE, Price
-from langgraph_router_r1.state import Hop, Routing
+from langgraph_router_r1.state import RoutedCall, RunReport
 
 ROUTER_TOKENS: Any = {"prompt_tokens": 1000, "cached_tokens": 0, "completion_tokens": 100, "estimated": False}
 
 
-def hop(index: int, model: str, status: Any, cost_usd: float, **fields: Any) -> Hop:
+def hop(index: int, model: str, status: Any, cost_usd: float, **fields: Any) -> RoutedCall:
     whole = {
         "turn": 0, "index": index, "model": model, "query": "?", "response": "", "status": status, "reason": None,
         "usage": {**NO_USAGE, "prompt_tokens": 10 * index, "completion_tokens": index}, "cost_usd": cost_usd,
         "list_cost_usd": cost_usd, "latency_s": 0.0, "answered_by": None, "finish_reason": None,
         "maybe_cost_usd": 0.0, "maybe_billed_twice": False, "inner": None, **fields,
     }  # fmt: skip
-    return cast(Hop, whole)
+    return cast(RoutedCall, whole)
 
 
-def made_up() -> Routing:
+def made_up() -> RunReport:
     """One refused call, two that failed, one that a fallback answered: in another order than they were made in."""
     hops = [
         hop(3, "a", "error", 0.25, maybe_cost_usd=2.0, maybe_billed_twice=True),
@@ -40,7 +40,7 @@ def made_up() -> Routing:
     )
 
 
-def without_hops(routing: Routing) -> dict[str, Any]:
+def without_hops(routing: RunReport) -> dict[str, Any]:
     return {key: value for key, value in routing.items() if key != "hops"}
 
 

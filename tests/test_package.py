@@ -32,7 +32,8 @@ def test_the_public_names_are_these() -> None:
     assert set(langgraph_router_r1.__all__) == {
         "build_router", "create_router", "ChatRouterR1",
         "ModelRegistry", "ModelDescriptor", "Price", "RegistryError", "UnknownModelError",
-        "RouterContext", "RouterInput", "RouterOutput", "RouterState", "Hop",
+        "RouterContext", "RouterInput", "RouterOutput", "RouterPrompt", "RouterState", "RoutedCall", "RunReport",
+        "EngineError", "Fallback",
         "RouterEvent", "ThinkEvent", "RouteEvent", "InfoEvent", "DoneEvent",
     }  # fmt: skip
     for name in langgraph_router_r1.__all__:

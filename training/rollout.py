@@ -23,7 +23,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.cache.base import BaseCache
 from typing_extensions import override
 
-from langgraph_router_r1 import Hop, RouterContext, protocol
+from langgraph_router_r1 import RoutedCall, RouterContext, protocol
 from langgraph_router_r1.candidates import build_model
 from langgraph_router_r1.engines import EngineError
 from langgraph_router_r1.evaluation.cache import remember
@@ -57,7 +57,7 @@ class Rollout:
     logprobs: list[float]
     """Of the sampled tokens as they were sampled, not a number where the engine recorded none; 0 elsewhere."""
     answer: str
-    hops: list[Hop]
+    hops: list[RoutedCall]
     router_cost_usd: float
     completion_cost_usd: float
     """What the routed models' completion tokens cost at list price."""
@@ -145,7 +145,7 @@ def flatten(task: Task, cost_weight: float, result: dict[str, Any], registry: Mo
     for segment in rest:
         unknown = math.nan if segment["kind"] == "model" else 0.0
         logprobs += segment.get("logprobs", [unknown] * len(segment["token_ids"]))
-    hops: list[Hop] = result["routing"]["hops"]
+    hops: list[RoutedCall] = result["routing"]["hops"]
     segments = [(segment["kind"], segment["text"]) for segment in transcript]
     broken = [hop["reason"] for hop in hops if hop["status"] == "error"]
     return Rollout(

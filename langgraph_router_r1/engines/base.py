@@ -11,7 +11,7 @@ from langgraph_router_r1.ledger import Usage
 from langgraph_router_r1.transcript import Segment
 
 if TYPE_CHECKING:
-    from langgraph_router_r1.state import Routing
+    from langgraph_router_r1.state import RunReport
 
 
 API_KEY_ENV = "ROUTER_R1_API_KEY"
@@ -21,7 +21,7 @@ API_KEY_ENV = "ROUTER_R1_API_KEY"
 class EngineError(RuntimeError):
     """The router's tokens can't be had; the message says from where, and why."""
 
-    routing: Routing | None = None
+    routing: RunReport | None = None
     """The account of the run that this error ended, so far; None outside of a run."""
 
 

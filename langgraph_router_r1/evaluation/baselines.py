@@ -34,12 +34,13 @@ from langgraph_router_r1.engines.chat_model import CHARACTERS_PER_TOKEN
 from langgraph_router_r1.evaluation.extractor import Extraction, Extractor
 from langgraph_router_r1.evaluation.metrics import normalise
 from langgraph_router_r1.evaluation.recorded import TASK_ID, RecordedPool, outcome_cost, quality, run_metadata
+from langgraph_router_r1.events import DoneEvent
 from langgraph_router_r1.graph import Node, announce_call, announce_hop
 from langgraph_router_r1.ledger import Price, PriceLike, Usage, add_usage
 from langgraph_router_r1.pilot import Matrix, MiniLM, Pilot, Predictor, embed, observations, utility
 from langgraph_router_r1.prompts import last_question
 from langgraph_router_r1.registry import ModelRegistry
-from langgraph_router_r1.state import DoneEvent, Hop, RouterCall, RouterContext, RouterInput, RouterOutput, Routing
+from langgraph_router_r1.state import PlannedCall, RoutedCall, RouterContext, RouterInput, RouterOutput, RunReport
 
 Kind = Literal[
     "random", "cheapest", "dearest", "best", "oracle", "majority", "cascade", "knn", "logistic", "mlp", "contrastive"
@@ -141,11 +142,11 @@ class _State(TypedDict):
 
     messages: Annotated[list[AnyMessage], add_messages]
     answer: NotRequired[str]
-    routing: NotRequired[Routing]
+    routing: NotRequired[RunReport]
 
 
 class _Tally(TypedDict):
-    hops: list[Hop]
+    hops: list[RoutedCall]
     usages: list[Usage]
     turns: int
 
@@ -202,14 +203,14 @@ class _Driver:
         question = Question(text, run_metadata(get_config()).get(TASK_ID), weight)
         return self.planner(question), question, {"hops": [], "usages": [], "turns": 0}
 
-    def _calls(self, wish: Ask, question: Question, tally: _Tally) -> list[RouterCall]:
+    def _calls(self, wish: Ask, question: Question, tally: _Tally) -> list[PlannedCall]:
         turn, tally["turns"] = tally["turns"], tally["turns"] + 1
         return [
             {"turn": turn, "index": index, "model": model, "query": question.text, "refusal": None}
             for index, model in enumerate(wish.models)
         ]
 
-    def _asked(self, hops: list[Hop], tally: _Tally) -> list[Hop]:
+    def _asked(self, hops: list[RoutedCall], tally: _Tally) -> list[RoutedCall]:
         tally["hops"] += hops
         return hops
 
@@ -294,7 +295,7 @@ def _ask_one(model: str, _: Question) -> Plan:
     return _reply(hops)
 
 
-def _reply(hops: Iterable[Hop]) -> str:
+def _reply(hops: Iterable[RoutedCall]) -> str:
     """Return the first reply there is."""
     return next((hop["response"] for hop in hops if hop["status"] == "ok"), "")
 

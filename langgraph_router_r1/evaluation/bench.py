@@ -33,7 +33,7 @@ from langgraph_router_r1.evaluation.report import Results, score_runs
 from langgraph_router_r1.evaluation.tasks import Task, data_dir, distinct, draw, load_tasks, read_tasks
 from langgraph_router_r1.ledger import PER_MILLION
 from langgraph_router_r1.registry import ModelRegistry, RegistryError, UnknownModelError
-from langgraph_router_r1.state import Hop, RouterContext
+from langgraph_router_r1.state import RoutedCall, RouterContext
 
 IN_FLIGHT = 32
 
@@ -401,7 +401,7 @@ class Bench:
         return None
 
 
-def _cost_parts(hops: Sequence[Hop], registry: ModelRegistry) -> dict[str, float]:
+def _cost_parts(hops: Sequence[RoutedCall], registry: ModelRegistry) -> dict[str, float]:
     """Return what the calls of a run cost at list price, in dollars, by what was paid for."""
     parts = {"prompt": 0.0, "cached": 0.0, "completion": 0.0}
     for hop in hops:

@@ -43,7 +43,7 @@ from langgraph_router_r1.evaluation.tasks import Split, Task, TaskError, draw
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.protocol import fold
 from langgraph_router_r1.registry import Accuracy, Measured, ModelDescriptor, ModelRegistry, RegistryError
-from langgraph_router_r1.state import Hop, RouterCall
+from langgraph_router_r1.state import PlannedCall, RoutedCall
 
 TIMED = 20
 """Tasks of each model that are asked with nothing else in flight, for its latency."""
@@ -176,8 +176,8 @@ class _Run:
             standing.stopped = f"{name} is not asked any more: the budget has no room for a call of up to ${worst:.2g}"
             self._progress(standing)
             return
-        call: RouterCall = {"turn": 0, "index": 0, "model": name, "query": task.question, "refusal": None}
-        hop: Hop = await self._ask.ainvoke(call, {"metadata": {TASK_ID: task.id}})
+        call: PlannedCall = {"turn": 0, "index": 0, "model": name, "query": task.question, "refusal": None}
+        hop: RoutedCall = await self._ask.ainvoke(call, {"metadata": {TASK_ID: task.id}})
         await self._purse.settle(worst, hop["cost_usd"])
         standing.done += 1
         standing.spent_usd += hop["cost_usd"]
