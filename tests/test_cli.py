@@ -23,7 +23,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from langgraph_router_r1 import ModelRegistry, create_router
-from langgraph_router_r1.cli import EXTRAS, cli
+from langgraph_router_r1.cli import cli
+from langgraph_router_r1.cli.output import EXTRAS
 from langgraph_router_r1.testing import ScriptedEngine
 from langgraph_router_r1.trace import ConsoleTrace, bill_table, printable
 
@@ -88,7 +89,9 @@ def test_a_chat_model_as_router_needs_its_price_and_its_key(registry: str, monke
 
 def test_cost_weight_and_budget_reach_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = ScriptedEngine([search("m: a?") + answer("Lima")])
-    monkeypatch.setattr("langgraph_router_r1.cli._pool", lambda *_: contextlib.nullcontext((engine, pool(m="x"))))
+    monkeypatch.setattr(
+        "langgraph_router_r1.cli.ask.open_pool", lambda *_: contextlib.nullcontext((engine, pool(m="x")))
+    )
     result = run.invoke(cli, ["ask", "Which?", "--cost-weight", "1", "--budget", "0", "--json"])
     assert json.loads(result.stdout)["routing"]["stop_reason"] == "forced_answer"
     assert "Cost weight: 1 of 1" in bytes(engine.prompts[0]).decode()
@@ -299,7 +302,9 @@ def test_check_does_not_take_a_fallback_that_answers_for_the_model_itself(monkey
     models = ModelRegistry([*pool(first=ConnectionError("gone")), *pool(second="yes")])
     models = models.with_model(models["first"].model_copy(update={"fallbacks": ("second",)}))
     engine = ScriptedEngine([answer("yes")])
-    monkeypatch.setattr("langgraph_router_r1.cli._pool", lambda *_, **__: contextlib.nullcontext((engine, models)))
+    monkeypatch.setattr(
+        "langgraph_router_r1.cli.ask.open_pool", lambda *_, **__: contextlib.nullcontext((engine, models))
+    )
     result = run.invoke(cli, ["check"], env={"COLUMNS": "200"})
     rows = {
         line.split("│")[2].strip(): line.split("│")[1].strip() for line in result.stdout.splitlines() if "│" in line

@@ -680,8 +680,8 @@ def test_profile_without_a_registry_measures_the_pocket_pool_into_a_copy(
     shipped = POOL_FILE.read_text()
     with serving(pocket_says) as server:
         played = contextlib.nullcontext(SimpleNamespace(base_url=server.base_url))
-        monkeypatch.setattr("langgraph_router_r1.cli.pocket_server", lambda: None)
-        monkeypatch.setattr("langgraph_router_r1.cli._running", lambda *_: played)
+        monkeypatch.setattr("langgraph_router_r1.cli.profile.pocket_server", lambda: None)
+        monkeypatch.setattr("langgraph_router_r1.cli.profile.running", lambda *_: played)
         copy = tmp_path / "pocket.toml"
         result = CliRunner().invoke(cli, ["profile", "--output", str(copy), "--sample", "2"])
     assert result.exit_code == 0, result.output

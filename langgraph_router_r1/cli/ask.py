@@ -1,0 +1,182 @@
+"""`router-r1 demo | ask | models | check | graph`: one question, or a look at the pool."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from langgraph_router_r1.candidates import Candidates
+from langgraph_router_r1.cli.app import cli
+from langgraph_router_r1.cli.output import errors, fail, failing_clearly, results_console, telling
+from langgraph_router_r1.cli.pool import (
+    ModelOption,
+    RegistryOption,
+    RouterOption,
+    finite,
+    is_chat_model,
+    open_pool,
+    running,
+)
+from langgraph_router_r1.engines import EngineError
+from langgraph_router_r1.graph import build_router, create_router
+from langgraph_router_r1.pocket import MAX_ROUTER_TOKENS, ROUTER_NAME, pocket_registry, pocket_router, pocket_server
+from langgraph_router_r1.registry import ModelRegistry
+from langgraph_router_r1.trace import ConsoleTrace, bill_table, printable
+
+DEMO_QUESTIONS = (
+    "What is the capital of Kenya?",
+    "What currency is used in Thailand?",
+    "Which dialling code reaches Portugal?",
+    "Which country has the capital Quito?",
+    "Which country does the domain .th belong to?",
+    "What currency is used in the country whose capital is Lima?",
+    "Which dialling code reaches the country whose domain is .pe?",
+    "What is the capital of the country with the internet domain .kr?",
+)
+
+CHECK_TIMEOUT_S = 15.0
+
+
+@cli.command()
+def demo() -> None:
+    """Start the pocket pool, ask it eight questions, show what happens and what it costs, and stop it."""
+    console = results_console()
+    with failing_clearly(), running(pocket_server(), console) as server:
+        registry = pocket_registry(server.base_url)
+        router = pocket_router(server.base_url)
+        routings = []
+        for question in DEMO_QUESTIONS:
+            trace = ConsoleTrace(console)
+            trace.question(question)
+            for event in router.stream({"messages": [("user", question)]}, stream_mode="custom"):
+                trace.show(event)
+            routings.append(trace.routing)
+        console.print(bill_table([routing for routing in routings if routing], registry))
+
+
+@cli.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="What you want to know.")],
+    registry: RegistryOption = None,
+    router: RouterOption = None,
+    model: ModelOption = ROUTER_NAME,
+    cost_weight: Annotated[
+        float,
+        typer.Option(min=0, max=1, callback=finite, help="How much money counts: 0 quality only, 1 cost only."),
+    ] = 0.0,
+    budget: Annotated[
+        float | None, typer.Option(min=0, callback=finite, help="The most this question may cost, in dollars.")
+    ] = None,
+    router_price: Annotated[
+        float | None,
+        typer.Option(min=0, callback=finite, help="Price of the router's own tokens, in dollars per million."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else: question, answer, routing.")
+    ] = False,
+) -> None:
+    """Ask one question, with a live trace."""
+    console = results_console()
+    if not question.strip():
+        fail("the question is empty")
+    if not _is_text(question):
+        fail("the question is not UTF-8 text")
+    if is_chat_model(router) and router_price is None:
+        fail("--router names a chat model: give the price of its tokens with --router-price, in dollars per million")
+    with failing_clearly(), open_pool(registry, router, model, errors) as (engine, pool):
+        graph = create_router(
+            engine,
+            pool,
+            cost_weight=cost_weight,
+            budget_usd=budget,
+            max_tokens=MAX_ROUTER_TOKENS if router is None else 1024,
+            router_price="free" if router_price is None else router_price,
+        )
+        trace = ConsoleTrace(console)
+        if not as_json:
+            trace.question(question)
+        for event in graph.stream({"messages": [("user", question)]}, stream_mode="custom"):
+            if as_json:
+                trace.keep(event)
+            else:
+                trace.show(event)
+        if as_json:
+            typer.echo(json.dumps({"question": question, "answer": trace.answer, "routing": trace.routing}))
+        elif trace.routing:
+            console.print(bill_table([trace.routing], pool))
+
+
+@cli.command()
+def models(registry: RegistryOption = None) -> None:
+    """List the models that may be asked, as the router is told about them."""
+    with failing_clearly():
+        pool = ModelRegistry.from_file(registry) if registry else pocket_registry("http://127.0.0.1/v1")
+    table = Table("model", "price", "seconds", "accuracy", "description")
+    for entry in pool:
+        skills = ", ".join(f"{skill} {value:.2f}" for skill, value in entry.skills.items())
+        seconds = "" if entry.latency_s is None else f"{entry.latency_s:.2f}"
+        texts = [Text(printable(text)) for text in (entry.called, skills, entry.description)]
+        table.add_row(texts[0], str(entry.price), seconds, *texts[1:])
+    results_console().print(table)
+
+
+@cli.command()
+def check(
+    registry: RegistryOption = None,
+    router: RouterOption = None,
+    model: ModelOption = ROUTER_NAME,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, callback=finite, help="The most seconds to wait for each of them.")
+    ] = CHECK_TIMEOUT_S,
+) -> None:
+    """Ask the router and every model for a few tokens, and say what is wrong. Exits with 1 when anything is."""
+    console = results_console()
+    healthy = True
+    with failing_clearly(), open_pool(registry, router, model, errors, timeout_s=timeout) as (engine, pool):
+        table = Table("", "who", "result")
+        try:
+            with telling("asking the router"):
+                begun = engine.begin([{"role": "user", "content": "Hello"}])
+                engine.generate([begun], stop=[], max_tokens=4)
+            table.add_row("✓", "router", Text(printable(repr(engine))))
+        except EngineError as error:
+            healthy = False
+            table.add_row("✗", "router", Text(printable(str(error))))
+        # Each model for itself, and once: neither a fallback nor a retry may hide what is wrong.
+        alone = {"fallbacks": (), "max_retries": 0}
+        candidates = Candidates(
+            ModelRegistry(
+                entry.model_copy(update={**alone, "timeout_s": min(timeout, entry.timeout_s)}) for entry in pool
+            ),
+            engine.count_tokens,
+        )
+        for entry in pool:
+            call = {"turn": 0, "index": 0, "model": entry.name, "query": "Say: yes", "refusal": None}
+            with telling(f"asking {entry.name}"):
+                hop = candidates.ask(call)  # type: ignore[arg-type]
+            healthy = healthy and hop["status"] == "ok"
+            result = f"{hop['latency_s']:.2f} s, ${hop['cost_usd']:.2g}" if hop["status"] == "ok" else hop["reason"]
+            mark = "✓" if hop["status"] == "ok" else "✗"
+            table.add_row(mark, Text(printable(entry.name)), Text(printable(result or "")))
+        console.print(table)
+    if not healthy:
+        raise typer.Exit(1)
+
+
+@cli.command()
+def graph() -> None:
+    """Print the state machine as a Mermaid diagram."""
+    from langgraph_router_r1.testing import ScriptedEngine
+
+    drawn = build_router(ScriptedEngine([]), pocket_registry("http://127.0.0.1/v1")).compile().get_graph()
+    typer.echo(drawn.draw_mermaid())
+
+
+def _is_text(value: str) -> bool:
+    """Return whether an argument was UTF-8: other bytes become lone surrogates."""
+    return not re.search("[\ud800-\udfff]", value)
