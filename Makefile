@@ -1,6 +1,6 @@
 # Everything runs from a fresh machine: Python 3.11+ and make are enough.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast mutants lint type format overhead constraints train-pocket clean
+.PHONY: help demo test test-fast mutants lint type format overhead picture constraints train-pocket clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,6 +46,9 @@ format: $(VENV)/.installed  ## Mend what can be mended
 
 overhead: $(VENV)/.installed  ## Measure the graph's overhead and the import time
 	$(BIN)/python benchmarks/overhead.py
+
+picture: $(VENV)/.installed  ## Draw the README's picture from a real run
+	$(BIN)/python docs/picture.py
 
 constraints: $(VENV)/.installed  ## Pin anew what is tested together
 	$(BIN)/uv pip compile --quiet --upgrade --extra train --group dev --no-header --no-annotate \

@@ -79,7 +79,7 @@ MAX_UNKNOWN_NAME = 60
 """Characters kept of a name that is not registered: the router may have written a whole paragraph before a colon."""
 
 QUOTE_OVERHEAD_TOKENS = 64
-"""Room for the tags around what comes back and for a word from the environment, in what is kept for the answer."""
+"""Room for the tags around replies and for a notice, in what is reserved for the answer."""
 
 MAX_FALLBACK_CALLS = 3
 """How many models are asked without the router LLM, one after another, before a run ends without a reply."""
@@ -623,7 +623,7 @@ def build_router(
         max_tokens: Most tokens the router writes in a turn.
         max_info_tokens: Most tokens of what comes back to it after a turn.
         router_price: Price of the router's own tokens, in any form that `Price.parse` reads.
-        fallback: Who says whom to ask when the router LLM does not answer: "pilot", for a `Pilot` on the registry's
+        fallback: Chooses models when the router LLM does not answer: "pilot", for a `Pilot` on the registry's
             profile, or anything with its `rank`. The models are then asked the whole question in that order, at most
             three, until one replies; the run ends `degraded`. Should the fallback fail too, the cheapest are asked.
             None: such a run ends with the engine's `EngineError`. A pilot's first ranking loads its embeddings, which

@@ -206,7 +206,7 @@ def add_bounds(*bounds: float | None) -> float | None:
 def affordable(worst_cases: Sequence[float], left: float | None) -> list[bool]:
     """Reserve calls against what is left of a budget, together and in order; say which fit.
 
-    Calls of one turn run at the same time, so each is held against what the earlier ones may yet cost.
+    Calls of one turn run at the same time, so each is checked against what the earlier ones may still cost.
 
     Example:
         >>> affordable([0.4, 0.9, 0.5], left=1.0)

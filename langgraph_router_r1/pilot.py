@@ -106,7 +106,7 @@ class Pilot:
     def refit(self, registry: ModelRegistry) -> Pilot:
         """Return a pilot for another pool with the same observations; what is embedded already stays.
 
-        So do the costs that were observed: after a change of prices, take `from_profile` anew.
+        So do the costs that were observed: after a change of prices, call `from_profile` again.
         """
         other = Pilot(registry, self.observations, predictor=self._make_predictor, embeddings=self._embeddings)
         if "_embedded" in vars(self):

@@ -51,7 +51,7 @@ class RouterPrompt:
     `$cost_weight`, `$cost_words` (what it means) and `$max_turns` may be. `$$` is a dollar sign.
 
     With `weights`, the router is told of these cost weights only, and any other is a mixture: each question is told one
-    of the two around it, by a lot that its words decide, so often that the mean is what was asked for. What a reward
+    of the two around it, chosen by a hash of the question, so often that the mean is what was asked for. What a reward
     that is linear in the weight teaches changes in jumps; a mixture reaches all between (so RouterBench draws its
     frontiers, arXiv 2403.12031). A question goes over to the higher weight once, and stays there.
 
@@ -102,8 +102,8 @@ class RouterPrompt:
         if low >= high:  # one of them, or beyond the last
             return min(max(cost_weight, self.weights[0]), self.weights[-1])
         digest = hashlib.sha256(fold(question).encode("utf-8", "replace")).digest()
-        lot = int.from_bytes(digest[:8], "big") / 2**64
-        return high if lot < (cost_weight - low) / (high - low) else low
+        share = int.from_bytes(digest[:8], "big") / 2**64
+        return high if share < (cost_weight - low) / (high - low) else low
 
     def render(
         self,

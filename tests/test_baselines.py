@@ -1,4 +1,4 @@
-"""Baselines choose as they say, keep the router's books, and embed like it."""
+"""Baselines choose as they say, keep the router's account, and embed like it."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def comparable(value: Any) -> Any:
 
 
 async def both(fresh: Callable[[], Any], **options: Any) -> tuple[list[Any], Any]:
-    """Run a router that is made anew each time in both ways; hold that all is the same, and return it."""
+    """Run a new router in both ways; check that the results are the same, and return one."""
     (events, values), (other_events, other_values) = [await run(way, fresh(), **options) for way in WAYS]
     # Calls of one turn run side by side: which of their events comes first is not promised.
     assert sorted(map(json.dumps, events)) == sorted(map(json.dumps, other_events))

@@ -298,7 +298,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self._figures = measure(self.rollouts, scored, self.registry.names, generations)
         if self.calls is not None:
             self._figures["routed_calls_made"] = self.calls.made_share
-        self._stop_when_barren(mode)
+        self._stop_when_unscorable(mode)
         start = self.accelerator.process_index * len(own)
         eos = self.processing_class.eos_token_id
         rows = [_row(rollout, eos) for rollout in own]
@@ -414,10 +414,10 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     ) -> list[Rollout]:
         return await roll_out(router, pool, tasks, in_flight=in_flight, timeout_s=self.timeout_s)
 
-    def _stop_when_barren(self, mode: str) -> None:
-        barren = not any(rollout.is_scorable for rollout in self.rollouts)
+    def _stop_when_unscorable(self, mode: str) -> None:
+        is_unscorable = not any(rollout.is_scorable for rollout in self.rollouts)
         if mode == "train":
-            self._unscorable_steps = self._unscorable_steps + 1 if barren else 0
+            self._unscorable_steps = self._unscorable_steps + 1 if is_unscorable else 0
         if self._unscorable_steps >= MAX_UNSCORABLE_STEPS:
             reasons = sorted({str(rollout.failed) for rollout in self.rollouts})[:3]
             raise RuntimeError(

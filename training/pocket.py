@@ -3,7 +3,7 @@
     python -m training.pocket experts       adapters of the specialists and of the generalist
     python -m training.pocket describe      measure every routed model through vLLM, write pool.toml
     python -m training.pocket pilot FILE    a sample of what router-r1 profile recorded, for the pilot that ships
-    python -m training.pocket recall        what the base model knows by heart
+    python -m training.pocket recall        what the base model knows without a call
     python -m training.pocket transcripts   let a scripted teacher drive the graph over drawn pools of simulated models
     python -m training.sft ...              the router's adapter, from those transcripts
     python -m training.pocket evaluate      the router, through vLLM, on countries it never saw
@@ -180,7 +180,7 @@ def recall(
     output: Annotated[Path, typer.Option(help="File of what the base model knows.")] = MEMORY_FILE,
     seed: int = 0,
 ) -> None:
-    """Ask the base model what it knows by heart of the training countries: the router will know as much."""
+    """Ask the base model what it has memorised of the training countries: the router will know as much."""
     with pocket_server(adapters=adapters) as server:
         memory = asyncio.run(_memory(build_model(pocket_registry(server.base_url)["smol"]), seed))
     rows = [{"iso": iso, "asked": asked, "by": by, "says": says} for (iso, asked, by), says in memory.items()]
@@ -217,7 +217,7 @@ def sample_for_router(seed: int) -> Iterable[PocketQuestion]:
 async def _memory(smol: Any, seed: int) -> Memory:
     """Return what a router of this size says from memory: right where the base model is, else another country's fact.
 
-    Not the facts themselves: the router would learn them by heart, for the countries it is trained on only.
+    Not the facts themselves: the router would memorise them, for the training countries only.
     """
     choose = random.Random(seed)
     lands = countries("train")

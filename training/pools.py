@@ -1,6 +1,6 @@
 """Drawn pools: for each group of rollouts other models, in another order, under other names, said in other words.
 
-A router that always sees the same pool learns places and names by heart. In a drawn pool the descriptors are the only
+A router that always sees the same pool memorises positions and names. In a drawn pool the descriptors are the only
 thing that tells who will be right, because everything else changes: members, order, names, wording of descriptions,
 which skills are told and how precisely, prices (over three orders of magnitude) and latencies.
 
@@ -40,7 +40,7 @@ RIVALS = 0.2
 """Probability that a kind has a second specialist, cheaper and not as good."""
 
 MOST_TRIES = 20
-"""How often a description is drawn anew that another model of the pool has already."""
+"""How often a description is drawn again when another model of the pool has it already."""
 
 TWO_HOP = "two-hop"
 """The skill of answering a question about a described country in one call."""
@@ -263,7 +263,7 @@ def draw_pool(choose: random.Random, *, plain: float = 0.2) -> DrawnPool:
 def redraw(registry: ModelRegistry, choose: random.Random, *, dropped: float = 0.1) -> ModelRegistry:
     """Return a pool of real models in another form: what the router is told of them changes, and they stay the same.
 
-    Descriptions are worded anew where a model's skills are kinds of the pocket world; others keep theirs. Prices are
+    Descriptions are reworded where a model's skills are kinds of the pocket world; others keep theirs. Prices are
     changed on the bill, too: the reward has to go by what the router was told.
 
     Args:
@@ -481,9 +481,9 @@ def simulated(
         if found is None or (found[0] not in accuracy and not others):
             return AIMessage("I do not know.")
         kind, answer, facts = found
-        lot = random.Random(f"{name} {fold(query)}")
-        is_right = lot.random() < accuracy.get(kind, others)
-        return AIMessage(answer if is_right else lot.choice([fact for fact in facts if fact != answer]))
+        chance = random.Random(f"{name} {fold(query)}")
+        is_right = chance.random() < accuracy.get(kind, others)
+        return AIMessage(answer if is_right else chance.choice([fact for fact in facts if fact != answer]))
 
     return RunnableLambda(reply)
 
@@ -511,5 +511,5 @@ def worth(member: Member, kind: str, cost_weight: float, among: Iterable[Member]
     At cost weight 0 only the accuracy counts; at 1 a tenfold price has to be worth 30 points of accuracy.
     """
     cheapest = min(candidate.descriptor.price.prompt for candidate in among)
-    dearer = math.log10(max(member.descriptor.price.prompt, 1e-9) / max(cheapest, 1e-9))
-    return (member.told(kind) or 0.0) - 0.3 * cost_weight * dearer
+    price_ratio = math.log10(max(member.descriptor.price.prompt, 1e-9) / max(cheapest, 1e-9))
+    return (member.told(kind) or 0.0) - 0.3 * cost_weight * price_ratio

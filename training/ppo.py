@@ -13,7 +13,7 @@ Where this is not the textbook's PPO, or not that of the paper's code (veRL):
 - The old policy is the one that sampled, as it recorded itself, not the trainer's account of it: where the two differ,
   the ratio knows (`sampler_gap` says by how much). So rollouts have to be sampled at temperature 1, from everything.
 - Values are not clipped, and there is no learning rate schedule.
-- A rollout that somebody else's fault broke is left out.
+- A rollout with an infrastructure failure is left out.
 - One process: a comparison needs no more.
 """
 

@@ -1,8 +1,8 @@
-"""What a rollout earns: format, outcome and cost, weighed as in Router-R1 (arXiv 2506.09033, section 3.3).
+"""The reward of a rollout: format, outcome and cost, weighted as in Router-R1 (arXiv 2506.09033, section 3.3).
 
 Pure functions of a rollout's parsed facts. Deviations from the paper: cost counts prompts, cached prompts, completions
-and the router's own tokens (`basis="completion"` is the paper's); rollouts that somebody else's fault broke
-have no reward at all, where the paper's code punishes the router for them.
+and the router's own tokens (`basis="completion"` is the paper's); rollouts with an infrastructure failure
+have no reward, where the paper's code punishes the router for them.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ COST_WEIGHTS = (0.0, 0.3, 0.6, 0.9)
 """What prompts say in training, by default; each as often as another."""
 
 WINDOW = 1000
-"""How many of the latest costs tell what is cheap and what is dear."""
+"""How many of the latest costs the cost reward is normalised over."""
 
 FORMAT_FAILURE = -1.0
 """The whole reward of a rollout that is not well-formed."""
 
 
 class CostScale:
-    """Turns dollars into a reward between 0 (dear) and 1 (cheap), against the latest costs.
+    """Turns dollars into a reward between 0 (expensive) and 1 (cheap), relative to the latest costs.
 
     Square roots, scaled between the 5th and the 95th percentile of the last 1000 costs, inverted; 0.5 for all while
-    these are the same. `add` first, `reward` then: all rollouts of a batch are held against the same window.
+    these are the same. `add` first, `reward` then: all rollouts of a batch are compared with the same window.
 
     Example:
         >>> scale = CostScale()
@@ -94,7 +94,7 @@ class Reward:
     outcome: float
     """0 to 1."""
     cost: float
-    """0 (dear) to 1 (cheap)."""
+    """0 (expensive) to 1 (cheap)."""
 
 
 Score = Callable[[Sequence[Rollout], CostScale], Sequence[Reward]]
@@ -104,7 +104,7 @@ Score = Callable[[Sequence[Rollout], CostScale], Sequence[Reward]]
 def reward(
     rollout: Rollout, scale: CostScale, *, mode: Mode = "paper", metric: str = "em", basis: Basis = "full"
 ) -> Reward:
-    """Return what a rollout earns at its own cost weight.
+    """Return the reward of a rollout at its own cost weight.
 
     Args:
         rollout: Whose cost is in the scale's window already.

@@ -65,7 +65,7 @@ class Rollout:
     turns: int
     stop_reason: StopReason | None
     failed: str | None = None
-    """Why it can't be scored, when somebody else's fault broke it: it is neither good nor bad then."""
+    """The infrastructure failure because of which it can't be scored; None when it can."""
 
     @property
     def is_scorable(self) -> bool:
@@ -184,7 +184,7 @@ def require_logprobs(rollout: Rollout) -> None:
 
 
 def unscorable(task: Task, cost_weight: float, reason: str) -> Rollout:
-    """Return the rollout that stands for a trajectory that somebody else's fault broke."""
+    """Return the rollout that stands for a trajectory with an infrastructure failure."""
     return Rollout(task, cost_weight, [], [], [], [], "", [], 0.0, 0.0, False, 0, None, reason)
 
 

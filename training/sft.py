@@ -152,8 +152,8 @@ def train_adapter(
     The base model is in bfloat16 where that is fast, the adapter in float32: bfloat16 updates of the
     size that matter here would round to nothing.
 
-    Stopped, a call with the same arguments goes on from its last checkpoint; with others it begins anew. Checkpoints
-    stand beside `output_dir` until the adapter is written.
+    If a call is stopped, one with the same arguments continues from its last checkpoint. Checkpoints are written beside
+    `output_dir`, and removed when the adapter is written.
     """
     begun = (start / "adapter_model.safetensors").read_bytes() if start else rank
     learned = [(list(example.token_ids), list(example.mask)) for example in examples]

@@ -4,8 +4,8 @@
     VLLMSync(VLLMEngine(...), "runs/mine/adapters")           # publishes each adapter under a new name
 
 Weights that do not arrive raise no error by themselves: vLLM ignores an adapter that fits no module, and serves the
-base model to whoever names it. So a short sample after the first sync is held against the trainer, and again after each
-sync until the adapter says something else than the base model: before that, agreement proves nothing.
+base model under its name. So a short sample is compared with the trainer after the first sync, and after each later
+one until the adapter differs from the base model: before that, agreement proves nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from langgraph_router_r1.engines import EngineError, TransformersEngine, VLLMEng
 from training.sft import save_adapter
 
 PROBE_TOKENS = 48
-"""How many sampled tokens an engine is held against the trainer with."""
+"""How many sampled tokens of an engine are compared with the trainer."""
 
 
 @dataclass(frozen=True)

@@ -239,7 +239,7 @@ def _tasks(name: str) -> list[Task]:
 def draw_of(share: float, pool: str) -> Draw | None:
     """Return what makes the pool of a group; None where all have the pool as it is.
 
-    Simulated models are drawn anew; real ones are told of in other ways; the pocket pool has half of each.
+    Simulated models are drawn at random; the descriptors of real ones are reworded; the pocket pool has half of each.
     """
     if not share:
         return None

@@ -1,4 +1,4 @@
-"""A specialist that the router never met: does it read descriptors, or know names by heart?
+"""A specialist that the router was not trained with: does the router read descriptors, or has it memorised names?
 
     python -m training.unseen expert                    # an adapter that knows the continents of countries
     python -m training.unseen evaluate --router ADAPTER # is it asked, for its descriptor alone?

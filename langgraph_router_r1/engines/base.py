@@ -93,7 +93,7 @@ class RouterEngine(Protocol):
 
 @runtime_checkable
 class Fallback(Protocol):
-    """Who says whom to ask when the router LLM does not answer. May be called from several threads at once."""
+    """Chooses which models to call when the router LLM does not answer. May be called from several threads at once."""
 
     def rank(self, question: str, *, cost_weight: float) -> Sequence[str]:
         """Return names of the registry, the best choice first; `cost_weight` is that of the run. It may block."""

@@ -1,4 +1,4 @@
-"""What a trained router must beat: simpler ways to choose among the same models, under the same books.
+"""What a trained router must beat: simpler ways to choose among the same models, with the same account.
 
     knn = create_baseline("knn", registry, records=records, cost_weight=0.3, extractor=extractor)
     knn.invoke({"messages": [("user", "Who wrote Emma?")]})["answer"]
@@ -46,7 +46,7 @@ Kind = Literal[
     "random", "cheapest", "dearest", "best", "oracle", "majority", "cascade", "knn", "logistic", "mlp", "contrastive"
 ]
 """`best`: the single model that did best on the train split. `oracle`: for each question the cheapest model that was
-right, which nobody can know beforehand. `majority`: the answer most models give. `cascade`: from cheap to dear until a
+right, which nobody can know beforehand. `majority`: the answer most models give. `cascade`: by price until a
 reply looks right (in the style of FrugalGPT, arXiv 2305.05176). `knn`, `logistic`, `mlp`, `contrastive`: the model
 that does best on questions like this one, by sentence embeddings (the last in the style of RouterDC, arXiv 2409.19886).
 """
@@ -153,7 +153,7 @@ class _Tally(TypedDict):
 
 @dataclass(frozen=True)
 class _Driver:
-    """Runs a plan: makes its calls, keeps its books."""
+    """Runs a plan: makes its calls, keeps its account."""
 
     planner: Planner
     candidates: Candidates
@@ -310,7 +310,7 @@ def _random(setting: _Setting) -> Planner:
 
 
 def _by_price(registry: ModelRegistry, records: RecordedPool | None) -> list[str]:
-    """Return the names from cheap to dear: by mean cost where that is recorded, else by list price."""
+    """Return the names, the cheapest first: by mean cost where that is recorded, else by list price."""
 
     def cost(name: str) -> tuple[float, float]:
         price = registry[name].price
@@ -441,7 +441,7 @@ def _evidence(question: str, reply: str) -> str:
 
 
 def _efficient(scores: Matrix, costs: Matrix) -> list[int]:
-    """Return the models, from cheap to dear, that are better than every cheaper one."""
+    """Return the models, the cheapest first, that are better than every cheaper one."""
     chain: list[int] = []
     for model in np.argsort(costs, kind="stable"):
         if not chain or scores[model] > scores[chain[-1]]:

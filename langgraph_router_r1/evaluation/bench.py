@@ -2,8 +2,8 @@
 
     benchmarks/nq_recorded.toml  ->  runs/bench/nq_recorded/runs.jsonl
 
-Every run is written as it ends, so a benchmark that was stopped, however rudely, goes on where it was, and scores can
-be computed again from the file. Live and recorded pools differ in `[pool]` only.
+Every run is written as it ends, so a benchmark that was stopped or killed continues where it stopped, and scores can
+be recomputed from the file. Live and recorded pools differ in `[pool]` only.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ class Bench:
         Args:
             progress: Told of each run as it ends.
             retry_failed: Make runs again in which a model was asked and failed. Replies of routed models are kept; a
-                router LLM behind an API is asked anew.
+                router LLM behind an API is called again.
 
         Raises:
             EngineError: A router LLM can't be reached. What was run stays.

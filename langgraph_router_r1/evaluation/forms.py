@@ -1,6 +1,6 @@
 """Forms of a pool: the same models, told to the router in another order, under other names or in other words.
 
-A router that reads descriptors does as well in every form; one that has learned places and names by heart does not.
+A router that reads descriptors does as well in every form; one that has memorised positions and names does not.
 A benchmark file lists forms (`benchmarks/robustness.toml`), and each of its rows is run in each of them.
 """
 
@@ -41,11 +41,11 @@ class Form(BaseModel):
     """What its rows are called."""
     order: Literal["as it is", "reversed", "shuffled"] = "as it is"
     names: Literal["own", "neutral", "invented"] = "own"
-    """What the router calls the models: `neutral` is model-1, model-2 ...; `invented` are words that say nothing."""
+    """What the router calls the models: `neutral` is model-1, model-2 ...; `invented` are words without meaning."""
     descriptions: dict[str, str] = Field(default_factory=dict)
     """Other descriptions, by model. Those of models that the pool does not have are left out."""
     skills: Literal["told", "moved", "none"] = "told"
-    """`moved`: each accuracy is drawn anew within its 95 % interval. `none`: no accuracy is told."""
+    """`moved`: each accuracy is drawn at random within its 95 % interval. `none`: no accuracy is told."""
     without: tuple[str, ...] | Literal["each"] = ()
     """Models that are missing; `"each"` makes one form for each model."""
     newcomers: dict[str, dict[str, Any]] = Field(default_factory=dict)

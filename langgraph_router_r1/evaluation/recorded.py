@@ -6,8 +6,8 @@
 
 A recorded model replies what that model really said to that *task*, at the price of the record. Which task it is, the
 run's metadata say (`task_id`): **whatever sub-question the router writes, the reply is the record of the whole
-question.** So a recorded pool can tell whom to ask, and how to make a short answer of a reply; it can't tell
-whether a question was well divided.
+question.** So a recorded pool can show which model to call, and how to extract a short answer from a reply; it can't
+show whether a question was well decomposed.
 
 The file is one JSON object a line, `{"id", "question", "golden_answers", "dataset", "outcomes": {model: {...}}}`, an
 outcome holding `response` and what is known of `prompt_tokens`, `completion_tokens`, `cost_usd`, `latency_s`, `score`.

@@ -1,7 +1,7 @@
 """Runs into figures: scores with intervals, tables, and the frontier of quality against cost.
 
 A `Results` is what a benchmark has to say, small enough to be kept in a repository: for each row the scores and costs
-of each run, without the texts. Tables and plots are made from it alone, so a figure in the documents can be made anew.
+of each run, without the texts. Tables and plots are made from it alone, so that figures in documents can be reproduced.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _rounded(value: Any) -> Any:
 
 def score(run: Mapping[str, Any], metric: str) -> float:
     """Return one score of a run as it stands in a run file."""
-    if metric in {"score", "judge"}:  # somebody else's; what they could not tell counts as wrong
+    if metric in {"score", "judge"}:  # judged elsewhere; no verdict counts as wrong
         return float(run.get(metric) or 0.0)
     said = without_tags(run["reply"]) if metric in ON_THE_REPLY else run["answer"]
     return float(METRICS[metric](said, run["golden_answers"]))
