@@ -131,7 +131,7 @@ def ours(batches: list[list[Rollout]], directory: str, watch: Stopwatch) -> Grap
     return Replayed(
         model,
         sync,
-        pocket_registry("http://127.0.0.1/v1"),
+        pocket_registry(),
         groups,
         args=arguments(directory, "ours"),
         peft_config=LORA,

@@ -172,7 +172,7 @@ def test_redrawing_a_pool_of_ones_own_keeps_descriptions_prices_by_part_and_whol
 
 
 def test_the_simulated_pocket_pool_is_described_to_the_router_exactly_as_the_real_one() -> None:
-    assert simulated_pocket().describe() == pocket_registry("http://127.0.0.1/v1").describe()
+    assert simulated_pocket().describe() == pocket_registry().describe()
 
 
 def test_the_newcomer_answers_its_own_questions_and_differs_only_in_what_is_said_of_it() -> None:

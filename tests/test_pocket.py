@@ -59,7 +59,7 @@ def test_facts_are_those_of_the_source() -> None:
 
 
 def test_descriptors_carry_prices_and_measured_figures() -> None:
-    registry = pocket_registry("http://127.0.0.1/v1")
+    registry = pocket_registry()
     assert [(model.name, model.price.prompt, model.price.completion) for model in registry] == [
         ("smol", 0.01, 0.01), ("capitals", 0.1, 0.1), ("currencies", 0.1, 0.1), ("dialling-codes", 0.1, 0.1),
         ("internet-domains", 0.1, 0.1), ("generalist", 1.0, 1.0),
@@ -219,7 +219,7 @@ def test_a_server_loads_adapters_while_it_runs_only_when_it_makes_room_for_them(
 
 def test_servers_and_clients_of_a_process_share_a_random_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROUTER_R1_API_KEY", "")
-    assert pocket_registry("http://127.0.0.1/v1")["smol"].api_key_env is None
+    assert pocket_registry()["smol"].api_key_env is None
     servers = [VLLMServer("base"), VLLMServer("base")]
     [key] = {server.api_key for server in servers}
     assert len(key) >= 32

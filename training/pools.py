@@ -313,7 +313,7 @@ def simulated_pocket() -> ModelRegistry:
         answers = simulated(model.name, model.skills, others=0.5 * (_role_of(model) == "generalist"))
         return model.model_copy(update={"model": answers, "base_url": None, "params": {}})
 
-    return ModelRegistry(map(stand_in, pocket_registry("http://127.0.0.1/v1")))
+    return ModelRegistry(map(stand_in, pocket_registry()))
 
 
 def _members(choose: random.Random, kinds: Sequence[Kind]) -> list[Member]:

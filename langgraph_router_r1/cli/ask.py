@@ -115,7 +115,7 @@ def ask(
 def models(registry: RegistryOption = None) -> None:
     """List the models that may be asked, as the router is told about them."""
     with failing_clearly():
-        pool = ModelRegistry.from_file(registry) if registry else pocket_registry("http://127.0.0.1/v1")
+        pool = ModelRegistry.from_file(registry) if registry else pocket_registry()
     table = Table("model", "price", "seconds", "accuracy", "description")
     for entry in pool:
         skills = ", ".join(f"{skill} {value:.2f}" for skill, value in entry.skills.items())
@@ -173,7 +173,7 @@ def graph() -> None:
     """Print the state machine as a Mermaid diagram."""
     from langgraph_router_r1.testing import ScriptedEngine
 
-    drawn = build_router(ScriptedEngine([]), pocket_registry("http://127.0.0.1/v1")).compile().get_graph()
+    drawn = build_router(ScriptedEngine([]), pocket_registry()).compile().get_graph()
     typer.echo(drawn.draw_mermaid())
 
 

@@ -37,9 +37,6 @@ from langgraph_router_r1.state import RoutedCall, RouterContext
 
 IN_FLIGHT = 32
 
-_NO_SERVER = "http://127.0.0.1/v1"
-"""Where the pocket pool's models are while only their descriptors are read."""
-
 
 class Bench:
     """A benchmark, ready to run.
@@ -170,7 +167,7 @@ class Bench:
         profile = self.pool_registry().profile
         return None if profile is None else RecordedPool.from_file(profile)
 
-    def pool_registry(self, base_url: str = _NO_SERVER) -> ModelRegistry:
+    def pool_registry(self, base_url: str | None = None) -> ModelRegistry:
         """Return the pool as it is; `base_url` is the address of the pocket server, once there is one."""
         from langgraph_router_r1.pocket import pocket_registry
 
@@ -178,7 +175,7 @@ class Bench:
         if pool.registry is not None:
             return ModelRegistry.from_file(self.find(pool.registry))
         if pool.pocket:
-            return pocket_registry(base_url)
+            return pocket_registry(base_url) if base_url else pocket_registry()
         assert self.records is not None
         return self.records.registry(prices=pool.prices, descriptions=pool.descriptions)
 

@@ -103,7 +103,7 @@ class Routers:
         key = (row.form.name if row.form else "", row.number)
         if key not in self._registries:
             bench = self._bench
-            registry = bench.pool_registry(self._server.base_url) if self._server else bench.pool_registry()
+            registry = bench.pool_registry(self._server.base_url if self._server else None)
             if row.form:
                 registry = row.form.of(registry, row.number)
             self._registries[key] = registry if self._bench.spec.pool.records else remember(registry, self._cache)

@@ -36,6 +36,9 @@ POOL_FILE = Path(__file__).parent / "pool.toml"
 PROFILE_FILE = Path(__file__).parent / "profile.jsonl"
 """What the models of the pool said to a sample of tasks, if it was measured."""
 
+NOT_SERVED = "http://127.0.0.1/v1"
+"""The address of models whose server is not known: calls fail, and reach nobody."""
+
 BASE_NAME = "smol"
 """The plain base model's name, on the server and in the pool."""
 
@@ -46,8 +49,8 @@ MAX_ROUTER_TOKENS = 256
 """Most tokens a turn of the pocket router; its own turns have about seventy."""
 
 
-def pocket_registry(base_url: str) -> ModelRegistry:
-    """Return the pool, each model at this server.
+def pocket_registry(base_url: str = NOT_SERVED) -> ModelRegistry:
+    """Return the pool, each model at this server; without one, to read its descriptors.
 
     The server's key is read from the environment variable `ROUTER_R1_API_KEY`, if that is set: `VLLMServer` sets it in
     the process that starts a server, and in any other process you do.
