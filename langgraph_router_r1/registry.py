@@ -119,7 +119,7 @@ class ModelDescriptor(BaseModel):
 
     Example:
         >>> ModelDescriptor(name="small", model="openai:gpt-4o-mini", price=0.2, description="Quick.").describe()
-        '- Quick. Name: small. $0.2/M tokens.'
+        '- Quick. $0.2/M tokens. Name: small.'
     """
 
     model_config = ConfigDict(
@@ -261,15 +261,16 @@ class ModelDescriptor(BaseModel):
         return isinstance(_unbound(self.model), str | BaseChatModel) or "max_tokens" in self.params
 
     def describe(self) -> str:
-        """Return the line that the router reads: description, name, price, latency, measured skills.
+        """Return the line that the router reads: description, measured skills, price, latency, name.
 
-        The name follows the description: a small router that quotes a description goes on with what follows it.
+        The name stands last. A language model reads from left to right: at the name, and only there, a small router
+        has seen all that the line says of it.
         """
         price = str(self.price).replace("/M", "/M tokens", 1)
         facts = [price] if self.latency_s is None else [price, f"{self.latency_s:.2g} s"]
         skills = ", ".join(f"{skill} {value:.2f}" for skill, value in self.skills.items())
         accuracy = f"Accuracy: {skills}." if skills else ""
-        sentences = [self.description.strip(), f"Name: {self.called}.", ", ".join(facts) + ".", accuracy]
+        sentences = [self.description.strip(), accuracy, ", ".join(facts) + ".", f"Name: {self.called}."]
         return f"- {' '.join(sentence for sentence in sentences if sentence)}"
 
 
@@ -393,7 +394,7 @@ class ModelRegistry:
         Example:
             >>> pool = ModelRegistry([ModelDescriptor(name="small", model="openai:gpt-4o-mini", price=0.2)]).neutral()
             >>> pool.describe()
-            '- Name: model-1. $0.2/M tokens.'
+            '- $0.2/M tokens. Name: model-1.'
             >>> pool.names
             ('small',)
         """

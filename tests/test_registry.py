@@ -53,7 +53,7 @@ def descriptor(name: str = "small", **fields: object) -> ModelDescriptor:
 
 def test_a_model_goes_by_its_alias_with_the_router_and_by_its_name_with_everybody_else() -> None:
     registry = ModelRegistry([descriptor(alias="model-7", fallbacks=("other",)), descriptor("other")])
-    assert registry.describe() == "- Name: model-7. $1/M tokens.\n- Name: other. $1/M tokens."
+    assert registry.describe() == "- $1/M tokens. Name: model-7.\n- $1/M tokens. Name: other."
     assert (registry.names, registry.aliases) == (("small", "other"), ("model-7", "other"))
     assert registry.by_alias("Model-7").name == registry["small"].name == "small"
     with pytest.raises(UnknownModelError, match=r"'small' is not in the registry; it has: 'model-7', 'other'"):
@@ -78,8 +78,8 @@ def test_toml_and_yaml_files_give_the_same_registry(tmp_path: Path, suffix: str,
     assert registry.names == ("small", "big one")
     assert registry["SMALL"].price == Price(0.15, 0.6)
     assert (
-        registry.describe() == "- Quick. Name: small. $0.15/M tokens in, $0.6/M out, 0.8 s. Accuracy: nq 0.41.\n"
-        "- Name: big one. $2.5/M tokens."
+        registry.describe() == "- Quick. Accuracy: nq 0.41. $0.15/M tokens in, $0.6/M out, 0.8 s. Name: small.\n"
+        "- $2.5/M tokens. Name: big one."
     )
 
 
@@ -144,7 +144,7 @@ def test_a_file_that_is_no_registry_says_where_it_goes_wrong(tmp_path: Path, nam
 def test_an_unpriced_model_is_an_error_and_free_is_explicit() -> None:
     with pytest.raises(ValueError, match="price"):
         ModelDescriptor(name="small", model=ScriptedChatModel(["x"]))
-    assert descriptor(price="free").describe() == "- Name: small. free."
+    assert descriptor(price="free").describe() == "- free. Name: small."
 
 
 def test_names_that_differ_in_case_and_blanks_only_are_refused() -> None:

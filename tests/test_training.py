@@ -22,7 +22,7 @@ from training import nq, sft
 from training.kinds import STRANGERS, WORLD
 from training.logprobs import shared_start
 from training.sft import Example, _SharedPromptTrainer, read_examples
-from training.teacher import LESSONS_A_POOL, MOST_QUOTED, Lesson, drive, keep_batches, lessons
+from training.teacher import LESSONS_A_POOL, Lesson, drive, keep_batches, lessons
 
 
 def test_computing_a_shared_prompt_once_changes_neither_loss_nor_gradient() -> None:
@@ -160,19 +160,24 @@ def test_lessons_always_ask_at_cost_weight_0_and_answer_more_from_memory_the_mor
     assert shares[-1] < shares[1] < 1
 
 
-def test_a_thought_names_the_skill_compares_the_candidates_and_quotes_the_best_before_its_name(taught: Any) -> None:
+def test_a_thought_names_the_skill_compares_the_candidates_by_what_is_said_of_them_and_names_one(taught: Any) -> None:
     compared = 0
     for lesson, _ in taught:
         thought, _, search = lesson.turn([]).partition("</think>")
         if "<search>" not in search:
             continue
-        assert "Needed: " in thought
-        name = search.partition("<search> ")[2].partition(":")[0]
-        assert thought.strip().endswith(f"Name: {name}.")
-        quoted = thought.rpartition(" Name: ")[0].rpartition("Best: " if "Best: " in thought else "Needed: ")[2]
-        said = lesson.pool.by_alias(name).description.split()
-        assert " ".join(said[:MOST_QUOTED]) in quoted
-        compared += "Best: " in thought
+        needed, _, rest = thought.partition("Needed: ")[2].partition(". ")
+        assert needed
+        candidates, _, best = rest.strip().removesuffix(".").rpartition(". Best: ")
+        assert best == search.partition("<search> ")[2].partition(":")[0]
+        names = []
+        for candidate in candidates.split("; "):
+            said, _, name = candidate.rpartition(": ")
+            line = lesson.pool.by_alias(name).describe()
+            assert all(part in line for part in said.split(", "))  # nothing that the descriptor does not say
+            names.append(name)
+        assert best in names
+        compared += len(names) > 1
     assert compared > 100
 
 

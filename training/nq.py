@@ -74,7 +74,7 @@ def _lesson(task: Task, pool: RecordedPool, form: ModelRegistry, cost_weight: fl
     dearest = max(model.price.completion for model in form)
     best = max(form, key=lambda model: _worth(model, cost_weight, dearest))
     answer = answer_in(pool.outcomes[task.id][best.name].response or "", task)
-    thought = f"{'; '.join(_told(model) for model in form)}. Best: {_told(best)}. Name: {best.called}."
+    thought = f"{'; '.join(_told(model) for model in form)}. Best: {best.called}."
     turns = (
         f"<think> {thought} </think>\n<search> {best.called}: {task.question} </search>",
         f"<think> It says: {answer}. </think>\n<answer> {answer} </answer>",
@@ -107,7 +107,9 @@ def _worth(model: ModelDescriptor, cost_weight: float, dearest: float) -> float:
 
 
 def _told(model: ModelDescriptor) -> str:
-    return f"{next(iter(model.skills.values())):.2f} at ${model.price.completion:g}"
+    """Return what a descriptor says of accuracy and price, and whose it is: in the order in which it says so."""
+    [(skill, accuracy)] = model.skills.items()
+    return f"{skill} {accuracy:.2f}, ${model.price.completion:g}: {model.called}"
 
 
 def _turn_of(turns: Sequence[str], replies: Sequence[str]) -> str:

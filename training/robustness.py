@@ -29,6 +29,7 @@ from langgraph_router_r1.engines import VLLMEngine
 from langgraph_router_r1.evaluation.forms import EACH, Form
 from langgraph_router_r1.evaluation.metrics import exact_match
 from langgraph_router_r1.evaluation.tasks import Task
+from langgraph_router_r1.ledger import PER_MILLION
 from langgraph_router_r1.pocket import ADAPTERS, MAX_ROUTER_TOKENS, ROUTER_NAME
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.pocket.world import countries, questions
@@ -47,6 +48,9 @@ AS_IT_IS = "as it is"
 WEIGHTS = (0.0, 0.3, 0.6, 0.9)
 
 NEWCOMER = "newcomer"
+
+ROUTER_PRICE = 0.01
+"""Of the router's own tokens, in dollars per million, as in `benchmarks/robustness.toml`."""
 
 IN_FLIGHT = 32
 
@@ -101,7 +105,7 @@ async def _ask(base_url: str, sample: Sequence[Task], only: tuple[str, ...], see
     engine = VLLMEngine(base_url, model=ROUTER_NAME)
 
     async def ask(form: ModelRegistry, asked: Sequence[Task], cost_weight: float) -> list[Rollout]:
-        router = create_router(engine, form, max_tokens=MAX_ROUTER_TOKENS)
+        router = create_router(engine, form, max_tokens=MAX_ROUTER_TOKENS, router_price=ROUTER_PRICE)
         return await roll_out(router, form, [(task, cost_weight) for task in asked], in_flight=IN_FLIGHT)
 
     for form in forms():
@@ -160,7 +164,7 @@ def _print(name: str, cost_weight: float, runs: Sequence[Rollout], **fields: flo
         "exact_match": round(statistics.mean(exact_match(run.answer, run.task.golden_answers) for run in runs), 4),
         **fields,
         "micro_usd": round(1e6 * statistics.mean(run.cost_usd() for run in runs), 2),
-        "router_tokens": round(statistics.mean(len(run.prompt_ids) + len(run.completion_ids) for run in runs)),
+        "router_tokens": round(statistics.mean(run.router_cost_usd for run in runs) / (PER_MILLION * ROUTER_PRICE)),
         "turns": round(statistics.mean(run.turns for run in runs), 3),
         "calls": {model: calls.count(model) for model in sorted(set(map(str, calls)))},
     }

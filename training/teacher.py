@@ -1,8 +1,8 @@
 """The scripted teacher of the pocket router's cold start, over drawn pools of simulated models (pools.py).
 
 Each lesson is a run of the graph. The teacher's thought names the skill that a step needs, tells of each candidate what
-its descriptor says of that skill and of its price, quotes the descriptor of the best, and names it. These are reasons
-that follow from the descriptors alone, and so they are right in every pool.
+its descriptor says of that skill and of its price, and names the best. These are reasons that follow from the
+descriptors alone, and so they are right in every pool.
 
 A cost weight above 0 moves the choice to cheaper candidates (`training.pools.worth`), and to memory: what the base
 model knows is answered without asking, and from a weight of one half on what takes two calls is, known or not. How far
@@ -42,9 +42,6 @@ LESSONS_A_POOL = 8
 
 SPARE = 3
 """More lessons a pool, for those in which a model was wrong: they are left out."""
-
-MOST_QUOTED = 30
-"""Words of a description that a thought repeats; what tells it from others may stand at its end."""
 
 LONG = 0.5
 """Share of pools that are asked questions of two hops."""
@@ -283,23 +280,16 @@ def _reasons(pool: DrawnPool, kind: Kind, cost_weight: float, needed: str = "") 
     """Return the thought that leads from the descriptors to a name; `needed` says more exactly what is asked for."""
     best = _best(pool, kind.name, cost_weight)
     assert best is not None
-    among = pool.candidates(kind.name)
-    said = [f"{_quoted(member)} {_told(member, kind.name)}" for member in among] if len(among) > 1 else []
-    compared = f"{' '.join(said)} Best: " if said else ""
-    return f"Needed: {needed or kind.noun}. {compared}{_quoted(best)} Name: {best.descriptor.called}."
-
-
-def _quoted(member: Member) -> str:
-    """Return the start of a description: repeated, it leads a small router to the name that follows it."""
-    words = member.descriptor.description.split()
-    return " ".join(words) if len(words) <= MOST_QUOTED else f"{' '.join(words[:MOST_QUOTED])} ..."
+    compared = "; ".join(_told(member, kind.name) for member in pool.candidates(kind.name))
+    return f"Needed: {needed or kind.noun}. {compared}. Best: {best.descriptor.called}."
 
 
 def _told(member: Member, kind: str) -> str:
-    """Return what a descriptor says of a kind and of the price."""
+    """Return what a descriptor says of a kind, of the price, and whose it is: in the order in which it says so."""
     price = str(member.descriptor.price).removesuffix("/M")
     accuracy = member.descriptor.skills.get(kind)
-    return f"{price}." if accuracy is None else f"{accuracy:.2f}, {price}."
+    said = price if accuracy is None else f"{kind} {accuracy:.2f}, {price}"
+    return f"{said}: {member.descriptor.called}"
 
 
 def _turn(steps: Sequence[str], last: str, replies: Sequence[str]) -> str:
