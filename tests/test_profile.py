@@ -419,7 +419,8 @@ def test_what_was_measured_goes_into_the_file_and_all_else_stays(tmp_path: Path,
         found = ModelRegistry.from_file(path)
         assert found["small"].measured.questions == measured.questions
         assert found["small"].latency_s == 0.81
-    assert "0.81 s. Accuracy: nq 0.41." in found["small"].describe()
+    assert "Accuracy: nq 0.41." in found["small"].describe()
+    assert "0.81 s." in found["small"].describe()
     assert found["big one"].skills == {"popqa": 0.5, "nq": 0.41}
     figures = found["big one"].measured
     assert figures.accuracy["nq"].model_dump() == {"value": 0.4137, "low": 0.35, "high": 0.481, "questions": 199}
