@@ -360,8 +360,8 @@ def _own(kind: Kind) -> str:
 
 def _arranged(members: Sequence[Member], choose: random.Random) -> DrawnPool:
     """Put members into an order, and give them names and words."""
-    names = choose.choices(("own", "mixed", "invented", "neutral", "swapped"), (0.35, 0.25, 0.12, 0.14, 0.14))[0]
-    told = choose.choices(("all", "rounded", "some", "none"), (0.5, 0.1, 0.15, 0.25))[0]
+    names = choose.choices(("own", "mixed", "invented", "neutral", "swapped"), (0.26, 0.2, 0.26, 0.16, 0.12))[0]
+    told = choose.choices(("all", "rounded", "some", "none"), (0.46, 0.1, 0.14, 0.3))[0]
     shows_latency = choose.random() < 0.8
     worded: list[Member] = []
     for member in choose.sample(members, len(members)):

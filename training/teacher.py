@@ -5,8 +5,11 @@ its descriptor says of that skill and of its price, and names the best. These ar
 descriptors alone, and so they are right in every pool.
 
 A cost weight above 0 moves the choice to cheaper candidates (`training.pools.worth`), and to memory: what the base
-model knows is answered without asking, and from a weight of one half on what takes two calls is, known or not. How far
-to lean for which question is what reinforcement learning is for: it can only choose among moves that it has seen.
+model knows is not asked for. Where two calls are needed all the same, a weight above one half gives up questions for
+codes (dialling codes and internet domains), and one above 0.8 all of them: they are answered from memory, known or not.
+One call is always made. So the cost falls in steps, and each step gives up the questions that cost most for a right
+answer. How far to lean for which question is what reinforcement learning is for: it can only choose among moves that it
+has seen.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from langgraph_router_r1.evaluation.metrics import exact_match
 from langgraph_router_r1.evaluation.recorded import TASK_ID
 from langgraph_router_r1.pocket.world import DESCRIBED, REVERSED, Country, PocketQuestion, Relation
 from langgraph_router_r1.prompts import RouterPrompt
+from langgraph_router_r1.protocol import fold
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.testing import ScriptedEngine
 from langgraph_router_r1.transcript import Segment, sampled_mask, token_ids
@@ -42,6 +46,9 @@ LESSONS_A_POOL = 8
 
 SPARE = 3
 """More lessons a pool, for those in which a model was wrong: they are left out."""
+
+CODES = ("dialling", "domain")
+"""Kinds that hardly anybody knows by heart, so that they take the most calls."""
 
 LONG = 0.5
 """Share of pools that are asked questions of two hops."""
@@ -205,9 +212,8 @@ def plan(
         <search> capitals: What is the capital of Peru? </search>
     """
     knows, finds = _recalled(asked, memory)
-    if cost_weight > 0 and asked.kind.relation and _answers_from_memory(asked, cost_weight, knows, finds):
-        answer = memory[_key(asked)]
-        return partial(_turn, [], _final("I answer from memory.", answer)), True
+    if (knows and finds and cost_weight > 0) or _given_up(asked, cost_weight, knows or finds):
+        return partial(_turn, [], _final("I answer from memory.", memory[_key(asked)])), True
 
     best = _best(pool, asked.kind.name, cost_weight)
     if best is None:
@@ -233,10 +239,11 @@ def plan(
     assert asked.through.relation
     described = choose.choice(REVERSED[asked.through.relation]).format(asked.country.fact(asked.through.relation))
     first = _reasons(pool, asked.through, cost_weight, f"country, by its {asked.through.noun}")
-    steps = [
-        _search(f"First the country. {first}", finder, described),
-        _search(f"The country is {{}}. {thought}", best, wording),
-    ]
+    find = _search(f"First the country. {first}", finder, described)
+    if cost_weight > 0 and knows:
+        recalled = _final(f"The country is {{}}. I know its {asked.kind.noun}.", asked.answer)
+        return partial(_turn_knowing, find, asked.country.name, recalled), False
+    steps = [find, _search(f"The country is {{}}. {thought}", best, wording)]
     return partial(_turn, steps, _final("The answer is {}.", "{}")), False
 
 
@@ -257,13 +264,11 @@ def _recalled(asked: Asked, memory: Memory) -> tuple[bool, bool]:
     return knows, finds
 
 
-def _answers_from_memory(asked: Asked, cost_weight: float, knows: bool, finds: bool) -> bool:
-    """Say whether asking is not worth its cost: what is known always, then what takes two calls, then the rest."""
-    if knows and finds:
-        return True
-    if asked.through and not finds:
-        return cost_weight > 0.5
-    return cost_weight > 0.8
+def _given_up(asked: Asked, cost_weight: float, knows_a_step: bool) -> bool:
+    """Say whether two calls are not worth their cost, so that a guess from memory has to do."""
+    if asked.through is None or asked.kind.relation is None or knows_a_step:
+        return False  # one call at most, or nothing to guess from
+    return cost_weight > (0.5 if asked.kind.name in CODES else 0.8)
 
 
 def _best(pool: DrawnPool, kind: str, cost_weight: float) -> Member | None:
@@ -288,14 +293,25 @@ def _told(member: Member, kind: str) -> str:
     """Return what a descriptor says of a kind, of the price, and whose it is: in the order in which it says so."""
     price = str(member.descriptor.price).removesuffix("/M")
     accuracy = member.descriptor.skills.get(kind)
-    said = price if accuracy is None else f"{kind} {accuracy:.2f}, {price}"
-    return f"{said}: {member.descriptor.called}"
+    # Where no accuracy is told, whether a model is made for this kind alone is what the description says of it.
+    unmeasured = f"{kind} only" if member.role == "specialist" else "anything"
+    said = unmeasured if accuracy is None else f"{kind} {accuracy:.2f}"
+    return f"{said}, {price}: {member.descriptor.called}"
 
 
 def _turn(steps: Sequence[str], last: str, replies: Sequence[str]) -> str:
     """Return the next turn; `{}` in it is what the latest reply said."""
     turn = [*steps, last][len(replies)]
     return turn.replace("{}", replies[-1]) if replies else turn
+
+
+def _turn_knowing(find: str, country: str, recalled: str, replies: Sequence[str]) -> str:
+    """Return the next turn where the second fact is known once the country is; a wrong country is what is answered."""
+    if not replies:
+        return find
+    if fold(replies[-1]) != fold(country):
+        return _final("The answer is {}.", "{}").replace("{}", replies[-1])
+    return recalled.replace("{}", replies[-1])
 
 
 def _search(thought: str, model: Member, query: str) -> str:
