@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from langgraph_router_r1.ledger import Price, Usage, add_bounds, add_usage, cost
-from langgraph_router_r1.state import ModelBill, RoutedCall, RunReport, Spending, StopReason
+from langgraph_router_r1.ledger import FREE, Price, Usage, add_bounds, add_usage, affordable, cost
+from langgraph_router_r1.state import ModelBill, PlannedCall, RoutedCall, RunReport, Spending, StopReason
 
 
 def account(
@@ -60,6 +61,36 @@ def account(
         "candidate_tokens": add_usage(hop["usage"] for hop in hops),
         "stop_reason": stop_reason,
     }
+
+
+def empty_account(earlier: Spending | None, before: Spending | None) -> RunReport:
+    """Return the account of a run that begins; see `account`."""
+    nothing = add_usage([])
+    return account(
+        [], turns=0, router_tokens=nothing, router_price=FREE, stop_reason=None, earlier=earlier, before=before
+    )
+
+
+def refuse_expensive(calls: Sequence[PlannedCall], worst_cases: Sequence[float], left: float) -> None:
+    """Refuse the calls that may cost more than so many dollars, what the earlier ones may cost counted in.
+
+    Args:
+        calls: The calls of a turn, in order; those that are refused already stay so.
+        worst_cases: The most that each can cost, in dollars; infinity when nothing bounds it.
+        left: Dollars that they may cost together.
+    """
+    askable = [(call, worst) for call, worst in zip(calls, worst_cases, strict=True) if call["refusal"] is None]
+    fits = affordable([worst for _, worst in askable], left)
+    for call, worst in (pair for pair, fit in zip(askable, fits, strict=True) if not fit):
+        may_cost = f"may cost ${worst:.2g}" if math.isfinite(worst) else "has no upper bound of its cost"
+        reason = f"the call {may_cost} and ${max(left, 0.0):.2g} of the budget is left"
+        call["refusal"] = {"status": "over_budget", "reason": reason}
+
+
+def at_most(spent: Spending) -> float:
+    """Return the dollars that count against a budget: spent, and possibly billed (infinity when that has no bound)."""
+    maybe = spent["maybe_cost_usd"]
+    return spent["cost_usd"] + (math.inf if maybe is None else maybe)
 
 
 def spending(cost_usd: float, maybe_cost_usd: float | None) -> Spending:

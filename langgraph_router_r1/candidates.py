@@ -44,6 +44,7 @@ from langgraph_router_r1.ledger import (
     Usage,
     add_bounds,
     add_usage,
+    bound,
     cost,
     finish_of,
     reported_usage,
@@ -242,7 +243,7 @@ class _Outcome:
 
     def add_maybe(self, worst_usd: float) -> None:
         """Note that so much may have been billed without a reply to show for it."""
-        self._maybe_usd = add_bounds(self._maybe_usd, worst_usd if math.isfinite(worst_usd) else None)
+        self._maybe_usd = add_bounds(self._maybe_usd, bound(worst_usd))
 
     def add_account(self, account: RunReport) -> None:
         """Note what a router had spent when it broke off."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from langgraph.config import get_stream_writer
 from typing_extensions import TypedDict
 
-from langgraph_router_r1.state import CallStatus, RunReport
+from langgraph_router_r1.state import CallStatus, PlannedCall, RoutedCall, RunReport
 
 
 class ThinkEvent(TypedDict):
@@ -58,3 +59,32 @@ class DoneEvent(TypedDict):
 
 RouterEvent = ThinkEvent | RouteEvent | InfoEvent | DoneEvent
 """What `stream_mode="custom"` yields, told apart by `type`."""
+
+
+def stream_call(call: PlannedCall) -> None:
+    """Stream that a call is about to be made."""
+    event: RouteEvent = {
+        "type": "router_r1.route",
+        "turn": call["turn"],
+        "index": call["index"],
+        "model": call["model"],
+        "query": call["query"],
+    }
+    get_stream_writer()(event)
+
+
+def stream_reply(call: RoutedCall) -> None:
+    """Stream what came of a call."""
+    event: InfoEvent = {
+        "type": "router_r1.info",
+        "turn": call["turn"],
+        "index": call["index"],
+        "model": call["model"],
+        "answered_by": call["answered_by"],
+        "status": call["status"],
+        "reason": call["reason"],
+        "response": call["response"],
+        "cost_usd": call["cost_usd"],
+        "latency_s": call["latency_s"],
+    }
+    get_stream_writer()(event)

@@ -11,6 +11,8 @@ from typing_extensions import TypedDict
 
 PER_MILLION = 1e-6
 
+CHARACTERS_PER_TOKEN = 4
+"""Of English text, by rule of thumb."""
 
 FinishReason = Literal["stop", "length", "filtered", "too_long"]
 """`stop`: the reply is complete. `length`: the provider's limit of tokens cut it. `filtered`: the provider's content
@@ -177,6 +179,11 @@ def worst_case(prompt_tokens: int, max_tokens: int, price: Price) -> float:
     return PER_MILLION * (prompt_tokens * max(price.prompt, price.cached) + max_tokens * price.completion)
 
 
+def estimate_tokens(text: str) -> int:
+    """Return about how many tokens a text has, where there is no tokenizer."""
+    return -(-len(text) // CHARACTERS_PER_TOKEN)
+
+
 def add_usage(usages: Iterable[Usage]) -> Usage:
     """Add up; the sum is `estimated` when any part is."""
     total = NO_USAGE.copy()
@@ -186,6 +193,11 @@ def add_usage(usages: Iterable[Usage]) -> Usage:
         total["completion_tokens"] += usage["completion_tokens"]
         total["estimated"] = total["estimated"] or usage["estimated"]
     return total
+
+
+def bound(usd: float) -> float | None:
+    """Return a worst case as an upper bound that JSON can hold: None for infinity."""
+    return usd if math.isfinite(usd) else None
 
 
 def add_bounds(*bounds: float | None) -> float | None:

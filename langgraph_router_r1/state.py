@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import operator
+import uuid
 from dataclasses import dataclass
-from typing import Annotated, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 from langchain_core.messages import AnyMessage, MessageLikeRepresentation
 from langgraph.graph.message import add_messages
@@ -137,12 +138,10 @@ class RouterState(TypedDict):
     """One entry a router turn."""
     turn: NotRequired[int]
     """Route turns so far."""
-    corrections: NotRequired[int]
-    """Malformed turns so far that were answered with a correction."""
-    routing_off: NotRequired[bool]
-    """Whether the next turn must answer."""
-    fallback: NotRequired[list[str] | None]
-    """The models that are yet to be asked, best first, since the router LLM does not answer; None while it does."""
+    notes: NotRequired[dict[str, Any]]
+    """What the strategy keeps between its decisions, such as how many turns of a router LLM could not be read."""
+    degraded: NotRequired[bool]
+    """Whether the fallback decides, because the router LLM does not answer."""
     limits: NotRequired[RunLimits]
     """The limits of the run, settled in its first turn."""
     in_flight_usd: NotRequired[float | None]
@@ -153,6 +152,8 @@ class RouterState(TypedDict):
     """Spent on this thread before this question."""
     stop_reason: NotRequired[StopReason | None]
     answer: NotRequired[str]
+    reply: NotRequired[str | None]
+    """The whole reply that the answer was taken from; None when it is the answer itself."""
     routing: NotRequired[RunReport]
 
 
@@ -174,6 +175,12 @@ class PlannedCall(TypedDict):
     query: str
     refusal: Refusal | None
     """Set when the call must not be made: `route` then only records it."""
+
+
+def planned_call(turn: int, index: int, model: str, query: str, refusal: Refusal | None = None) -> PlannedCall:
+    """Return a call with an id of its own."""
+    call_id = uuid.uuid4().hex
+    return {"id": call_id, "turn": turn, "index": index, "model": model, "query": query, "refusal": refusal}
 
 
 @dataclass(kw_only=True)

@@ -18,7 +18,7 @@ from langgraph_router_r1 import ModelDescriptor, ModelRegistry, RouterContext
 from langgraph_router_r1.evaluation.baselines import create_baseline
 from langgraph_router_r1.evaluation.extractor import Extractor
 from langgraph_router_r1.evaluation.recorded import RecordedPool, quality
-from langgraph_router_r1.pilot import MiniLM, embed
+from langgraph_router_r1.strategies.knn import MiniLM, embed
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
 LEARNING = ("knn", "logistic", "mlp", "contrastive", "cascade")

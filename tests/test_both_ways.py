@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -13,8 +13,10 @@ from conftest import WAYS, answer, pool, search
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.store.memory import InMemoryStore
 
-from langgraph_router_r1 import ModelRegistry, RouterContext, build_router, create_router
+from langgraph_router_r1 import ModelRegistry, Price, RouterContext, build_router, create_router
 from langgraph_router_r1.engines import EngineUnavailableError
+from langgraph_router_r1.settings import Limits, RouterSettings
+from langgraph_router_r1.strategies import RouterLLM
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
 QUESTION: Any = {"messages": [("user", "?")]}
@@ -318,20 +320,16 @@ def test_a_token_is_enough_and_the_bounds_of_limits_may_be_reached() -> None:
             create_router(ScriptedEngine([]), pool(m="x"), **settings)
 
 
-def test_both_ways_to_build_a_router_have_the_same_defaults_and_those_that_are_documented() -> None:
-    built, created = (inspect.signature(function).parameters for function in (build_router, create_router))
-    documented = {
-        "max_turns": 4,
-        "max_parallel": 4,
-        "cost_weight": 0.0,
-        "max_tokens": 1024,
-        "max_info_tokens": 600,
-        "router_price": "free",
-        "budget_usd": None,
-        "fallback": None,
-    }
-    for name, default in documented.items():
-        assert built[name].default == created[name].default == default, name
+def test_the_settings_of_a_router_have_the_documented_defaults_and_no_others_are_taken() -> None:
+    limits = {"max_turns": 4, "max_parallel": 4, "cost_weight": 0.0, "budget_usd": None}
+    assert asdict(Limits()) == limits
+    router_llm = RouterLLM(ScriptedEngine([]))
+    assert (router_llm.max_tokens, router_llm.max_info_tokens, router_llm.price) == (1024, 600, Price.parse("free"))
+    others = {"prompt", "max_tokens", "max_info_tokens", "router_price", "fallback", "checkpointed"}
+    assert RouterSettings.__annotations__.keys() == limits.keys() | others
+    for build in (build_router, create_router):
+        with pytest.raises(TypeError, match="max_turn'"):
+            build(ScriptedEngine([]), pool(m="x"), max_turn=1)  # type: ignore[operator]
 
 
 def test_the_graph_tells_studio_its_context_its_input_and_its_output() -> None:

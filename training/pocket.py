@@ -2,7 +2,7 @@
 
     python -m training.pocket experts       adapters of the specialists and of the generalist
     python -m training.pocket describe      measure every routed model through vLLM, write pool.toml
-    python -m training.pocket pilot FILE    a sample of what router-r1 profile recorded, for the pilot that ships
+    python -m training.pocket keep FILE     a sample of what router-r1 profile recorded, for the kNN fallback
     python -m training.pocket recall        what the base model knows without a call
     python -m training.pocket transcripts   let a scripted teacher drive the graph over drawn pools of simulated models
     python -m training.sft ...              the router's adapter, from those transcripts
@@ -166,8 +166,8 @@ async def _measure(models: Iterable[ModelDescriptor]) -> dict[str, Measured]:
 
 
 @cli.command()
-def pilot(replies: Path, output: Path = PROFILE_FILE, sample: int = 40, seed: int = 0) -> None:
-    """Keep a sample of what `router-r1 profile` recorded, for the pilot that ships."""
+def keep(replies: Path, output: Path = PROFILE_FILE, sample: int = 40, seed: int = 0) -> None:
+    """Keep a sample of what `router-r1 profile` recorded, for the kNN fallback that ships."""
     whole = RecordedPool.from_file(replies)
     tasks = sample_by_kind(whole.complete(), split="train", sample=sample, seed=seed)
     RecordedPool({task.id: task for task in tasks}, {task.id: whole.outcomes[task.id] for task in tasks}).save(output)

@@ -10,12 +10,9 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, conver
 
 from langgraph_router_r1.engines.base import ContextFullError, EngineError, Generation, cut_after_stop
 from langgraph_router_r1.event_loops import for_any_loop
-from langgraph_router_r1.ledger import NO_USAGE, finish_of, reported_usage
+from langgraph_router_r1.ledger import CHARACTERS_PER_TOKEN, NO_USAGE, estimate_tokens, finish_of, reported_usage
 from langgraph_router_r1.protocol import ANSWER_END, SEARCH_END
 from langgraph_router_r1.transcript import Segment
-
-CHARACTERS_PER_TOKEN = 4
-"""The usual estimate for English, for models whose tokenizer is not known."""
 
 
 class ChatModelEngine:
@@ -47,7 +44,7 @@ class ChatModelEngine:
 
     def count_tokens(self, text: str) -> int:
         """See `RouterEngine.count_tokens`."""
-        return -(-len(text) // CHARACTERS_PER_TOKEN)
+        return estimate_tokens(text)
 
     def truncate(self, text: str, max_tokens: int) -> str:
         """See `RouterEngine.truncate`."""

@@ -3,9 +3,8 @@
     knn = create_baseline("knn", registry, records=records, cost_weight=0.3, extractor=extractor)
     knn.invoke({"messages": [("user", "Who wrote Emma?")]})["answer"]
 
-Each is a graph with the router's input and output, so whatever takes a router takes a baseline. What learns, learns
-from the train split of the records only. A baseline is a *plan*: a generator that yields the models to ask, is sent
-what they replied, and returns the answer.
+Each is a `Strategy` on the router's own graph, so whatever takes a router takes a baseline. What learns, learns from
+the train split of the records only.
 """
 
 from __future__ import annotations
@@ -14,33 +13,26 @@ import asyncio
 import functools
 import random
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NotRequired, get_args
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 from langchain_core.embeddings import Embeddings
-from langchain_core.messages import AIMessage, AnyMessage
-from langgraph.config import get_config, get_stream_writer
-from langgraph.graph import END, START, StateGraph
-from langgraph.graph.message import add_messages
+from langgraph.config import get_config
 from langgraph.graph.state import CompiledStateGraph
-from langgraph.runtime import get_runtime
-from typing_extensions import TypedDict
+from typing_extensions import override
 
-from langgraph_router_r1.accounting import account
-from langgraph_router_r1.candidates import Candidates
-from langgraph_router_r1.engines.chat_model import CHARACTERS_PER_TOKEN
 from langgraph_router_r1.evaluation.extractor import Extraction, Extractor
 from langgraph_router_r1.evaluation.metrics import normalise
+from langgraph_router_r1.evaluation.predictors import ContrastivePredictor, LogisticPredictor, mlp
 from langgraph_router_r1.evaluation.recorded import TASK_ID, RecordedPool, outcome_cost, quality, run_metadata
-from langgraph_router_r1.events import DoneEvent
-from langgraph_router_r1.graph import Node, announce_call, announce_hop
-from langgraph_router_r1.ledger import Price, PriceLike, Usage, add_usage
-from langgraph_router_r1.pilot import Matrix, MiniLM, Pilot, Predictor, embed, observations, utility
-from langgraph_router_r1.prompts import last_question
+from langgraph_router_r1.graph import create_router
+from langgraph_router_r1.ledger import Price, PriceLike, add_usage
 from langgraph_router_r1.registry import ModelRegistry
-from langgraph_router_r1.state import PlannedCall, RoutedCall, RouterContext, RouterInput, RouterOutput, RunReport
+from langgraph_router_r1.state import RoutedCall, RouterContext, RouterInput, RouterOutput
+from langgraph_router_r1.strategies import Answer, Ask, AskInOrder, Call, Decision, Strategy, View
+from langgraph_router_r1.strategies.knn import KNNStrategy, Matrix, MiniLM, Predictor, embed, observations, utility
 
 Kind = Literal[
     "random", "cheapest", "dearest", "best", "oracle", "majority", "cascade", "knn", "logistic", "mlp", "contrastive"
@@ -56,34 +48,6 @@ LEARNING = frozenset({"best", "oracle", "cascade", "knn", "logistic", "mlp", "co
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(21))
 """Confidences at which a cascade may stop; which, the train split decides."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a plan knows of its run."""
-
-    text: str
-    task_id: str | None
-    """Of the run's metadata; only the oracle looks."""
-    cost_weight: float
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A plan's wish: ask these models the question, at the same time. It is sent their hops."""
-
-    models: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Shorten:
-    """A plan's wish: the short answers of these replies. It is sent as many texts."""
-
-    replies: Sequence[str]
-
-
-Plan = Generator[Ask | Shorten, Any, str]
-Planner = Callable[[Question], Plan]
 
 
 def create_baseline(
@@ -119,158 +83,97 @@ def create_baseline(
         >>> create_baseline("cheapest", ModelRegistry([small])).invoke({"messages": [("user", "Capital?")]})["answer"]
         'Lima'
     """
-    setting = _Setting(registry, records, embeddings or MiniLM(), extractor, cost_weight, seed)
-    if kind in _PLANNERS:
-        planner = _PLANNERS[kind](setting)
+    setting = _Setting(registry, records, embeddings or MiniLM(), extractor, seed)
+    if kind in _STRATEGIES:
+        strategy = _STRATEGIES[kind](setting)
     elif kind in registry:
-        planner = functools.partial(_ask_one, registry[kind].name)
+        strategy = _always(registry[kind].name)
     else:
         known = ", ".join((*get_args(Kind), *registry.names))
         raise ValueError(f"there is no baseline {kind!r}; there are: {known}")
-    driver = _Driver(
-        planner, Candidates(registry, estimate_tokens), extractor, cost_weight, Price.parse(extractor_price)
+    if extractor is not None:
+        strategy = Shortened(strategy, extractor, Price.parse(extractor_price))
+    return create_router(
+        strategy=strategy,
+        registry=registry,
+        cost_weight=cost_weight,
+        max_turns=len(registry),
+        max_parallel=len(registry),
+        name=f"baseline_{kind}",
     )
-    graph = StateGraph(_State, context_schema=RouterContext, input_schema=RouterInput, output_schema=RouterOutput)
-    graph.add_node("route", Node(driver.run, driver.arun))
-    graph.add_edge(START, "route")
-    graph.add_edge("route", END)
-    return graph.compile(name=f"baseline_{kind}")
 
 
-class _State(TypedDict):
-    """What a baseline knows: what it was asked, and at the end what it answers."""
+@dataclass
+class Shortened(Strategy):
+    """Another strategy, whose answers are shortened by an extractor."""
 
-    messages: Annotated[list[AnyMessage], add_messages]
-    answer: NotRequired[str]
-    routing: NotRequired[RunReport]
+    strategy: Strategy
+    extractor: Extractor
+    price: Price
+    """Of the extractor's tokens."""
+
+    @override
+    def decide(self, view: View) -> Decision:
+        decision = self.strategy.decide(view)
+        if not isinstance(decision, Answer):
+            return decision
+        return _shortened(decision, self.extractor.extract(view.question, decision.text))
+
+    @override
+    async def adecide(self, view: View) -> Decision:
+        decision = await self.strategy.adecide(view)
+        if not isinstance(decision, Answer):
+            return decision
+        return _shortened(decision, await self.extractor.aextract(view.question, decision.text))
 
 
-class _Tally(TypedDict):
-    hops: list[RoutedCall]
-    usages: list[Usage]
-    turns: int
+def _shortened(answer: Answer, short: Extraction) -> Answer:
+    usage = add_usage([short.usage] if answer.usage is None else [answer.usage, short.usage])
+    return replace(answer, text=short.text, reply=answer.text, usage=usage)
 
 
-@dataclass(frozen=True)
-class _Driver:
-    """Runs a plan: makes its calls, keeps its account."""
+@dataclass
+class Majority(Strategy):
+    """Asks models side by side; the answer is that of the largest number of them, in short."""
 
-    planner: Planner
-    candidates: Candidates
+    names: Sequence[str]
+    """The models; of equally frequent answers the earlier model's is taken."""
     extractor: Extractor | None
-    cost_weight: float
-    extractor_price: Price
 
-    def run(self, state: Any) -> dict[str, Any]:
-        plan, question, tally = self._begin(state)
-        step: Callable[[], Any] = functools.partial(next, plan)
-        while not isinstance(wish := _step(step), _Returned):
-            if isinstance(wish, Ask):
-                hops = []
-                for call in self._calls(wish, question, tally):
-                    announce_call(call)
-                    hops.append(self.candidates.ask(call))
-                    announce_hop(hops[-1])
-                step = functools.partial(plan.send, self._asked(hops, tally))
-            else:
-                made = [self._extract(question, reply) for reply in wish.replies]
-                step = functools.partial(plan.send, [self._shortened(extraction, tally) for extraction in made])
-        return self._end(wish.reply, self._shortened(self._extract(question, wish.reply), tally), tally)
+    @override
+    def decide(self, view: View) -> Decision:
+        if self.extractor is None or not view.replies:
+            return self._vote(view, None)
+        return self._vote(view, [self.extractor.extract(view.question, reply) for reply in view.replies])
 
-    async def arun(self, state: Any) -> dict[str, Any]:
-        plan, question, tally = self._begin(state)
-        step: Callable[[], Any] = functools.partial(next, plan)
-        # A plan may embed its question: not on the event loop.
-        while not isinstance(wish := await asyncio.to_thread(_step, step), _Returned):
-            if isinstance(wish, Ask):
-                calls = self._calls(wish, question, tally)
-                for call in calls:
-                    announce_call(call)
-                hops = list(await asyncio.gather(*(self.candidates.aask(call) for call in calls)))
-                for hop in hops:
-                    announce_hop(hop)
-                step = functools.partial(plan.send, self._asked(hops, tally))
-            else:
-                made = await asyncio.gather(*(self._aextract(question, reply) for reply in wish.replies))
-                step = functools.partial(plan.send, [self._shortened(extraction, tally) for extraction in made])
-        return self._end(wish.reply, self._shortened(await self._aextract(question, wish.reply), tally), tally)
+    @override
+    async def adecide(self, view: View) -> Decision:
+        if self.extractor is None or not view.replies:
+            return self._vote(view, None)
+        made = (self.extractor.aextract(view.question, reply) for reply in view.replies)
+        return self._vote(view, await asyncio.gather(*made))
 
-    def _begin(self, state: Any) -> tuple[Plan, Question, _Tally]:
-        context = get_runtime().context
-        given = context.cost_weight if isinstance(context, RouterContext) else None
-        text = state["messages"][last_question(state["messages"])].text
-        weight = self.cost_weight if given is None else given
-        question = Question(text, run_metadata(get_config()).get(TASK_ID), weight)
-        return self.planner(question), question, {"hops": [], "usages": [], "turns": 0}
-
-    def _calls(self, wish: Ask, question: Question, tally: _Tally) -> list[PlannedCall]:
-        turn, tally["turns"] = tally["turns"], tally["turns"] + 1
-        return [
-            {"turn": turn, "index": index, "model": model, "query": question.text, "refusal": None}
-            for index, model in enumerate(wish.models)
-        ]
-
-    def _asked(self, hops: list[RoutedCall], tally: _Tally) -> list[RoutedCall]:
-        tally["hops"] += hops
-        return hops
-
-    def _extract(self, question: Question, reply: str) -> Extraction | str:
-        return reply if self.extractor is None else self.extractor.extract(question.text, reply)
-
-    async def _aextract(self, question: Question, reply: str) -> Extraction | str:
-        return reply if self.extractor is None else await self.extractor.aextract(question.text, reply)
-
-    def _shortened(self, made: Extraction | str, tally: _Tally) -> str:
-        if isinstance(made, str):
-            return made
-        tally["usages"].append(made.usage)
-        return made.text
-
-    def _end(self, reply: str, answer: str, tally: _Tally) -> dict[str, Any]:
-        routing = account(
-            tally["hops"],
-            turns=tally["turns"],
-            router_tokens=add_usage(tally["usages"]),
-            router_price=self.extractor_price,
-            stop_reason="answered" if reply.strip() else "no_answer",
-        )
-        event: DoneEvent = {"type": "router_r1.done", "answer": answer, "routing": routing}
-        get_stream_writer()(event)
-        metadata = {"stop_reason": routing["stop_reason"], "reply": reply}
-        return {"messages": [AIMessage(answer, response_metadata=metadata)], "answer": answer, "routing": routing}
-
-
-@dataclass(frozen=True)
-class _Returned:
-    """A plan that is over, with what it returned: no exception may leave a thread as `StopIteration`."""
-
-    reply: str
-
-
-def _step(step: Callable[[], Any]) -> Any:
-    try:
-        return step()
-    except StopIteration as end:
-        return _Returned(str(end.value))
-
-
-def estimate_tokens(text: str) -> int:
-    """Return about how many tokens a text has, for models that do not report their usage."""
-    return -(-len(text) // CHARACTERS_PER_TOKEN)
-
-
-# The plans
+    def _vote(self, view: View, made: Sequence[Extraction] | None) -> Decision:
+        if not view.calls:
+            return Ask([Call(name, view.question) for name in self.names])
+        if not view.replies:
+            return Answer("", stop_reason="no_answer")
+        short = [normalise(reply) for reply in view.replies] if made is None else [normalise(one.text) for one in made]
+        # Of equals the earlier one's: the counter keeps the order of its first sight.
+        votes = Counter(filter(None, short))
+        winner = votes.most_common(1)[0][0] if votes else short[0]
+        usage = None if made is None else add_usage(one.usage for one in made)
+        return Answer(view.replies[short.index(winner)], usage=usage)
 
 
 @dataclass(frozen=True)
 class _Setting:
-    """What a planner is made from."""
+    """What a strategy is made from."""
 
     registry: ModelRegistry
     records: RecordedPool | None
     embeddings: Embeddings
     extractor: Extractor | None
-    cost_weight: float
     seed: int
 
     @property
@@ -290,23 +193,15 @@ class _Setting:
         return train
 
 
-def _ask_one(model: str, _: Question) -> Plan:
-    hops = yield Ask([model])
-    return _reply(hops)
+def _always(model: str) -> Strategy:
+    return AskInOrder(lambda _: [model])
 
 
-def _reply(hops: Iterable[RoutedCall]) -> str:
-    """Return the first reply there is."""
-    return next((hop["response"] for hop in hops if hop["status"] == "ok"), "")
+def _random(setting: _Setting) -> Strategy:
+    def draw(view: View) -> list[str]:
+        return [random.Random(f"{setting.seed} {view.question}").choice(setting.registry.names)]  # noqa: S311 - no secret
 
-
-def _random(setting: _Setting) -> Planner:
-    def plan(question: Question) -> Plan:
-        draw = random.Random(f"{setting.seed} {question.text}")  # noqa: S311 - no secret
-        hops = yield Ask([draw.choice(setting.registry.names)])
-        return _reply(hops)
-
-    return plan
+    return AskInOrder(draw)
 
 
 def _by_price(registry: ModelRegistry, records: RecordedPool | None) -> list[str]:
@@ -324,24 +219,22 @@ def _by_price(registry: ModelRegistry, records: RecordedPool | None) -> list[str
     return sorted(registry.names, key=cost)
 
 
-def _cheapest(setting: _Setting) -> Planner:
-    records = setting.records and setting.records.of_split("train")
-    return functools.partial(_ask_one, _by_price(setting.registry, records)[0])
+def _cheapest(setting: _Setting) -> Strategy:
+    return _always(_by_price(setting.registry, setting.records and setting.records.of_split("train"))[0])
 
 
-def _dearest(setting: _Setting) -> Planner:
-    records = setting.records and setting.records.of_split("train")
-    return functools.partial(_ask_one, _by_price(setting.registry, records)[-1])
+def _dearest(setting: _Setting) -> Strategy:
+    return _always(_by_price(setting.registry, setting.records and setting.records.of_split("train"))[-1])
 
 
-def _best(setting: _Setting) -> Planner:
+def _best(setting: _Setting) -> Strategy:
     names, scores, costs = _table(setting)
 
-    def plan(question: Question) -> Plan:
-        worth = utility(scores.mean(0, keepdims=True), costs.mean(0), question.cost_weight)[0]
-        return (yield from _ask_one(names[int(worth.argmax())], question))
+    def best(view: View) -> list[str]:
+        worth = utility(scores.mean(0, keepdims=True), costs.mean(0), view.limits.cost_weight)[0]
+        return [names[int(worth.argmax())]]
 
-    return plan
+    return AskInOrder(best)
 
 
 def _table(setting: _Setting) -> tuple[tuple[str, ...], Matrix, Matrix]:
@@ -356,42 +249,31 @@ def _table(setting: _Setting) -> tuple[tuple[str, ...], Matrix, Matrix]:
     return registry.names, np.array(scores), np.array(costs)
 
 
-def _oracle(setting: _Setting) -> Planner:
+def _oracle(setting: _Setting) -> Strategy:
     if setting.records is None:
         raise ValueError("the oracle looks the right model up: give it records=RecordedPool.from_file(...)")
     records = setting.records
 
-    def plan(question: Question) -> Plan:
-        outcomes = {name: records.outcome(question.task_id, name) for name in setting.registry.names}
-        assert question.task_id is not None
-        task = records.tasks[question.task_id]
+    def look_up(_: View) -> list[str]:
+        task_id = run_metadata(get_config()).get(TASK_ID)
+        outcomes = {name: records.outcome(task_id, name) for name in setting.registry.names}
+        assert task_id is not None
+        task = records.tasks[task_id]
 
         def rank(name: str) -> tuple[float, float]:
             return -quality(task, outcomes[name]), outcome_cost(outcomes[name], setting.registry[name].price)
 
-        return (yield from _ask_one(min(outcomes, key=rank), question))
+        return [min(outcomes, key=rank)]
 
-    return plan
-
-
-def _majority(setting: _Setting) -> Planner:
-    dearest_first = _by_price(setting.registry, setting.records and setting.records.of_split("train"))[::-1]
-
-    def plan(_: Question) -> Plan:
-        hops = yield Ask(dearest_first)
-        replies = [hop["response"] for hop in hops if hop["status"] == "ok"]
-        if not replies:
-            return ""
-        answers = yield Shorten(replies)
-        votes = Counter(normalise(answer) for answer in answers if normalise(answer))
-        # Of equals the dearest model's: the counter keeps the order of its first sight.
-        winner = votes.most_common(1)[0][0] if votes else normalise(answers[0])
-        return str(next(reply for reply, answer in zip(replies, answers, strict=True) if normalise(answer) == winner))
-
-    return plan
+    return AskInOrder(look_up)
 
 
-def _cascade(setting: _Setting) -> Planner:
+def _majority(setting: _Setting) -> Strategy:
+    by_price = _by_price(setting.registry, setting.records and setting.records.of_split("train"))
+    return Majority(by_price[::-1], setting.extractor)
+
+
+def _cascade(setting: _Setting) -> Strategy:
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold, cross_val_predict
 
@@ -421,18 +303,11 @@ def _cascade(setting: _Setting) -> Planner:
             THRESHOLDS, key=lambda limit: _worth(limit, confidence, scores[:, chain], costs[:, chain], cost_weight)
         )
 
-    def plan(question: Question) -> Plan:
-        limit = threshold(question.cost_weight)
-        reply = ""
-        for model in chain:
-            hops = yield Ask([names[model]])
-            reply = _reply(hops) or reply
-            seen = embed(setting.embeddings, [_evidence(question.text, reply)])
-            if hops[0]["status"] == "ok" and judge.predict_proba(seen)[0, 1] >= limit:
-                break
-        return reply
+    def looks_right(view: View, call: RoutedCall) -> bool:
+        seen = embed(setting.embeddings, [_evidence(view.question, call["response"])])
+        return bool(judge.predict_proba(seen)[0, 1] >= threshold(view.limits.cost_weight))
 
-    return plan
+    return AskInOrder(lambda _: [names[model] for model in chain], looks_right)
 
 
 def _evidence(question: str, reply: str) -> str:
@@ -458,108 +333,17 @@ def _worth(limit: float, confidence: Matrix, scores: Matrix, costs: Matrix, cost
     return float(np.mean((1 - cost_weight) * scores[rows, stops] + cost_weight * (1 - relative)))
 
 
-def _by_prediction(setting: _Setting, predictor: Callable[[], Predictor] | None = None) -> Planner:
-    pilot = Pilot(
+def _by_prediction(setting: _Setting, predictor: Callable[[], Predictor] | None = None) -> Strategy:
+    knn = KNNStrategy(
         setting.registry,
         observations(setting.train, setting.registry),
         predictor=predictor,
         embeddings=setting.embeddings,
     )
-
-    def plan(question: Question) -> Plan:
-        best = pilot.rank(question.text, cost_weight=question.cost_weight)[0]
-        return (yield from _ask_one(best, question))
-
-    return plan
+    return AskInOrder(lambda view: knn.rank(view.question, cost_weight=view.limits.cost_weight)[:1])
 
 
-class LogisticPredictor:
-    """A logistic regression a model: how likely its reply is right."""
-
-    def fit(self, embeddings: Matrix, quality: Matrix) -> None:
-        """See `Predictor.fit`."""
-        from sklearn.dummy import DummyClassifier
-        from sklearn.linear_model import LogisticRegression
-
-        self._models = []
-        for column in (quality >= 0.5).T:
-            # A model that was always right, or never, teaches nothing but that.
-            model = (
-                DummyClassifier(strategy="prior")
-                if column.all() or not column.any()
-                else LogisticRegression(max_iter=1000)
-            )
-            self._models.append(model.fit(embeddings, column))
-
-    def predict(self, embeddings: Matrix) -> Matrix:
-        """See `Predictor.predict`."""
-        return np.stack(
-            [
-                model.predict_proba(embeddings)[:, list(model.classes_).index(True)]
-                if True in model.classes_
-                else np.zeros(len(embeddings))
-                for model in self._models
-            ],
-            axis=1,
-        )
-
-
-def _mlp(seed: int) -> Predictor:
-    from sklearn.neural_network import MLPRegressor
-
-    network: Predictor = MLPRegressor(
-        hidden_layer_sizes=(64,), alpha=1e-2, early_stopping=True, max_iter=500, random_state=seed
-    )
-    return network
-
-
-class ContrastivePredictor:
-    """RouterDC's idea on frozen embeddings: questions and models in one space, right pairs near, wrong pairs far.
-
-    The loss is its sample-LLM contrastive loss (arXiv 2409.19886, eq. 4): each model that was right on a question
-    against all that were wrong on it. The query encoder is a linear layer over MiniLM, where theirs is fine-tuned.
-    """
-
-    def __init__(self, *, dimensions: int = 64, epochs: int = 200, temperature: float = 0.1, seed: int = 0) -> None:
-        self.dimensions, self.epochs, self.temperature, self.seed = dimensions, epochs, temperature, seed
-
-    def fit(self, embeddings: Matrix, quality: Matrix) -> None:
-        """See `Predictor.fit`."""
-        import torch
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            encoder = torch.nn.Linear(embeddings.shape[1], self.dimensions)
-            models = torch.nn.Parameter(torch.randn(quality.shape[1], self.dimensions))
-        questions = torch.tensor(embeddings, dtype=torch.float32)
-        right = torch.tensor(quality >= 0.5)
-        optimiser = torch.optim.AdamW([*encoder.parameters(), models], lr=1e-2, weight_decay=1e-2)
-        for _ in range(self.epochs):
-            near = torch.nn.functional.cosine_similarity(encoder(questions)[:, None], models[None], dim=-1)
-            near = near / self.temperature
-            wrong = near.masked_fill(right, -torch.inf).logsumexp(dim=1, keepdim=True)
-            # A question that all got right, or none, tells models apart by nothing.
-            tells = right & torch.isfinite(wrong)
-            if not tells.any():
-                break
-            loss = (torch.logaddexp(near, wrong) - near)[tells].mean()
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-        self._encoder, self._models = encoder, models
-
-    def predict(self, embeddings: Matrix) -> Matrix:
-        """Return the similarity of questions and models, 0 to 1."""
-        import torch
-
-        with torch.no_grad():
-            encoded = self._encoder(torch.tensor(embeddings, dtype=torch.float32))
-            near = torch.nn.functional.cosine_similarity(encoded[:, None], self._models[None], dim=-1)
-        similarity: Matrix = (near.double().numpy() + 1) / 2
-        return similarity
-
-
-_PLANNERS: dict[str, Callable[[_Setting], Planner]] = {
+_STRATEGIES: dict[str, Callable[[_Setting], Strategy]] = {
     "random": _random,
     "cheapest": _cheapest,
     "dearest": _dearest,
@@ -569,6 +353,6 @@ _PLANNERS: dict[str, Callable[[_Setting], Planner]] = {
     "cascade": _cascade,
     "knn": _by_prediction,
     "logistic": lambda setting: _by_prediction(setting, LogisticPredictor),
-    "mlp": lambda setting: _by_prediction(setting, functools.partial(_mlp, setting.seed)),
+    "mlp": lambda setting: _by_prediction(setting, functools.partial(mlp, setting.seed)),
     "contrastive": lambda setting: _by_prediction(setting, functools.partial(ContrastivePredictor, seed=setting.seed)),
 }

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.runnables import Runnable
 
 from langgraph_router_r1.candidates import Candidates
-from langgraph_router_r1.evaluation.baselines import create_baseline, estimate_tokens
+from langgraph_router_r1.evaluation.baselines import create_baseline
 from langgraph_router_r1.evaluation.bench_file import BenchError, JudgeSpec, Row
 from langgraph_router_r1.evaluation.cache import remember
 from langgraph_router_r1.evaluation.extractor import ADAPTERS, EXTRACTOR_NAME, Extractor, adapter_version
 from langgraph_router_r1.evaluation.judge import Judge
 from langgraph_router_r1.graph import create_router
-from langgraph_router_r1.ledger import Price
-from langgraph_router_r1.pilot import MiniLM
+from langgraph_router_r1.ledger import Price, estimate_tokens
 from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.registry import ModelRegistry
+from langgraph_router_r1.strategies.knn import MiniLM
 
 if TYPE_CHECKING:
     from langgraph.cache.base import BaseCache

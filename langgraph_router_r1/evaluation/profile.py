@@ -4,7 +4,7 @@
     measured = await profile(registry, tasks, path="models.profile.jsonl", budget_usd=0.50)
     write_profile("models.toml", measured)
 
-Every reply is kept in `path` as it comes. A run that was stopped goes on where it was; the pilot routes by that
+Every reply is kept in `path` as it comes. A run that was stopped goes on where it was; `KNNStrategy` routes by that
 file.
 
 Latency is that of calls made one at a time over the whole pool: the first `TIMED` tasks of each model. Many calls at a
@@ -34,12 +34,12 @@ from langchain_core.runnables import RunnableLambda
 from tomlkit.items import InlineTable, Table
 
 from langgraph_router_r1.candidates import Candidates
-from langgraph_router_r1.engines.chat_model import CHARACTERS_PER_TOKEN
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import wilson
 from langgraph_router_r1.evaluation.recorded import TASK_ID, Outcome, outcome_cost, quality
 from langgraph_router_r1.evaluation.recorder import Recorder
 from langgraph_router_r1.evaluation.tasks import Split, Task, TaskError, draw
+from langgraph_router_r1.ledger import estimate_tokens
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.protocol import fold
 from langgraph_router_r1.registry import Accuracy, Measured, ModelDescriptor, ModelRegistry, RegistryError
@@ -127,7 +127,7 @@ class _Run:
     ) -> None:
         self._tasks = list(recorder.tasks.values())
         self._recorded = recorder.pool.outcomes
-        self._candidates = Candidates(recorder.registry, _estimate)
+        self._candidates = Candidates(recorder.registry, estimate_tokens)
         # Gives the call a run, whose metadata tell the recorder the task.
         self._ask = RunnableLambda(self._candidates.aask)
         self._purse = _Purse(budget_usd)
@@ -252,13 +252,9 @@ def _with_usage(task: Task, outcome: Outcome) -> Outcome:
     prompt, completion = outcome.prompt_tokens, outcome.completion_tokens
     return dataclasses.replace(
         outcome,
-        prompt_tokens=_estimate(CALL_PROMPT.format(query=task.question)) if prompt is None else prompt,
-        completion_tokens=_estimate(outcome.response or "") if completion is None else completion,
+        prompt_tokens=estimate_tokens(CALL_PROMPT.format(query=task.question)) if prompt is None else prompt,
+        completion_tokens=estimate_tokens(outcome.response or "") if completion is None else completion,
     )
-
-
-def _estimate(text: str) -> int:
-    return -(-len(text) // CHARACTERS_PER_TOKEN)
 
 
 def _is_empty(outcome: Outcome) -> bool:

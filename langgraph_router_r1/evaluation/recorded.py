@@ -32,11 +32,10 @@ from langchain_core.runnables import RunnableConfig, ensure_config
 from pydantic import ConfigDict, Field
 from typing_extensions import override
 
-from langgraph_router_r1.engines.chat_model import CHARACTERS_PER_TOKEN
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import contains, without_tags
 from langgraph_router_r1.evaluation.tasks import Split, Task, TaskError, as_task, json_lines
-from langgraph_router_r1.ledger import PER_MILLION, Price, PriceLike
+from langgraph_router_r1.ledger import PER_MILLION, Price, PriceLike, estimate_tokens
 from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
 
 TASK_ID = "task_id"
@@ -344,7 +343,7 @@ def outcome_cost(outcome: Outcome, price: Price) -> float:
         return outcome.cost_usd
     completion = outcome.completion_tokens
     if completion is None:
-        completion = -(-len(outcome.response or TEXT_NOT_RECORDED) // CHARACTERS_PER_TOKEN)
+        completion = estimate_tokens(outcome.response or TEXT_NOT_RECORDED)
     return PER_MILLION * ((outcome.prompt_tokens or 0) * price.prompt + completion * price.completion)
 
 

@@ -1,4 +1,4 @@
-"""The pilot, and what a run becomes without the router LLM: whom it asks, what it spends, what it survives."""
+"""The kNN strategy, and what a run becomes without the router LLM: whom it asks, what it spends, what it survives."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rich.console import Console
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, RouterContext, build_router, create_router
 from langgraph_router_r1.engines import EngineUnavailableError, VLLMEngine
-from langgraph_router_r1.pilot import Observation, Pilot, nearest_neighbours, observations
+from langgraph_router_r1.strategies.knn import KNNStrategy, Observation, nearest_neighbours, observations
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 from langgraph_router_r1.trace import ConsoleTrace
 
@@ -388,7 +388,7 @@ def test_why_the_router_is_gone_stands_in_the_log(caplog: pytest.LogCaptureFixtu
     assert "the router's server is down" in caplog.text
 
 
-# The pilot
+# The strategy
 
 
 class Counting(DeterministicFakeEmbedding):
@@ -414,13 +414,13 @@ POOL = ModelRegistry(
 )
 
 
-def pilot(registry: ModelRegistry = POOL, known: Sequence[Observation] = PROFILE) -> Pilot:
-    return Pilot(registry, known, embeddings=Counting(size=16))
+def knn(registry: ModelRegistry = POOL, known: Sequence[Observation] = PROFILE) -> KNNStrategy:
+    return KNNStrategy(registry, known, embeddings=Counting(size=16))
 
 
 def test_the_ranking_follows_the_nearest_questions() -> None:
-    assert pilot().rank_all([CAPITAL, CURRENCY]) == [["capitals", "generalist"], ["generalist", "capitals"]]
-    assert pilot().expected_quality([CURRENCY]).tolist() == [[0.0, pytest.approx(0.8)]]
+    assert knn().rank_all([CAPITAL, CURRENCY]) == [["capitals", "generalist"], ["generalist", "capitals"]]
+    assert knn().expected_quality([CURRENCY]).tolist() == [[0.0, pytest.approx(0.8)]]
 
 
 def test_near_is_meant_by_angle() -> None:
@@ -430,13 +430,13 @@ def test_near_is_meant_by_angle() -> None:
 
 
 def test_the_more_cost_counts_the_cheaper_the_choice() -> None:
-    assert pilot().rank(CURRENCY, cost_weight=0.0) == ["generalist", "capitals"]
-    assert pilot().rank(CURRENCY, cost_weight=1.0) == ["capitals", "generalist"]
+    assert knn().rank(CURRENCY, cost_weight=0.0) == ["generalist", "capitals"]
+    assert knn().rank(CURRENCY, cost_weight=1.0) == ["capitals", "generalist"]
 
 
 def test_of_equals_the_cheaper_one_comes_first() -> None:
     known = [Observation(CAPITAL, {"capitals": 1.0, "generalist": 1.0}, {"capitals": 1e-6, "generalist": 9e-6})]
-    assert pilot(POOL, known).rank(CAPITAL) == ["capitals", "generalist"]
+    assert knn(POOL, known).rank(CAPITAL) == ["capitals", "generalist"]
 
 
 @pytest.mark.parametrize(
@@ -444,7 +444,7 @@ def test_of_equals_the_cheaper_one_comes_first() -> None:
 )
 def test_a_model_that_was_not_profiled_is_judged_by_its_skills(skills: dict[str, float], place: int) -> None:
     newcomer = ModelDescriptor(name="newcomer", model=ScriptedChatModel(["x"]), price=0.5, skills=skills)
-    ranking = pilot().refit(POOL.with_model(newcomer)).rank(CAPITAL)
+    ranking = knn().refit(POOL.with_model(newcomer)).rank(CAPITAL)
     assert ranking.index("newcomer") == place
     assert set(ranking) == {"capitals", "generalist", "newcomer"}
 
@@ -454,12 +454,12 @@ def test_a_model_that_was_not_profiled_costs_what_its_price_suggests() -> None:
         newcomer = ModelDescriptor(
             name="newcomer", model=ScriptedChatModel(["x"]), price={"prompt": price, "completion": 0}
         )
-        ranking = pilot().refit(POOL.with_model(newcomer)).rank(CAPITAL, cost_weight=1.0)
+        ranking = knn().refit(POOL.with_model(newcomer)).rank(CAPITAL, cost_weight=1.0)
         assert ranking.index("newcomer") == place
 
 
 def test_a_pool_that_has_changed_embeds_nothing_again() -> None:
-    first = pilot()
+    first = knn()
     first.rank(CURRENCY)
     embeddings = first._embeddings
     assert isinstance(embeddings, Counting)
@@ -476,7 +476,7 @@ def test_many_first_questions_embed_the_profile_once() -> None:
             time.sleep(0.02)
             return super().embed_documents(texts)
 
-    shared = Pilot(POOL, PROFILE, embeddings=Slow(size=16))
+    shared = KNNStrategy(POOL, PROFILE, embeddings=Slow(size=16))
     threads = [threading.Thread(target=shared.rank, args=(CAPITAL,)) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -486,12 +486,12 @@ def test_many_first_questions_embed_the_profile_once() -> None:
     assert len(shared._embeddings.texts) == len(PROFILE) + 8
 
 
-def test_a_pilot_needs_something_to_go_by() -> None:
+def test_the_knn_strategy_needs_something_to_go_by() -> None:
     with pytest.raises(ValueError, match="run 'router-r1 profile'"):
-        pilot(POOL, [])
+        knn(POOL, [])
 
 
-# The pilot of a registry
+# The strategy of a registry
 
 
 def write_profile(path: Path, *names: str) -> Path:
@@ -519,8 +519,8 @@ def test_a_profile_says_how_good_and_how_dear_each_model_was(tmp_path: Path) -> 
     right, wrong = observations(RecordedPool.from_file(path), POOL)[1::-1]
     assert (right.quality, wrong.quality) == ({"capitals": 1.0}, {"capitals": 0.0})
     assert right.cost_usd == {"capitals": pytest.approx(25 * 0.1e-6)}
-    with pytest.raises(ValueError, match="a pilot needs observations"):
-        Pilot.from_profile(path, POOL.without("capitals"), embeddings=Counting(size=16))
+    with pytest.raises(ValueError, match="a kNN strategy needs observations"):
+        KNNStrategy.from_profile(path, POOL.without("capitals"), embeddings=Counting(size=16))
 
 
 TOML = """
@@ -546,38 +546,38 @@ def test_a_registry_file_finds_the_profile_beside_it_and_keeps_it(tmp_path: Path
     )
 
 
-async def test_the_pilot_of_a_registrys_profile_asks_who_did_best(
+async def test_the_knn_strategy_of_a_registrys_profile_asks_who_did_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("langgraph_router_r1.pilot.MiniLM", lambda: Counting(size=16))
+    monkeypatch.setattr("langgraph_router_r1.strategies.knn.MiniLM", lambda: Counting(size=16))
     profile = write_profile(tmp_path / "models.profile.jsonl", "capitals", "currencies")
     registry = ModelRegistry(pool(capitals="Lima", currencies="Sol"), profile=profile)
-    router = create_router(Mortal([], lives=0), registry, fallback="pilot")
+    router = create_router(Mortal([], lives=0), registry, fallback="knn")
     assert tried(router.invoke({"messages": [("user", CURRENCY)]})) == [("currencies", "ok")]
     assert tried(await router.ainvoke({"messages": [("user", CAPITAL)]})) == [("capitals", "ok")]
 
 
-def test_a_pilot_without_a_profile_is_refused_when_the_router_is_built(tmp_path: Path) -> None:
+def test_a_knn_fallback_without_a_profile_is_refused_when_the_router_is_built(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run 'router-r1 profile'"):
-        create_router(ScriptedEngine([]), pool(m="x"), fallback="pilot")
+        create_router(ScriptedEngine([]), pool(m="x"), fallback="knn")
     missing = ModelRegistry(pool(m="x"), profile=tmp_path / "gone.jsonl")
     with pytest.raises(ValueError, match="can't be read"):
-        create_router(ScriptedEngine([]), missing, fallback="pilot")
-    with pytest.raises(ValueError, match="fallback is 'pilto'; it must be 'pilot'"):
-        build_router(ScriptedEngine([]), pool(m="x"), fallback="pilto")
+        create_router(ScriptedEngine([]), missing, fallback="knn")
+    with pytest.raises(ValueError, match="fallback is 'knnn'; it must be 'knn'"):
+        build_router(ScriptedEngine([]), pool(m="x"), fallback="knnn")
 
 
-def test_without_the_extra_a_pilot_is_refused_when_the_router_is_built(
+def test_without_the_extra_a_knn_fallback_is_refused_when_the_router_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     profile = write_profile(tmp_path / "models.profile.jsonl", "capitals", "currencies")
     registry = ModelRegistry(pool(capitals="Lima", currencies="Sol"), profile=profile)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"langgraph-router-r1\[eval\]"):
-        create_router(ScriptedEngine([]), registry, fallback="pilot")
-    monkeypatch.setitem(sys.modules, "langgraph_router_r1.pilot", None)
+        create_router(ScriptedEngine([]), registry, fallback="knn")
+    monkeypatch.setitem(sys.modules, "langgraph_router_r1.strategies.knn", None)
     with pytest.raises(ModuleNotFoundError, match=r"langgraph-router-r1\[eval\]"):
-        create_router(ScriptedEngine([]), registry, fallback="pilot")
+        create_router(ScriptedEngine([]), registry, fallback="knn")
 
 
 # On a real vLLM
@@ -601,7 +601,7 @@ async def test_killing_the_server_under_load_loses_no_question_and_is_an_error_w
             for name in pocket_registry(server.base_url).names
         )
         known = [Observation(CAPITAL, {"generalist": 1.0}, {"generalist": 1e-6})]
-        fallback = Pilot(registry, known, embeddings=Counting(size=16))
+        fallback = KNNStrategy(registry, known, embeddings=Counting(size=16))
         countries = [
             "Peru", "Kenya", "Japan", "Chile", "Norway", "Egypt", "Spain", "Cuba", "Nepal", "Ghana", "Fiji", "Oman",
         ]  # fmt: skip

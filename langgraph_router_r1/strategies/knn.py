@@ -1,10 +1,11 @@
 """A router without a router LLM: ask the model that did best on the nearest questions of a profile.
 
-    pilot = Pilot.from_profile("models.profile.jsonl", registry)
-    pilot.rank("Who wrote Emma?", cost_weight=0.3)          # ['small', 'large']
+    knn = KNNStrategy.from_profile("models.profile.jsonl", registry)
+    knn.rank("Who wrote Emma?", cost_weight=0.3)            # ['small', 'large']
+    router = create_router(strategy=knn, registry=registry)
 
 No training, no GPU. The profile is what `router-r1 profile` writes: what each model of the pool said to a sample of
-tasks. `create_router(..., fallback="pilot")` asks it when the router LLM can't be reached.
+tasks. `create_router(..., fallback="knn")` asks it when the router LLM can't be reached.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from langchain_core.embeddings import Embeddings
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from langgraph_router_r1.registry import ModelRegistry
+from langgraph_router_r1.strategies.base import Decision, Strategy, View
+from langgraph_router_r1.strategies.plan import AskInOrder
 
 if TYPE_CHECKING:
     from langgraph_router_r1.evaluation.recorded import RecordedPool
@@ -31,6 +35,9 @@ Matrix = NDArray[np.float64]
 
 NEIGHBOURS = 20
 """How many of the nearest questions are looked at."""
+
+MOST_ASKED = 3
+"""How many models are asked, one after another, until one replies."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,11 @@ class Predictor(Protocol):
         """Return the expected quality, questions x models."""
 
 
-class Pilot:
-    """Ranks the models of a registry for a question, by expected quality and cost.
+class KNNStrategy(Strategy):
+    """Ranks the models of a registry for a question, by expected quality and cost, and asks the best that replies.
 
     Models that were not profiled are judged by the skills in their descriptor, and are the last choice without any.
-    The first ranking embeds the observations; after that a pool that has changed only takes `pilot.refit(registry)`.
+    The first ranking embeds the observations; after that a pool that has changed only takes `knn.refit(registry)`.
     May be used from several threads.
     """
 
@@ -85,15 +92,16 @@ class Pilot:
         self.registry = registry
         self.observations = list(observations)
         if not self.observations:
-            msg = "a pilot needs observations: run 'router-r1 profile' on the registry first"
+            msg = "a kNN strategy needs observations: run 'router-r1 profile' on the registry first"
             raise ValueError(msg)
         self._make_predictor = predictor or functools.partial(nearest_neighbours, len(self.observations))
         self._embeddings = embeddings or MiniLM()
         self._fitting = threading.Lock()
+        self._asks = AskInOrder(lambda view: self.rank(view.question, cost_weight=view.limits.cost_weight)[:MOST_ASKED])
 
     @classmethod
-    def from_profile(cls, path: str | Path, registry: ModelRegistry, **options: Any) -> Pilot:
-        """Fit on a file of recorded answers; `options` are those of `Pilot`.
+    def from_profile(cls, path: str | Path, registry: ModelRegistry, **options: Any) -> KNNStrategy:
+        """Fit on a file of recorded answers; `options` are those of `KNNStrategy`.
 
         Raises:
             TaskError: The file can't be read.
@@ -103,15 +111,19 @@ class Pilot:
 
         return cls(registry, observations(RecordedPool.from_file(path), registry), **options)
 
-    def refit(self, registry: ModelRegistry) -> Pilot:
-        """Return a pilot for another pool with the same observations; what is embedded already stays.
+    def refit(self, registry: ModelRegistry) -> KNNStrategy:
+        """Return a strategy for another pool with the same observations; what is embedded already stays.
 
         So do the costs that were observed: after a change of prices, call `from_profile` again.
         """
-        other = Pilot(registry, self.observations, predictor=self._make_predictor, embeddings=self._embeddings)
+        other = KNNStrategy(registry, self.observations, predictor=self._make_predictor, embeddings=self._embeddings)
         if "_embedded" in vars(self):
             other._embedded = self._embedded
         return other
+
+    @override
+    def decide(self, view: View) -> Decision:
+        return self._asks.decide(view)
 
     def rank(self, question: str, *, cost_weight: float = 0.0) -> list[str]:
         """Return the names of the pool, the best choice first; of equals the cheaper one first."""
@@ -187,7 +199,7 @@ def observations(pool: RecordedPool, registry: ModelRegistry) -> list[Observatio
 def utility(quality: Matrix, costs: Matrix, cost_weight: float) -> Matrix:
     """Return `(1 - w) quality + w (1 - relative cost)`, questions x models, as the reward of Router-R1 weighs them.
 
-    The relative cost is that of the square roots between the cheapest model's (0) and the dearest's (1).
+    The relative cost is that of the square roots between the cheapest model's (0) and the most expensive one's (1).
     """
     roots = np.sqrt(costs)
     spread = np.ptp(roots)
@@ -204,7 +216,7 @@ def nearest_neighbours(questions: int, k: int = NEIGHBOURS) -> Predictor:
 
 
 def embed(embeddings: Embeddings, texts: Sequence[str]) -> Matrix:
-    """Return a row a text."""
+    """Return one vector for each text: texts x dimensions."""
     return np.asarray(embeddings.embed_documents(list(texts)), dtype=float)
 
 

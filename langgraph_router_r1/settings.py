@@ -1,0 +1,84 @@
+"""The settings of a router, each declared once: what `create_router` takes besides engine and pool."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from typing_extensions import TypedDict
+
+from langgraph_router_r1.state import RouterContext, RunLimits
+
+if TYPE_CHECKING:
+    from langgraph_router_r1.engines.base import Fallback
+    from langgraph_router_r1.ledger import PriceLike
+    from langgraph_router_r1.prompts import RouterPrompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one run is held to: the router's settings with the run's context over them."""
+
+    max_turns: int = 4
+    """Most turns in which models may be asked; then the router must answer."""
+    max_parallel: int = 4
+    """Most models that may be asked in one turn."""
+    cost_weight: float = 0.0
+    """How much money counts against quality, 0 to 1 (α in the paper); written into the router's prompt."""
+    budget_usd: float | None = None
+    """The most that a run may spend, in dollars; None for no limit."""
+
+    def __post_init__(self) -> None:
+        if self.max_turns < 0:
+            msg = f"max_turns is {self.max_turns!r}; it must be 0 (never ask) or more"
+            raise ValueError(msg)
+        if self.max_parallel < 1:
+            msg = f"max_parallel is {self.max_parallel!r}; it must be 1 or more"
+            raise ValueError(msg)
+        if not 0 <= self.cost_weight <= 1:
+            msg = f"cost_weight is {self.cost_weight!r}; it must lie between 0 (quality only) and 1 (cost only)"
+            raise ValueError(msg)
+        if self.budget_usd is not None and not 0 <= self.budget_usd < float("inf"):
+            msg = f"budget_usd is {self.budget_usd!r}; it must be 0 or more dollars, or None for no budget"
+            raise ValueError(msg)
+
+    def with_context(self, context: Any) -> Limits:
+        """Return the limits with those that a run's context sets."""
+        # Inside a larger graph the context is the parent's, of whatever type.
+        if not isinstance(context, RouterContext):
+            return self
+        given = {field.name: getattr(context, field.name) for field in fields(self)}
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+    def as_state(self) -> RunLimits:
+        """Return them as they stand in the state."""
+        return cast("RunLimits", asdict(self))
+
+
+class RouterSettings(TypedDict, total=False):
+    """The settings of a router, as keywords of `create_router` and `build_router`.
+
+    Those that stand in `Limits` may be set anew for each run, by a `RouterContext`.
+    """
+
+    max_turns: int
+    """See `Limits`, as for the next three."""
+    max_parallel: int
+    cost_weight: float
+    budget_usd: float | None
+    prompt: RouterPrompt | None
+    """The template that states the task to the router LLM."""
+    max_tokens: int
+    """Most tokens that the router LLM writes in a turn (1024)."""
+    max_info_tokens: int
+    """Most tokens of what comes back to it after a turn (600)."""
+    router_price: PriceLike
+    """Price of its own tokens, in any form that `Price.parse` reads ("free")."""
+    fallback: Fallback | Literal["knn"] | None
+    """Chooses models when the router LLM does not answer: "knn", for a `KNNStrategy` on the registry's profile, or
+    anything with its `rank`. The models are then asked the whole question in that order, at most three, until one
+    replies; the run ends `degraded`. Should the fallback fail too, the cheapest are asked. None: such a run ends with
+    the engine's `EngineError`. The first ranking of "knn" loads its embeddings, which takes seconds."""
+    checkpointed: bool
+    """Whether checkpoints of the graph are stored whenever it has a checkpointer (True). False only for a graph that is
+    compiled with `checkpointer=False` and embedded in a graph that has one: then no call is noted."""

@@ -1,0 +1,144 @@
+"""The seam between the graph and whoever decides: a `Strategy` looks at the run so far and asks models, or answers.
+
+    class AskTheCheapest(Strategy):
+        def decide(self, view):
+            if view.replies:
+                return Answer(view.replies[-1])
+            cheapest = min(view.registry, key=lambda model: model.price.completion)
+            return Ask.one(cheapest.name, view.question)
+
+    router = create_router(strategy=AskTheCheapest(), registry=registry)
+
+The graph makes the calls, holds the budget, stores checkpoints, streams events and keeps the account, whoever decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from langchain_core.messages import AnyMessage
+
+from langgraph_router_r1.ledger import FREE, Price, Usage, estimate_tokens
+from langgraph_router_r1.prompts import last_question
+from langgraph_router_r1.protocol import Call, sanitize
+from langgraph_router_r1.registry import ModelRegistry
+from langgraph_router_r1.settings import Limits
+from langgraph_router_r1.state import RoutedCall, StopReason
+from langgraph_router_r1.transcript import Segment
+
+
+@dataclass(frozen=True)
+class View:
+    """The run so far, read-only."""
+
+    messages: Sequence[AnyMessage]
+    registry: ModelRegistry
+    limits: Limits
+    """What the run is held to."""
+    turn: int = 0
+    """Turns so far in which models were asked."""
+    calls: Sequence[RoutedCall] = ()
+    """All calls so far, in call order."""
+    transcript: Sequence[Segment] = ()
+    """What earlier decisions put into it."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """What the latest decision with notes left."""
+    spent_usd: float = 0.0
+    """Dollars that count against the budget: spent, and possibly billed."""
+    worst_case: Callable[[str, str], float] = lambda _model, _query: 0.0
+    """The most that asking a model (by name) a query can cost, in dollars; infinity when nothing bounds it."""
+
+    @property
+    def question(self) -> str:
+        """The text of the last human message, without protocol tags."""
+        return sanitize(self.messages[last_question(self.messages)].text).strip()
+
+    @property
+    def replies(self) -> list[str]:
+        """The replies so far, without the calls that failed."""
+        return [call["response"] for call in self.calls if call["status"] == "ok"]
+
+    @property
+    def latest(self) -> list[RoutedCall]:
+        """The calls of the latest turn."""
+        return [call for call in self.calls if call["turn"] == self.turn - 1]
+
+    def affords(self, model: str, query: str) -> bool:
+        """Return whether the budget pays for a call, whatever it turns out to cost."""
+        budget = self.limits.budget_usd
+        return budget is None or self.worst_case(model, query) <= budget - self.spent_usd
+
+    @property
+    def least_worst_case_usd(self) -> float:
+        """The most that the shortest question to the cheapest model can cost, in dollars."""
+        return min(self.worst_case(name, "?") for name in self.registry.names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What a strategy wants next: `Ask`, `Answer` or `Again`."""
+
+    thought: str | None = None
+    """What is streamed as a `ThinkEvent`; None for nothing."""
+    segments: Sequence[Segment] = ()
+    """What is appended to the transcript."""
+    usage: Usage | None = None
+    """Tokens that the decision took; they cost the strategy's `price`."""
+    notes: Mapping[str, Any] | None = None
+    """What the strategy wants to find in the next view, JSON-like; None leaves the notes as they are."""
+
+
+@dataclass(frozen=True)
+class Ask(Decision):
+    """Make these calls, side by side."""
+
+    calls: Sequence[Call]
+    keep_usd: float = field(default=0.0, kw_only=True)
+    """Dollars of the budget that the calls must leave, for what the strategy itself still has to pay."""
+
+    @classmethod
+    def one(cls, model: str, query: str, **fields: Any) -> Ask:
+        """Ask one model, by its name in the registry."""
+        return cls((Call(model, query),), **fields)
+
+
+@dataclass(frozen=True)
+class Answer(Decision):
+    """End the run with this answer."""
+
+    text: str
+    stop_reason: StopReason = field(default="answered", kw_only=True)
+    reply: str | None = field(default=None, kw_only=True)
+    """The whole reply that the answer was taken from, when it is not the answer itself."""
+
+
+@dataclass(frozen=True)
+class Again(Decision):
+    """Decide once more, with what this decision added to the transcript and the notes."""
+
+
+class Strategy(ABC):
+    """Decides what a run does next. One object serves many runs at once: what belongs to a run is in its view."""
+
+    price: Price = FREE
+    """Of the tokens that its decisions take."""
+
+    @abstractmethod
+    def decide(self, view: View) -> Decision:
+        """Return what to do next. It may block.
+
+        Raises:
+            EngineError: It can't decide, because a model that it needs does not answer. A fallback then takes over.
+        """
+
+    async def adecide(self, view: View) -> Decision:
+        """Decide without blocking; by default `decide` in a thread."""
+        return await asyncio.to_thread(self.decide, view)
+
+    def count_tokens(self, text: str) -> int:
+        """Return about how many tokens a text has, for models that do not report their usage."""
+        return estimate_tokens(text)
