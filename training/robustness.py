@@ -1,11 +1,13 @@
-"""The pocket router over the forms of `benchmarks/robustness.toml`, with simulated models behind the descriptors.
+"""A router over the forms of its pool, with simulated or recorded models behind the descriptors.
 
     python -m training.robustness runs/pocket/adapters/router
+    python -m training.robustness runs/nq/adapters/router --pool pools/nq_six_models.jsonl
 
 `router-r1 bench benchmarks/robustness.toml` asks real models and decides. This asks the same questions in the same
 forms, is done in a third of the time, and so serves while a router is in the making: the adapter is merged into the
-base model, which vLLM then computes twice as fast on a CPU, and asking a simulated model (`training.pools`) takes no
-time. Beside exact match it prints who was asked: for a model that is missing, and for a newcomer (`training.unseen`).
+base model, which vLLM then computes twice as fast on a CPU, and asking a simulated model (`training.pools`) or a
+recorded one takes no time. Beside exact match it prints who was asked: for a model that is missing, and for a newcomer
+(`training.unseen`).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from langgraph_router_r1 import create_router
 from langgraph_router_r1.engines import VLLMEngine
 from langgraph_router_r1.evaluation.forms import EACH, Form
 from langgraph_router_r1.evaluation.metrics import exact_match
+from langgraph_router_r1.evaluation.recorded import RecordedPool
 from langgraph_router_r1.evaluation.tasks import Task
 from langgraph_router_r1.ledger import PER_MILLION
 from langgraph_router_r1.pocket import ADAPTERS, MAX_ROUTER_TOKENS, ROUTER_NAME
@@ -41,6 +44,7 @@ from training.pools import simulated_pocket
 from training.rollout import Rollout, roll_out
 
 FORMS_FILE = Path("benchmarks/robustness.toml")
+RECORDED_FORMS_FILE = Path("benchmarks/nq_robustness.toml")
 
 AS_IT_IS = "as it is"
 """The form that is asked at every cost weight."""
@@ -67,7 +71,7 @@ def merge(adapter: Path, output: Path) -> None:
     AutoTokenizer.from_pretrained(base_model_dir()).save_pretrained(output)
 
 
-def forms(path: Path = FORMS_FILE) -> list[Form]:
+def forms(path: Path) -> list[Form]:
     """Return the forms of a benchmark file."""
     return [Form.model_validate(form) for form in tomllib.loads(path.read_text(encoding="utf-8"))["forms"]]
 
@@ -90,25 +94,33 @@ def main(
     sample: Annotated[int, typer.Option(help="Questions of each form.")] = 40,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 7,
     only: Annotated[str, typer.Option(help="Forms whose names begin so, separated by commas; by default all.")] = "",
+    pool: Annotated[Path | None, typer.Option(help="File of recorded answers; by default the pocket pool.")] = None,
 ) -> None:
-    """Ask the router questions about test countries in every form of the pool; print a line of JSON for each."""
-    every = tasks()
+    """Ask the router test questions in every form of its pool; print a line of JSON for each."""
+    recorded = None if pool is None else RecordedPool.from_file(pool).of_split("test")
+    every = tasks() if recorded is None else list(recorded.tasks.values())
     asked = random.Random(seed).sample(every, min(sample, len(every)))
     with tempfile.TemporaryDirectory() as directory:
         merge(router, Path(directory))
         with VLLMServer(directory, served_name=ROUTER_NAME, dtype="float32") as server:
-            asyncio.run(_ask(server.base_url, asked, tuple(only.split(",")) if only else ("",), seed))
+            prefixes = tuple(only.split(",")) if only else ("",)
+            asyncio.run(_ask(server.base_url, asked, prefixes, seed, recorded))
 
 
-async def _ask(base_url: str, sample: Sequence[Task], only: tuple[str, ...], seed: int) -> None:
-    pool = simulated_pocket()
+async def _ask(
+    base_url: str, sample: Sequence[Task], only: tuple[str, ...], seed: int, recorded: RecordedPool | None
+) -> None:
+    pool = simulated_pocket() if recorded is None else recorded.registry()
+    max_turns = 4 if recorded is None else 2  # as the router was trained
     engine = VLLMEngine(base_url, model=ROUTER_NAME)
 
     async def ask(form: ModelRegistry, asked: Sequence[Task], cost_weight: float) -> list[Rollout]:
-        router = create_router(engine, form, max_tokens=MAX_ROUTER_TOKENS, router_price=ROUTER_PRICE)
+        router = create_router(
+            engine, form, max_tokens=MAX_ROUTER_TOKENS, router_price=ROUTER_PRICE, max_turns=max_turns
+        )
         return await roll_out(router, form, [(task, cost_weight) for task in asked], in_flight=IN_FLIGHT)
 
-    for form in forms():
+    for form in forms(FORMS_FILE if recorded is None else RECORDED_FORMS_FILE):
         if not form.name.startswith(only):
             continue
         for number in range(form.count(pool)):
@@ -121,7 +133,7 @@ async def _ask(base_url: str, sample: Sequence[Task], only: tuple[str, ...], see
                 runs = await ask(registry, asked, weight)
                 fields = {"generalist_asked": _share(runs, "generalist")} if missing else {}
                 _print(form.label(pool, number), weight, runs, **fields)
-    if NEWCOMER.startswith(only):
+    if recorded is None and NEWCOMER.startswith(only):
         asked = random.Random(seed).sample(unseen.tasks("test"), len(sample))
         for of_whom, newcomer in _newcomers(pool):
             runs = await ask(ModelRegistry([*pool, newcomer]), asked, 0.0)
