@@ -51,7 +51,7 @@ from rich.table import Table
 from typing_extensions import override
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router, protocol
-from langgraph_router_r1.candidates import Candidates
+from langgraph_router_r1.calls import CallMiddleware, Candidates
 from langgraph_router_r1.engines import RouterEngine, VLLMEngine
 from langgraph_router_r1.engines.base import API_KEY_ENV, info_segment
 from langgraph_router_r1.evaluation.tasks import Task, load_tasks
@@ -148,8 +148,8 @@ async def at_their_own_pace(
     engine: RouterEngine, registry: ModelRegistry, batch: Batch, calls: Calls, tick: Tick, *, shared: bool
 ) -> int:
     """`roll_out`, with or without shared calls."""
-    pool = share_calls(registry, InMemoryCache(), calls=calls) if shared else registry
-    rollouts = await rolled_out(engine, pool, batch, tick)
+    middleware = share_calls(registry, InMemoryCache(), calls=calls) if shared else []
+    rollouts = await rolled_out(engine, registry, batch, tick, middleware)
     if not shared:
         asked = sum(hop["status"] in {"ok", "error"} for rollout in rollouts for hop in rollout.hops)
         calls.asked += asked
@@ -157,8 +157,10 @@ async def at_their_own_pace(
     return sum(sum(rollout.env_mask) for rollout in rollouts)
 
 
-async def rolled_out(engine: RouterEngine, registry: ModelRegistry, batch: Batch, tick: Tick) -> list[Rollout]:
-    router = create_router(engine, registry, max_turns=TURNS, max_tokens=MAX_TOKENS)
+async def rolled_out(
+    engine: RouterEngine, registry: ModelRegistry, batch: Batch, tick: Tick, middleware: Sequence[CallMiddleware] = ()
+) -> list[Rollout]:
+    router = create_router(engine, registry, max_turns=TURNS, max_tokens=MAX_TOKENS, middleware=middleware)
     rollouts = await roll_out(
         router, registry, batch, in_flight=TRAJECTORIES, timeout_s=3600, progress=lambda _: tick()
     )

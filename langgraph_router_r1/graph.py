@@ -33,7 +33,7 @@ from langgraph_router_r1.accounting import (
     refuse_expensive,
     spending,
 )
-from langgraph_router_r1.candidates import Candidates
+from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.engines.base import EngineError, RouterEngine
 from langgraph_router_r1.events import DoneEvent, ThinkEvent, stream_call, stream_reply
 from langgraph_router_r1.ledger import FREE, Price, add_bounds, add_usage, bound, cost
@@ -300,7 +300,7 @@ def build_router(
     given: dict[str, Any] = dict(settings)
     limits = Limits(**{field.name: given.pop(field.name) for field in fields(Limits) if field.name in given})
     fallback = FallbackPlan.of(given.pop("fallback", None), registry)
-    checkpointed = given.pop("checkpointed", True)
+    checkpointed, around = given.pop("checkpointed", True), (given.pop("middleware", ()), given.pop("clients", None))
     decides = _router_llm(engine, given) if strategy is None else strategy
     if strategy is not None and (engine is not None or given):
         for_engine = ", ".join(["engine"] * (engine is not None) + sorted(given))
@@ -309,7 +309,7 @@ def build_router(
     machine = _Machine(
         strategy=decides,
         registry=registry,
-        candidates=Candidates(registry, decides.count_tokens),
+        candidates=Candidates(registry, decides.count_tokens, *around),
         fallback=fallback,
         limits=limits,
         checkpointed=checkpointed,

@@ -10,6 +10,10 @@ from typing_extensions import TypedDict
 from langgraph_router_r1.state import RouterContext, RunLimits
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from langgraph_router_r1.calls.client import Clients
+    from langgraph_router_r1.calls.middleware import CallMiddleware
     from langgraph_router_r1.engines.base import Fallback
     from langgraph_router_r1.ledger import PriceLike
     from langgraph_router_r1.prompts import RouterPrompt
@@ -79,6 +83,10 @@ class RouterSettings(TypedDict, total=False):
     anything with its `rank`. The models are then asked the whole question in that order, at most three, until one
     replies; the run ends `degraded`. Should the fallback fail too, the cheapest are asked. None: such a run ends with
     the engine's `EngineError`. The first ranking of "knn" loads its embeddings, which takes seconds."""
+    middleware: Sequence[CallMiddleware]
+    """What stands around each call of a model, the outermost first: see `CallMiddleware`."""
+    clients: Clients | None
+    """Built models that several routers share, with their connections; by default each router builds its own."""
     checkpointed: bool
     """Whether checkpoints of the graph are stored whenever it has a checkpointer (True). False only for a graph that is
     compiled with `checkpointer=False` and embedded in a graph that has one: then no call is noted."""

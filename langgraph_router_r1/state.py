@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired
 
 from langchain_core.messages import AnyMessage, MessageLikeRepresentation
+from langgraph.channels import DeltaChannel
 from langgraph.graph.message import add_messages
 from typing_extensions import TypedDict
 
@@ -126,16 +127,22 @@ class RouterOutput(TypedDict):
     routing: RunReport
 
 
+def extend(state: list[Any], writes: Sequence[list[Any]]) -> list[Any]:
+    """Return the list with each written list behind it: the reducer of what only grows."""
+    return [*state, *(item for write in writes for item in write)]
+
+
 class RouterState(TypedDict):
     """Everything a run knows between two steps."""
 
     messages: Annotated[list[AnyMessage], add_messages]
     question_id: NotRequired[str | None]
     """Id of the message that this run answers; another one at the end of `messages` starts a new run."""
-    transcript: NotRequired[Annotated[list[Segment], operator.add]]
-    hops: NotRequired[Annotated[list[RoutedCall], operator.add]]
-    router_usage: NotRequired[Annotated[list[Usage], operator.add]]
-    """One entry a router turn."""
+    # A checkpoint holds what was added, not the whole again: a run of 100 turns would write 43 MB.
+    transcript: NotRequired[Annotated[list[Segment], DeltaChannel(extend)]]
+    hops: NotRequired[Annotated[list[RoutedCall], DeltaChannel(extend)]]
+    router_usage: NotRequired[Annotated[list[Usage], DeltaChannel(extend)]]
+    """One entry for each decision that took tokens."""
     turn: NotRequired[int]
     """Route turns so far."""
     notes: NotRequired[dict[str, Any]]

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from langgraph_router_r1 import ModelDescriptor, ModelRegistry, candidates, create_router
+from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
+from langgraph_router_r1.calls import middleware
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
 # Speed is measured in benchmarks/; no test fails because the machine was busy.
@@ -89,7 +90,7 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait a hundredth of a second between the attempts of a call."""
-    monkeypatch.setattr(candidates, "RETRY_WAITS", {"max": 0.01, "jitter": 0.0})
+    monkeypatch.setattr(middleware, "RETRY_WAITS", {"max": 0.01, "jitter": 0.0})
 
 
 @pytest.fixture

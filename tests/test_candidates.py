@@ -20,7 +20,8 @@ from langgraph.errors import GraphInterrupt
 from langgraph.pregel.remote import RemoteGraph
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
-from langgraph_router_r1.candidates import Candidates, MissingKeyError, build_model, is_router
+from langgraph_router_r1.calls import Candidates
+from langgraph_router_r1.calls.client import MissingKeyError, build_model, is_router
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 

@@ -16,7 +16,7 @@ from langchain_core.runnables import RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
-from langgraph_router_r1.candidates import Candidates
+from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.engines import EngineUnavailableError
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 

@@ -21,7 +21,8 @@ from langchain_core.runnables import RunnableLambda
 from langgraph.cache.sqlite import SqliteCache
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry
-from langgraph_router_r1.evaluation.cache import remember
+from langgraph_router_r1.calls import CallCache, ModelCall
+from langgraph_router_r1.calls.client import Client
 from langgraph_router_r1.evaluation.files import JsonLinesWriter, replace_file
 from langgraph_router_r1.evaluation.recorded import RecordedPool
 from langgraph_router_r1.evaluation.recorder import Recorder
@@ -46,10 +47,22 @@ def ids(path: Path) -> list[str]:
     return [json.loads(line)["id"] for line in path.read_text().splitlines()]
 
 
-def ask(recorder: Recorder, number: int) -> str:
-    task = TASKS[number]
-    config: Any = {"metadata": {"task_id": task.id}}
-    return str(recorder.registry["small"].model.invoke([("user", task.question)], config).content)
+class Asked:
+    """Asks a model through a recorder, in a run that says which task it is."""
+
+    def __init__(self, registry: ModelRegistry) -> None:
+        self.model, self.client = registry["small"], Client(registry["small"])
+
+    def __call__(self, recorder: Recorder, number: int) -> str:
+        task = TASKS[number]
+        call = ModelCall(self.model, task.question)
+        run = RunnableLambda(lambda _: recorder.wrap_call(call, self.client.send))
+        return run.invoke(None, {"metadata": {"task_id": task.id}}).text
+
+
+@pytest.fixture
+def ask(registry: ModelRegistry) -> Asked:
+    return Asked(registry)
 
 
 @pytest.fixture
@@ -63,10 +76,10 @@ def registry(model: ScriptedChatModel) -> ModelRegistry:
 
 
 def test_a_reply_that_a_full_disk_does_not_take_reaches_the_caller_and_the_file_when_there_is_room(
-    tmp_path: Path, registry: ModelRegistry, model: ScriptedChatModel
+    tmp_path: Path, ask: Asked, model: ScriptedChatModel
 ) -> None:
     path = tmp_path / "answers.jsonl"
-    with Recorder(path, registry, TASKS) as recorder:
+    with Recorder(path, TASKS) as recorder:
         assert ask(recorder, 0) == "Reply 0."
         with full_disk(path.stat().st_size + 40):
             assert ask(recorder, 1) == "Reply 1."
@@ -81,23 +94,21 @@ def test_a_reply_that_a_full_disk_does_not_take_reaches_the_caller_and_the_file_
 
 
 def test_a_recorder_that_is_closed_on_a_full_disk_says_what_it_lost_and_its_file_can_be_continued(
-    tmp_path: Path, registry: ModelRegistry
+    tmp_path: Path, ask: Asked
 ) -> None:
     path = tmp_path / "answers.jsonl"
-    recorder = Recorder(path, registry, TASKS)
+    recorder = Recorder(path, TASKS)
     ask(recorder, 0)
     with full_disk(path.stat().st_size + 40):
         ask(recorder, 1)
         with pytest.raises(TaskError, match="File too large; the last 1 of its lines could not be saved"):
             recorder.close()
-    with Recorder(path, registry, TASKS) as recorder:
+    with Recorder(path, TASKS) as recorder:
         ask(recorder, 2)
     assert ids(path) == ["t0", "t2"]
 
 
-def test_a_file_has_one_writer_at_a_time_and_the_second_one_is_told_who_has_it(
-    tmp_path: Path, registry: ModelRegistry
-) -> None:
+def test_a_file_has_one_writer_at_a_time_and_the_second_one_is_told_who_has_it(tmp_path: Path, ask: Asked) -> None:
     path = tmp_path / "answers.jsonl"
     holder = python(
         "import sys, time\n"
@@ -111,9 +122,9 @@ def test_a_file_has_one_writer_at_a_time_and_the_second_one_is_told_who_has_it(
     assert holder.stdout.readline() == b"open\n"
     who = f"process {holder.pid}" if Path("/proc/locks").exists() else "another process"
     with pytest.raises(TaskError, match=rf"answers\.jsonl' is being written by {who}: wait until it ends"):
-        Recorder(path, registry, TASKS)
+        Recorder(path, TASKS)
     kill(holder)
-    with Recorder(path, registry, TASKS) as recorder:
+    with Recorder(path, TASKS) as recorder:
         ask(recorder, 0)
         with pytest.raises(TaskError, match="is being written by"):
             JsonLinesWriter(path)
@@ -148,9 +159,9 @@ def test_a_killed_writer_loses_no_line_and_the_next_one_goes_on(tmp_path: Path) 
     assert [entry.name for entry in tmp_path.iterdir()] == ["lines.jsonl"]
 
 
-def test_what_a_reader_finds_after_a_kill_is_every_whole_line(tmp_path: Path, registry: ModelRegistry) -> None:
+def test_what_a_reader_finds_after_a_kill_is_every_whole_line(tmp_path: Path, ask: Asked) -> None:
     path = tmp_path / "answers.jsonl"
-    with Recorder(path, registry, TASKS) as recorder:
+    with Recorder(path, TASKS) as recorder:
         ask(recorder, 0)
     with path.open("a") as file:
         file.write('{"id": "t1", "quest')
@@ -160,10 +171,10 @@ def test_what_a_reader_finds_after_a_kill_is_every_whole_line(tmp_path: Path, re
 
 
 def test_the_next_writer_removes_half_a_line_and_keeps_a_whole_one_without_its_line_break(
-    tmp_path: Path, registry: ModelRegistry, model: ScriptedChatModel
+    tmp_path: Path, ask: Asked, model: ScriptedChatModel
 ) -> None:
     path = tmp_path / "answers.jsonl"
-    with Recorder(path, registry, TASKS) as recorder:
+    with Recorder(path, TASKS) as recorder:
         ask(recorder, 0)
         ask(recorder, 1)
     whole = path.read_bytes()
@@ -173,20 +184,18 @@ def test_the_next_writer_removes_half_a_line_and_keeps_a_whole_one_without_its_l
             pass
         assert path.read_bytes() == expected.rstrip(b"\n") + b"\n"
     path.write_bytes(whole[:-1])
-    with Recorder(path, registry, TASKS) as recorder:
+    with Recorder(path, TASKS) as recorder:
         ask(recorder, 1)
         ask(recorder, 2)
     assert ids(path) == ["t0", "t1", "t2"]
     assert len(model.calls) == 3
 
 
-def test_a_line_that_is_wrong_in_the_middle_is_named_and_nothing_is_removed(
-    tmp_path: Path, registry: ModelRegistry
-) -> None:
+def test_a_line_that_is_wrong_in_the_middle_is_named_and_nothing_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("my notes\nof today\n")
     with pytest.raises(TaskError, match=r"notes\.txt, line 1: is no JSON"):
-        Recorder(path, registry, TASKS)
+        Recorder(path, TASKS)
     assert path.read_text() == "my notes\nof today\n"
 
 
@@ -245,24 +254,27 @@ def test_a_reply_that_the_cache_does_not_take_reaches_the_caller_and_the_cache_w
     asked: list[str] = []
 
     def reply(messages: Any) -> AIMessage:
-        asked.append(messages[-1][1])
+        asked.append(messages[-1].text[-1])
         return AIMessage("long " * 2000)
 
+    descriptor = ModelDescriptor(name="small", model=RunnableLambda(reply), price=1.0)
+    client = Client(descriptor)
+
     def remembering() -> Any:
-        descriptor = ModelDescriptor(name="small", model=RunnableLambda(reply), price=1.0)
-        return remember(ModelRegistry([descriptor]), SqliteCache(path=str(tmp_path / "calls.sqlite")))["small"].model
+        cache = CallCache(SqliteCache(path=str(tmp_path / "calls.sqlite")))
+        return lambda question: cache.wrap_call(ModelCall(descriptor, question), client.send)
 
     model = remembering()
     with full_disk(20_000):
-        replies = [model.invoke([("user", question)]).text for question in "abcab"]
+        replies = [model(question).text for question in "abcab"]
     assert asked == ["a", "b", "c"]
     assert set(replies) == {"long " * 2000}
     assert "can't be saved yet" in caplog.text
-    model.invoke([("user", "d")])
+    model("d")
     del model
     again = remembering()
     for question in "abcd":
-        again.invoke([("user", question)])
+        again(question)
     assert asked == ["a", "b", "c", "d"], "everything is in the file now"
 
 

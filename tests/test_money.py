@@ -13,7 +13,7 @@ from langchain_core.runnables import RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, Price, create_router
-from langgraph_router_r1.candidates import Candidates
+from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.ledger import FREE, NO_USAGE, Usage, add_usage, affordable, cost, reported_usage, worst_case
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 

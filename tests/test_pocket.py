@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from langgraph_router_r1 import create_router, protocol
-from langgraph_router_r1.candidates import build_chat_model
+from langgraph_router_r1.calls.client import build_chat_model
 from langgraph_router_r1.engines import EngineError, VLLMEngine
 from langgraph_router_r1.evaluation.metrics import exact_match
 from langgraph_router_r1.pocket import ADAPTERS, ROUTER_NAME, pocket_registry, pocket_router, pocket_server

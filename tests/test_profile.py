@@ -24,7 +24,7 @@ from langchain_core.runnables import RunnableLambda
 from typer.testing import CliRunner
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, RegistryError
-from langgraph_router_r1.candidates import Candidates
+from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.cli import cli
 from langgraph_router_r1.evaluation.profile import ProfileProgress, profile, sample_by_kind, set_fields, write_profile
 from langgraph_router_r1.evaluation.recorded import TASK_ID, RecordedPool
@@ -308,8 +308,8 @@ async def test_when_replies_can_not_be_written_any_more_nothing_more_is_asked(
 # The recorder behind `Candidates`, blocking and asynchronous
 
 
-def ask_recorded(recorder: Recorder, *, asynchronously: bool) -> dict[str, Any]:
-    candidates = Candidates(recorder.registry, len)
+def ask_recorded(registry: ModelRegistry, recorder: Recorder, *, asynchronously: bool) -> dict[str, Any]:
+    candidates = Candidates(registry, len, [recorder])
     call = {"turn": 0, "index": 0, "model": "m", "query": "a 0?", "refusal": None}
     config: Any = {"metadata": {TASK_ID: "a-0"}}
     if asynchronously:
@@ -331,12 +331,13 @@ def test_a_recorded_model_keeps_its_retries_and_its_timeout(tmp_path: Path, asyn
         return ModelRegistry([ModelDescriptor(name="m", price=1.0, **fields)])
 
     registry = model(model=RunnableLambda(limited), max_retries=2)
-    with Recorder(tmp_path / "x.jsonl", registry, tasks_of("a", 1)) as recorder:
-        assert [ask_recorded(recorder, asynchronously=asynchronously)["response"] for _ in range(2)] == ["right0"] * 2
+    with Recorder(tmp_path / "x.jsonl", tasks_of("a", 1)) as recorder:
+        for _ in range(2):
+            assert ask_recorded(registry, recorder, asynchronously=asynchronously)["response"] == "right0"
     assert len(attempts) == 2  # one failed, one was recorded
     hangs = model(model=RunnableLambda(lambda _: time.sleep(0.5) or "x"), timeout_s=0.1)
-    with Recorder(tmp_path / "y.jsonl", hangs, tasks_of("a", 1)) as recorder:
-        assert ask_recorded(recorder, asynchronously=asynchronously)["reason"] == "m gave no reply within 0.1 s"
+    with Recorder(tmp_path / "y.jsonl", tasks_of("a", 1)) as recorder:
+        assert ask_recorded(hangs, recorder, asynchronously=asynchronously)["reason"] == "m gave no reply within 0.1 s"
         time.sleep(0.6)
 
 

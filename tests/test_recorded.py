@@ -14,7 +14,8 @@ from langchain_core.runnables import RunnableLambda
 from langgraph.cache.memory import InMemoryCache
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, Price, create_router
-from langgraph_router_r1.evaluation.cache import remember
+from langgraph_router_r1.calls import CallCache, ModelCall
+from langgraph_router_r1.calls.client import Client
 from langgraph_router_r1.evaluation.recorded import TEXT_NOT_RECORDED, NotRecordedError, RecordedPool
 from langgraph_router_r1.evaluation.recorder import Recorder
 from langgraph_router_r1.evaluation.tasks import Task, TaskError
@@ -131,8 +132,8 @@ def test_what_a_recorder_wrote_a_recorded_pool_replays(tmp_path: Path) -> None:
     task = Task("t1", "What is the capital of Peru?", ("Lima",), "mine")
     real = ModelRegistry([ModelDescriptor(name="small", model=ScriptedChatModel(["It is Lima."]), price=1.0)])
     turns = [search(f"small: {task.question}"), answer("Lima")]
-    with Recorder(tmp_path / "answers.jsonl", real, [task]) as recorder:
-        live = create_router(ScriptedEngine(turns), recorder.registry).invoke(
+    with Recorder(tmp_path / "answers.jsonl", [task]) as recorder:
+        live = create_router(ScriptedEngine(turns), real, middleware=[recorder]).invoke(
             {"messages": [("user", task.question)]}, RUN
         )
     recorded = RecordedPool.from_file(tmp_path / "answers.jsonl")
@@ -150,8 +151,8 @@ def test_what_a_model_says_to_a_part_of_a_task_is_not_what_it_says_to_the_task(t
     model = ScriptedChatModel(["Peru", "Sol"])
     real = ModelRegistry([ModelDescriptor(name="small", model=model, price=1.0)])
     turns = [search("small: Whose capital is Lima?"), search("small: What currency is used in Peru?"), answer("Sol")]
-    with Recorder(tmp_path / "answers.jsonl", real, [task]) as recorder:
-        result = create_router(ScriptedEngine(turns), recorder.registry).invoke(
+    with Recorder(tmp_path / "answers.jsonl", [task]) as recorder:
+        result = create_router(ScriptedEngine(turns), real, middleware=[recorder]).invoke(
             {"messages": [("user", task.question)]}, RUN
         )
     assert [hop["response"] for hop in result["routing"]["hops"]] == ["Peru", "Sol"]
@@ -176,9 +177,10 @@ def test_a_record_that_is_no_number_is_refused(wrong: dict[str, Any]) -> None:
 
 def test_the_same_question_to_the_same_model_is_asked_once_and_listed_at_its_price() -> None:
     model = ScriptedChatModel(["Lima", "Quito"])
-    registry = remember(ModelRegistry([ModelDescriptor(name="small", model=model, price=1.0)]), InMemoryCache())
+    registry = ModelRegistry([ModelDescriptor(name="small", model=model, price=1.0)])
     turns = [search("small: Peru?"), search("small: Peru?"), answer("Lima")]
-    routing = create_router(ScriptedEngine(turns), registry).invoke({"messages": [("user", "Peru?")]})["routing"]
+    router = create_router(ScriptedEngine(turns), registry, middleware=[CallCache(InMemoryCache())])
+    routing = router.invoke({"messages": [("user", "Peru?")]})["routing"]
     first, second = routing["hops"]
     assert len(model.calls) == 1
     assert first["response"] == second["response"] == "Lima"
@@ -197,9 +199,9 @@ async def test_identical_calls_in_flight_are_made_once_and_a_failed_one_is_made_
         return AIMessage("Lima")
 
     model = ModelDescriptor(name="small", model=RunnableLambda(slow), price=1.0)
-    remembering = remember(ModelRegistry([model]), InMemoryCache())["small"].model
+    cache, client = CallCache(InMemoryCache()), Client(model)
     results = await asyncio.gather(
-        *(remembering.ainvoke([("user", "Peru?")]) for _ in range(8)), return_exceptions=True
+        *(cache.awrap_call(ModelCall(model, "Peru?"), client.asend) for _ in range(8)), return_exceptions=True
     )
     assert calls == 2
     assert [type(result) for result in results].count(ConnectionError) == 1

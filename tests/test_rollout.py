@@ -18,6 +18,8 @@ from test_protocol import HOSTILE
 from test_rewards import scale
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
+from langgraph_router_r1.calls import CallMiddleware, client
+from langgraph_router_r1.calls.client import Clients
 from langgraph_router_r1.engines import EngineUnavailableError
 from langgraph_router_r1.evaluation.tasks import Task
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
@@ -31,7 +33,8 @@ TASK = Task("t1", "Capital of Peru?", ("Lima",), "mine")
 
 
 def rolled(turns: Any, registry: Any, **options: Any) -> Rollout:
-    router = create_router(ScriptedEngine(turns), registry)
+    settings = {name: options.pop(name) for name in ("middleware", "clients") if name in options}
+    router = create_router(ScriptedEngine(turns), registry, **settings)
     [rollout] = asyncio.run(roll_out(router, registry, [(TASK, 0.3)], **options))
     return rollout
 
@@ -132,16 +135,18 @@ def ask_once(*, same: bool) -> Any:
     return write
 
 
-def batch(registry: ModelRegistry, *, same: bool, size: int = 12, **options: Any) -> list[Rollout]:
+def batch(
+    registry: ModelRegistry, *middleware: CallMiddleware, same: bool, size: int = 12, **options: Any
+) -> list[Rollout]:
     tasks = [(Task(str(n), f"question {n}?", ("Lima",), "mine"), 0.5) for n in range(size)]
-    router = create_router(ScriptedEngine(ask_once(same=same)), registry)
+    router = create_router(ScriptedEngine(ask_once(same=same)), registry, middleware=middleware)
     return asyncio.run(roll_out(router, registry, tasks, **options))
 
 
 def test_no_more_calls_to_a_model_are_in_flight_than_allowed() -> None:
     free, held = Busy(), Busy()
-    batch(share_calls(free.registry(), InMemoryCache()), same=False)
-    batch(share_calls(held.registry(), InMemoryCache(), per_model=3), same=False)
+    batch(free.registry(), *share_calls(free.registry(), InMemoryCache()), same=False)
+    batch(held.registry(), *share_calls(held.registry(), InMemoryCache(), per_model=3), same=False)
     assert (free.most, free.calls) == (12, 12)
     assert (held.most, held.calls) == (3, 12)
 
@@ -149,19 +154,21 @@ def test_no_more_calls_to_a_model_are_in_flight_than_allowed() -> None:
 def test_each_model_has_turns_of_its_own() -> None:
     both = Busy()
     models = [ModelDescriptor(name=name, model=RunnableLambda(both.reply), price=1.0) for name in ("one", "other")]
-    registry = share_calls(ModelRegistry(models), InMemoryCache(), per_model=1)
+    registry = ModelRegistry(models)
+    shared = share_calls(registry, InMemoryCache(), per_model=1)
     asked = [f"{name}: Capital of {land}?" for name in ("one", "other") for land in ("Peru", "Chile")]
-    assert len(rolled([search(*asked), answer("Lima")], registry).hops) == 4
+    assert len(rolled([search(*asked), answer("Lima")], registry, middleware=shared).hops) == 4
     assert (both.most, both.calls) == (2, 4)
 
 
 def test_known_replies_count_against_no_rate_limit() -> None:
     busy = Busy()
-    registry = share_calls(busy.registry(requests_per_second=2.0), InMemoryCache())
+    registry = busy.registry(requests_per_second=2.0)
+    shared = share_calls(registry, InMemoryCache())
     began = time.monotonic()
-    batch(registry, same=True, size=1)
+    batch(registry, *shared, same=True, size=1)
     first = time.monotonic() - began
-    rollouts = batch(registry, same=True, size=12)
+    rollouts = batch(registry, *shared, same=True, size=12)
     assert (busy.calls, len(rollouts)) == (1, 12)
     # Had each to wait for its turn, it would take six seconds.
     assert time.monotonic() - began - first < 3
@@ -169,17 +176,19 @@ def test_known_replies_count_against_no_rate_limit() -> None:
 
 def test_waiting_for_a_turn_is_not_part_of_a_models_timeout() -> None:
     busy = Busy(delay_s=0.05)
-    rollouts = batch(share_calls(busy.registry(timeout_s=0.2), InMemoryCache(), per_model=1), same=False)
+    registry = busy.registry(timeout_s=0.2)
+    rollouts = batch(registry, *share_calls(registry, InMemoryCache(), per_model=1), same=False)
     assert [rollout.failed for rollout in rollouts] == [None] * 12
     slow = Busy(delay_s=5)
-    [rollout] = batch(share_calls(slow.registry(timeout_s=0.05), InMemoryCache(), per_model=1), same=False, size=1)
-    assert rollout.failed is not None
-    assert "NoReplyInTime" in rollout.failed
+    registry = slow.registry(timeout_s=0.05)
+    [rollout] = batch(registry, *share_calls(registry, InMemoryCache(), per_model=1), same=False, size=1)
+    assert rollout.failed == "small gave no reply within 0.05 s"
 
 
 def test_identical_calls_in_flight_are_made_once_across_trajectories_and_take_one_turn() -> None:
     busy, calls = Busy(), Calls()
-    rollouts = batch(share_calls(busy.registry(), InMemoryCache(), per_model=1, calls=calls), same=True)
+    registry = busy.registry()
+    rollouts = batch(registry, *share_calls(registry, InMemoryCache(), per_model=1, calls=calls), same=True)
     assert busy.calls == 1
     assert (calls.asked, calls.made) == (12, 1)
     assert calls.made_share == pytest.approx(1 / 12)
@@ -193,7 +202,9 @@ def test_replies_survive_an_epoch_on_disk_and_the_reward_sees_list_price_either_
     epochs = []
     for _ in range(2):
         cache = SqliteCache(path=str(tmp_path / "replies.sqlite"))
-        epochs.append(batch(share_calls(busy.registry(), cache, per_model=4, calls=calls), same=False, size=3))
+        registry = busy.registry()
+        shared = share_calls(registry, cache, per_model=4, calls=calls)
+        epochs.append(batch(registry, *shared, same=False, size=3))
         cache._conn.close()
     assert (busy.calls, calls.asked, calls.made) == (3, 6, 3)
     first, second = epochs
@@ -203,48 +214,44 @@ def test_replies_survive_an_epoch_on_disk_and_the_reward_sees_list_price_either_
     assert [reward.total for reward in rewards(first, scale())] == [reward.total for reward in rewards(second, scale())]
 
 
-def test_a_shared_pool_is_the_same_pool_to_the_router() -> None:
-    registry = ModelRegistry(
-        [
-            ModelDescriptor(
-                name="one", model="openai:gpt-4o-mini", price=0.2, description="Quick.", fallbacks=("two",)
-            ),
-            ModelDescriptor(name="two", model="openai:gpt-4o", price=2.0, params={"max_tokens": 64}, latency_s=1.0),
-        ]
-    )
+def test_a_model_of_a_drawn_pool_is_not_answered_for_by_one_of_the_same_name() -> None:
+    registry, drawn = pool(small="Quito"), pool(small="Lima")
     shared = share_calls(registry, InMemoryCache())
-    assert shared.describe() == registry.describe()
-    for model in registry:
-        other = shared[model.name]
-        facts = (model.price, model.max_tokens, model.is_bounded, model.retries, model.fallbacks)
-        assert (other.price, other.max_tokens, other.is_bounded, other.retries, other.fallbacks) == facts
+    for models, said in ((registry, "Quito"), (drawn, "Lima"), (registry, "Quito")):
+        rollout = rolled([search("small: Capital of Peru?"), answer("Lima")], models, middleware=shared)
+        assert rollout.hops[0]["response"] == said
 
 
 def test_another_model_of_the_same_name_is_not_answered_for(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = InMemoryCache[Any]()
     replies = {"openai:old": "Quito", "openai:new": "Lima"}
-    monkeypatch.setattr("training.rollout.build_model", built_from(replies))
+    monkeypatch.setattr(client, "build_model", lambda model: ScriptedChatModel([replies[model.model]]))
     for model, said in replies.items():
-        registry = share_calls(ModelRegistry([ModelDescriptor(name="small", model=model, price=1.0)]), cache)
-        rollout = rolled([search("small: Capital of Peru?"), answer("Lima")], registry)
+        registry = ModelRegistry([ModelDescriptor(name="small", model=model, price=1.0)])
+        shared = share_calls(registry, cache)
+        rollout = rolled([search("small: Capital of Peru?"), answer("Lima")], registry, middleware=shared)
         assert rollout.hops[0]["response"] == said
 
 
-def built_from(replies: dict[str, str]) -> Any:
-    """What builds models, with scripts for those given by a string."""
-    from langgraph_router_r1.candidates import build_model
-
-    def build(model: ModelDescriptor) -> Any:
-        return ScriptedChatModel([replies[model.model]]) if isinstance(model.model, str) else build_model(model)
-
-    return build
+def test_routers_that_share_a_limit_and_clients_ask_no_faster_together() -> None:
+    busy, clients = Busy(delay_s=0), Clients()
+    registry = busy.registry(requests_per_second=10.0)
+    shared = share_calls(registry, InMemoryCache())
+    began = time.monotonic()
+    for number in range(4):
+        turns = [search(f"small: Question {number}?"), answer("Lima")]
+        rolled(turns, registry, middleware=shared, clients=clients)
+    assert busy.calls == 4
+    assert time.monotonic() - began >= 0.3
 
 
 def test_blocking_runs_share_calls_too() -> None:
     calls = Calls()
-    registry = share_calls(pool(small="Lima"), InMemoryCache(), per_model=1, calls=calls)
+    registry = pool(small="Lima")
+    shared = share_calls(registry, InMemoryCache(), per_model=1, calls=calls)
     turns = [search("small: Capital of Peru?"), search("small: Capital of Peru?"), answer("Lima")]
-    result = create_router(ScriptedEngine(turns), registry).invoke({"messages": [("user", "Capital of Peru?")]})
+    router = create_router(ScriptedEngine(turns), registry, middleware=shared)
+    result = router.invoke({"messages": [("user", "Capital of Peru?")]})
     assert result["answer"] == "Lima"
     assert (calls.asked, calls.made) == (2, 1)
 

@@ -34,6 +34,7 @@ from langchain_core.messages import HumanMessage
 from transformers import PrinterCallback, TrainerCallback
 
 from langgraph_router_r1 import ModelRegistry, create_router
+from langgraph_router_r1.calls.client import Clients
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import METRICS
 from langgraph_router_r1.evaluation.tasks import Task
@@ -149,7 +150,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         Args:
             model: A causal language model with a LoRA adapter, or one to put `peft_config` on.
             sync: Brings weights to the engine that samples, at temperature 1.
-            registry: The pool; models as objects, so that all groups share their connections.
+            registry: The pool.
             groups: What to learn from, once each, in this order.
             args: See `settings`.
             router_settings: Settings of `create_router`.
@@ -167,7 +168,8 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         _check_settings(args, sync)
         self.sync = sync
         self.registry = registry
-        self.router_settings = dict(router_settings or {})
+        # Groups with pools of their own share the connections to the models.
+        self.router_settings = {"clients": Clients(), **(router_settings or {})}
         self.score = score
         self.draw = draw
         self.in_flight, self.timeout_s = in_flight, timeout_s

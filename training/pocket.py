@@ -27,7 +27,7 @@ from typing import Annotated, Any
 import typer
 
 from langgraph_router_r1 import protocol
-from langgraph_router_r1.candidates import build_model
+from langgraph_router_r1.calls.client import build_model
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import contains, exact_match

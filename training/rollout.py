@@ -4,8 +4,8 @@ Many trajectories are in flight, each at its own pace: none waits for the slowes
 is in the transcript token for token, so nothing is rendered or encoded again here.
 
     calls = Calls()
-    pool = share_calls(registry, SqliteCache(path="replies.sqlite"), per_model=16, calls=calls)
-    rollouts = await roll_out(create_router(engine, pool), pool, tasks)
+    shared = share_calls(registry, SqliteCache(path="replies.sqlite"), per_model=16, calls=calls)
+    rollouts = await roll_out(create_router(engine, registry, middleware=shared), registry, tasks)
     print(f"{calls.made} of {calls.asked} routed calls were made")
 """
 
@@ -18,26 +18,23 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-from langchain_core.rate_limiters import InMemoryRateLimiter
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import Runnable
 from langgraph.cache.base import BaseCache
 from typing_extensions import override
 
 from langgraph_router_r1 import RoutedCall, RouterContext, protocol
-from langgraph_router_r1.candidates import build_model
+from langgraph_router_r1.calls import CallCache, CallMiddleware, ModelCall
+from langgraph_router_r1.calls.middleware import AsyncSend, RateLimit, Send
 from langgraph_router_r1.engines import EngineError
-from langgraph_router_r1.evaluation.cache import remember
 from langgraph_router_r1.evaluation.recorded import TASK_ID
 from langgraph_router_r1.evaluation.tasks import Task
 from langgraph_router_r1.ledger import PER_MILLION
-from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
+from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.state import StopReason
 from langgraph_router_r1.transcript import Segment, sampled_mask, token_ids
 
 OUTPUT = ["answer", "routing", "transcript"]
-
-NO_TIMEOUT_S = 24 * 3600.0
-"""Of a shared model as seen from outside: its own timeout begins when its turn has come."""
 
 
 @dataclass(frozen=True)
@@ -200,26 +197,18 @@ class Calls:
         """Calls made for each call asked, 0 to 1; 0 when nothing was asked."""
         return self.made / self.asked if self.asked else 0.0
 
-    def ask(self) -> None:
-        """Count a call that somebody wants the reply of."""
-        self.asked += 1
-
-    def make(self) -> None:
-        """Count a call that goes out."""
-        self.made += 1
-
 
 def share_calls(
     registry: ModelRegistry, cache: BaseCache[Any], *, per_model: int | None = None, calls: Calls | None = None
-) -> ModelRegistry:
-    """Return the registry as many trajectories share it: see `remember`, with so many calls to a model at a time.
+) -> list[CallMiddleware]:
+    """Return the middleware by which many trajectories share a pool: a cache, and so many calls to a model at a time.
 
     A known reply, or one that is being waited for, takes nobody's turn and counts against no rate limit. Waiting for
-    one's turn is not part of a model's timeout. Calls that block are remembered and counted, and neither wait for
-    others nor time out here: `roll_out` makes none.
+    one's turn is not part of a model's timeout. Calls that block are remembered and counted, and don't wait for others:
+    `roll_out` makes none.
 
     Args:
-        registry: The pool.
+        registry: The pool. Calls to others than its models, as a drawn pool has them, are counted and not remembered.
         cache: Keeps the replies; one on disk keeps them across epochs.
         per_model: Most calls in flight to one model; None for no limit.
         calls: Where calls are counted; attempts, when a model is tried again.
@@ -230,68 +219,74 @@ def share_calls(
     if per_model is not None and per_model < 1:
         raise ValueError(f"per_model is {per_model!r}; it must be 1 or more calls at a time, or None for no limit")
     counted = Calls() if calls is None else calls
-    made = ModelRegistry(_stand_in(model, _Shared(model, counted.make, per_model)) for model in registry)
-    asked = (_stand_in(model, _Shared(model, counted.ask)) for model in remember(made, cache))
-    return ModelRegistry(asked, profile=registry.profile)
+    return [_Asked(counted), _PoolCache(registry, cache), _InTurn(per_model), RateLimit(), _Made(counted)]
 
 
-class _Shared(Runnable[Any, Any]):
-    """One model whose calls are counted, and wait while too many are in flight or it is not their time yet."""
+class _Asked(CallMiddleware):
+    """Counts the calls that somebody wants the reply of."""
 
-    def __init__(self, descriptor: ModelDescriptor, count: Callable[[], None], at_once: int | None = None) -> None:
-        self._descriptor, self._count, self._at_once = descriptor, count, at_once
-        rate = descriptor.requests_per_second
-        self._limiter = InMemoryRateLimiter(requests_per_second=rate, max_bucket_size=1) if rate else None
-        self._model: Runnable[Any, Any] | None = None
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    @override
+    def wrap_call(self, call: ModelCall, proceed: Send) -> AIMessage:
+        self._count()
+        return proceed(call)
+
+    @override
+    async def awrap_call(self, call: ModelCall, proceed: AsyncSend) -> AIMessage:
+        self._count()
+        return await proceed(call)
+
+    def _count(self) -> None:
+        self._calls.asked += 1
+
+
+class _Made(_Asked):
+    """Counts the calls that go out."""
+
+    each_attempt = True
+
+    @override
+    def _count(self) -> None:
+        self._calls.made += 1
+
+
+class _PoolCache(CallCache):
+    """Keeps the replies of the models of one pool, whatever a descriptor says of them."""
+
+    def __init__(self, registry: ModelRegistry, cache: BaseCache[Any]) -> None:
+        super().__init__(cache)
+        self._models = {model.name: model.model for model in registry}
+
+    @override
+    def wrap_call(self, call: ModelCall, proceed: Send) -> AIMessage:
+        return super().wrap_call(call, proceed) if self._is_of_pool(call) else proceed(call)
+
+    @override
+    async def awrap_call(self, call: ModelCall, proceed: AsyncSend) -> AIMessage:
+        return await (super().awrap_call(call, proceed) if self._is_of_pool(call) else proceed(call))
+
+    def _is_of_pool(self, call: ModelCall) -> bool:
+        return bool(self._models.get(call.model.name) == call.model.model)
+
+
+class _InTurn(CallMiddleware):
+    """Lets at most so many calls to a model be in flight at a time."""
+
+    def __init__(self, at_once: int | None) -> None:
+        self._at_once = at_once
         # A semaphore belongs to the event loop it was first waited for in.
-        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Semaphore]] = WeakKeyDictionary()
 
     @override
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        if self._limiter:
-            self._limiter.acquire()
-        self._count()
-        return self._built().invoke(input, config, **kwargs)
+    def wrap_call(self, call: ModelCall, proceed: Send) -> AIMessage:
+        return proceed(call)
 
     @override
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+    async def awrap_call(self, call: ModelCall, proceed: AsyncSend) -> AIMessage:
         if self._at_once is None:
-            return await self._timed(input, config, **kwargs)
-        loop = asyncio.get_running_loop()
-        async with self._turns.setdefault(loop, asyncio.Semaphore(self._at_once)):
-            return await self._timed(input, config, **kwargs)
-
-    async def _timed(self, messages: Any, config: RunnableConfig | None, **kwargs: Any) -> Any:
-        if self._limiter:
-            await self._limiter.aacquire()
-        self._count()
-        try:
-            async with asyncio.timeout(self._descriptor.timeout_s):
-                return await self._built().ainvoke(messages, config, **kwargs)
-        except TimeoutError:
-            raise NoReplyInTimeError(f"no reply within {self._descriptor.timeout_s:g} s") from None
-
-    def _built(self) -> Runnable[Any, Any]:
-        if self._model is None:
-            self._model = build_model(self._descriptor)
-        return self._model
-
-
-class NoReplyInTimeError(RuntimeError):
-    """A model did not reply within its timeout, counted from when its turn had come."""
-
-
-def _stand_in(model: ModelDescriptor, runnable: Runnable[Any, Any]) -> ModelDescriptor:
-    """Return the descriptor with this Runnable in place of the model, and else as it was to all who read it."""
-    # What it was is part of the key under which replies are kept: another model of the same name has others.
-    named = {"model": model.model} if isinstance(model.model, str) else {}
-    bound = {"max_tokens": model.max_tokens} if model.is_bounded else {}
-    return model.model_copy(
-        update={
-            "model": runnable,
-            "params": {**model.params, **named, **bound},
-            "max_retries": model.retries,
-            "timeout_s": NO_TIMEOUT_S,
-            "requests_per_second": None,
-        }
-    )
+            return await proceed(call)
+        of_loop = self._turns.setdefault(asyncio.get_running_loop(), {})
+        async with of_loop.setdefault(call.model.name, asyncio.Semaphore(self._at_once)):
+            return await proceed(call)

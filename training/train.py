@@ -149,15 +149,7 @@ def train(
         trainer = GraphGRPOTrainer(
             policy,
             sync,
-            registry
-            # A recorded reply belongs to a task, not to what was asked in words; and it costs nothing to give it again.
-            if pool.endswith(RECORDED)
-            else share_calls(
-                registry,
-                SqliteCache(path=str(output / f"replies-{process}.sqlite")),
-                per_model=calls_per_model,
-                calls=calls,
-            ),
+            registry,
             make_groups(chosen, steps * groups, cost_weights=[*map(float, cost_weights.split(","))], seed=seed),
             args=settings(
                 output,
@@ -181,6 +173,15 @@ def train(
                 "max_tokens": max_tokens,
                 "max_turns": max_turns,
                 "router_price": Price.parse(router_price),
+                # A recorded reply belongs to a task, not to what was asked in words; and it costs nothing to ask again.
+                "middleware": ()
+                if pool.endswith(RECORDED)
+                else share_calls(
+                    registry,
+                    SqliteCache(path=str(output / f"replies-{process}.sqlite")),
+                    per_model=calls_per_model,
+                    calls=calls,
+                ),
             },
             score=score if process else log.watching(score),
             draw=draw_of(drawn, pool),

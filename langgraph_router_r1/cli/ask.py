@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from langgraph_router_r1.candidates import Candidates
+from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.cli.app import cli
 from langgraph_router_r1.cli.output import errors, fail, failing_clearly, results_console, telling
 from langgraph_router_r1.cli.pool import (

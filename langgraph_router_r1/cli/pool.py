@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from langgraph_router_r1.candidates import build_chat_model, build_model
+from langgraph_router_r1.calls.client import build_chat_model, build_model
 from langgraph_router_r1.cli.output import fail
 from langgraph_router_r1.engines import RouterEngine
 from langgraph_router_r1.pocket import ROUTER_NAME, pocket_registry, pocket_server

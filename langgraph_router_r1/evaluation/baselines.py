@@ -23,6 +23,7 @@ from langgraph.config import get_config
 from langgraph.graph.state import CompiledStateGraph
 from typing_extensions import override
 
+from langgraph_router_r1.calls import CallMiddleware
 from langgraph_router_r1.evaluation.extractor import Extraction, Extractor
 from langgraph_router_r1.evaluation.metrics import normalise
 from langgraph_router_r1.evaluation.predictors import ContrastivePredictor, LogisticPredictor, mlp
@@ -60,6 +61,7 @@ def create_baseline(
     extractor_price: PriceLike = "free",
     embeddings: Embeddings | None = None,
     seed: int = 0,
+    middleware: Sequence[CallMiddleware] = (),
 ) -> CompiledStateGraph[Any, RouterContext, RouterInput, RouterOutput]:
     """Return a baseline, compiled: a Runnable with the router's input and output.
 
@@ -72,6 +74,7 @@ def create_baseline(
         extractor_price: Price of the extractor's tokens, which count as the router's.
         embeddings: What turns questions into vectors; by default MiniLM.
         seed: Of whatever is drawn.
+        middleware: What stands around each call of a model.
 
     Raises:
         ValueError: There is no baseline of that kind, or it needs records that are not given.
@@ -99,6 +102,7 @@ def create_baseline(
         cost_weight=cost_weight,
         max_turns=len(registry),
         max_parallel=len(registry),
+        middleware=middleware,
         name=f"baseline_{kind}",
     )
 

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import Runnable
 
-from langgraph_router_r1.candidates import Candidates
+from langgraph_router_r1.calls import CallCache, Candidates
 from langgraph_router_r1.evaluation.baselines import create_baseline
 from langgraph_router_r1.evaluation.bench_file import BenchError, JudgeSpec, Row
-from langgraph_router_r1.evaluation.cache import remember
 from langgraph_router_r1.evaluation.extractor import ADAPTERS, EXTRACTOR_NAME, Extractor, adapter_version
 from langgraph_router_r1.evaluation.judge import Judge
 from langgraph_router_r1.graph import create_router
@@ -62,7 +61,7 @@ async def open_routers(bench: Bench, rows: Sequence[Row], calls_file: Path) -> A
         routers = Routers(bench, cache, server, stack)
         if spec.judge is not None:
             judges = _judges(bench, spec.judge, server)
-            routers.judge = Judge(Candidates(remember(judges, cache), estimate_tokens), spec.judge.model)
+            routers.judge = Judge(Candidates(judges, estimate_tokens, [CallCache(cache)]), spec.judge.model)
         yield routers
 
 
@@ -92,6 +91,8 @@ class Routers:
     ) -> None:
         """Make nothing yet; `open_routers` is the way to get one."""
         self._bench, self._cache, self._server, self._stack = bench, cache, server, stack
+        # What is recorded need not be kept again.
+        self._middleware = () if bench.spec.pool.records else (CallCache(cache),)
         self._registries: dict[tuple[str, int], ModelRegistry] = {}
         self._made: dict[tuple[Any, ...], asyncio.Task[Runnable[Any, Any]]] = {}
         self._embeddings = MiniLM()
@@ -106,7 +107,7 @@ class Routers:
             registry = bench.pool_registry(self._server.base_url if self._server else None)
             if row.form:
                 registry = row.form.of(registry, row.number)
-            self._registries[key] = registry if self._bench.spec.pool.records else remember(registry, self._cache)
+            self._registries[key] = registry
         return self._registries[key]
 
     async def of(self, row: Row) -> Runnable[Any, Any]:
@@ -131,6 +132,7 @@ class Routers:
                 max_turns=row.spec.max_turns,
                 max_tokens=MAX_TURN_TOKENS,
                 router_price=price,
+                middleware=self._middleware,
             )
         extractor = await self._shared_extractor() if self._bench.spec.extracts(row) else None
         return await asyncio.to_thread(
@@ -142,6 +144,7 @@ class Routers:
             extractor_price=price,
             embeddings=self._embeddings,
             seed=spec.seed,
+            middleware=self._middleware,
         )
 
     async def _shared_extractor(self) -> Extractor:

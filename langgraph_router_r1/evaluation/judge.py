@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from langgraph_router_r1.candidates import Candidates
+from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.evaluation.metrics import normalise
 from langgraph_router_r1.evaluation.tasks import Task
 

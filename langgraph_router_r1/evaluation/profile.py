@@ -33,7 +33,7 @@ import tomlkit
 from langchain_core.runnables import RunnableLambda
 from tomlkit.items import InlineTable, Table
 
-from langgraph_router_r1.candidates import Candidates
+from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import wilson
 from langgraph_router_r1.evaluation.recorded import TASK_ID, Outcome, outcome_cost, quality
@@ -111,8 +111,8 @@ async def profile(
     if in_flight < 1:
         raise ValueError(f"in_flight is {in_flight!r}; it must be 1 or more")
     alone = ModelRegistry(model.model_copy(update={"fallbacks": ()}) for model in registry)
-    with Recorder(path, alone, tasks) as recorder:
-        run = _Run(recorder, budget_usd, progress or (lambda _: None))
+    with Recorder(path, tasks) as recorder:
+        run = _Run(alone, recorder, budget_usd, progress or (lambda _: None))
         await run.ask_one_at_a_time()
         try:
             await run.ask_the_rest(in_flight)
@@ -123,18 +123,22 @@ async def profile(
 
 class _Run:
     def __init__(
-        self, recorder: Recorder, budget_usd: float | None, progress: Callable[[ProfileProgress], None]
+        self,
+        registry: ModelRegistry,
+        recorder: Recorder,
+        budget_usd: float | None,
+        progress: Callable[[ProfileProgress], None],
     ) -> None:
         self._tasks = list(recorder.tasks.values())
         self._recorded = recorder.pool.outcomes
-        self._candidates = Candidates(recorder.registry, estimate_tokens)
+        self._candidates = Candidates(registry, estimate_tokens, [recorder])
         # Gives the call a run, whose metadata tell the recorder the task.
         self._ask = RunnableLambda(self._candidates.aask)
         self._purse = _Purse(budget_usd)
         self._progress = progress
-        self._unanswered: dict[str, set[str]] = {name: set() for name in recorder.registry.names}
+        self._unanswered: dict[str, set[str]] = {name: set() for name in registry.names}
         self._standings: dict[str, ProfileProgress] = {}
-        for name in recorder.registry.names:
+        for name in registry.names:
             known = [outcome for task in self._tasks if (outcome := self._outcome(task, name))]
             self._standings[name] = ProfileProgress(name, len(self._tasks), len(known), sum(map(_is_empty, known)))
             progress(self._standings[name])

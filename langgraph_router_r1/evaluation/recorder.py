@@ -1,12 +1,11 @@
-"""A registry whose replies are written down: what `recorded.py` reads, and what `router-r1 profile` measures with.
+"""Replies of a pool, written down: what `recorded.py` reads, and what `router-r1 profile` measures with.
 
-with Recorder("answers.jsonl", registry, tasks) as recorder:
-router = create_router(engine, recorder.registry)
+with Recorder("answers.jsonl", tasks) as recorder:
+    router = create_router(engine, registry, middleware=[recorder])
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 import time
@@ -16,11 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from langchain_core.messages import AIMessage, convert_to_messages
-from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.messages import AIMessage
 from typing_extensions import override
 
-from langgraph_router_r1.candidates import build_model
+from langgraph_router_r1.calls.middleware import AsyncSend, CallMiddleware, ModelCall, Send
 from langgraph_router_r1.evaluation.files import JsonLinesWriter
 from langgraph_router_r1.evaluation.recorded import (
     TASK_ID,
@@ -31,13 +29,11 @@ from langgraph_router_r1.evaluation.recorded import (
     task_row,
 )
 from langgraph_router_r1.evaluation.tasks import Task, TaskError
-from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.protocol import strip_thought
-from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
 
 
-class Recorder:
-    """Wraps a registry: its models answer as before, and each reply to a task is written down.
+class Recorder(CallMiddleware):
+    """Writes each reply to a task down; the models answer as before.
 
     The file is what `RecordedPool` reads. A reply that the file holds already is not asked for again, so a run that was
     killed continues where it stopped. A sub-question that a router made up is asked and not written, because the
@@ -48,12 +44,15 @@ class Recorder:
     fail before the model is asked.
 
     Example:
-        >>> with Recorder("answers.jsonl", registry, tasks) as recorder:                     # doctest: +SKIP
-        ...     router = create_router(engine, recorder.registry)
+        >>> with Recorder("answers.jsonl", tasks) as recorder:                               # doctest: +SKIP
+        ...     router = create_router(engine, registry, middleware=[recorder])
         ...     router.invoke({"messages": [("user", task.question)]}, {"metadata": {"task_id": task.id}})
     """
 
-    def __init__(self, path: str | Path, registry: ModelRegistry, tasks: Iterable[Task]) -> None:
+    each_attempt = True
+    """What is timed is one request, without the waits between attempts."""
+
+    def __init__(self, path: str | Path, tasks: Iterable[Task]) -> None:
         """Open the file, with what an earlier run wrote; a last line that was cut off by a crash is dropped.
 
         Raises:
@@ -74,18 +73,28 @@ class Recorder:
             raise
         self._lock = threading.Lock()
         self._running = self._started = 0
-        self.registry = ModelRegistry(
-            # Retries stay on the outside, where a model given as a string has them by default.
-            model.model_copy(
-                update={
-                    "model": _Recording(self, model),
-                    # To whoever bounds its cost it is as bounded as the model within.
-                    "params": {"max_tokens": model.max_tokens} if model.is_bounded else {},
-                    "max_retries": model.retries,
-                }
-            )
-            for model in registry
-        )
+
+    @override
+    def wrap_call(self, call: ModelCall, proceed: Send) -> AIMessage:
+        task_id = self._task_id()
+        if not self._is_whole(task_id, call):
+            return proceed(call)
+        if (known := self._known(task_id, call)) is not None:
+            return known
+        with self._timed() as timing:
+            reply = proceed(call)
+        return self._write(task_id, call, reply, timing)
+
+    @override
+    async def awrap_call(self, call: ModelCall, proceed: AsyncSend) -> AIMessage:
+        task_id = self._task_id()
+        if not self._is_whole(task_id, call):
+            return await proceed(call)
+        if (known := self._known(task_id, call)) is not None:
+            return known
+        with self._timed() as timing:
+            reply = await proceed(call)
+        return self._write(task_id, call, reply, timing)
 
     @staticmethod
     def _check_question(known: Task, task: Task, where: str) -> None:
@@ -111,7 +120,7 @@ class Recorder:
             self._file.flush()
 
     @contextlib.contextmanager
-    def timing(self) -> Iterator[_Timing]:
+    def _timed(self) -> Iterator[_Timing]:
         """Time the block; what came of it stands in what this gives, once the block is over."""
         timing = _Timing()
         with self._lock:
@@ -126,6 +135,41 @@ class Recorder:
             with self._lock:
                 self._running -= 1
                 timing.alone = alone and self._started == number
+
+    def _task_id(self) -> str:
+        task_id = run_metadata(None).get(TASK_ID)
+        if task_id not in self.tasks:
+            msg = f"the run's metadata have {TASK_ID!r} {task_id!r}, which is none of the recorder's tasks"
+            raise NotRecordedError(msg)
+        return str(task_id)
+
+    def _is_whole(self, task_id: str, call: ModelCall) -> bool:
+        """Return whether the model is asked the task's question, and not a part of it in other words."""
+        return call.query.strip() == self.tasks[task_id].question.strip()
+
+    def _known(self, task_id: str, call: ModelCall) -> AIMessage | None:
+        outcome = self.pool.outcomes.get(task_id, {}).get(call.model.name)
+        if outcome is None:
+            # A reply that could not be kept would be paid for and asked for again.
+            self.check_writable()
+            return None
+        return as_message(outcome)
+
+    def _write(self, task_id: str, call: ModelCall, message: AIMessage, timing: _Timing) -> AIMessage:
+        usage: Mapping[str, Any] = message.usage_metadata or {}
+        self.write(
+            task_id,
+            call.model.name,
+            {
+                # As whoever asks reads it: without the thinking, which may name many a golden answer.
+                "response": strip_thought(message.text.encode("utf-8", "replace").decode()),
+                "prompt_tokens": usage.get("input_tokens"),
+                "completion_tokens": usage.get("output_tokens"),
+                "latency_s": round(timing.latency_s, 4),
+                "alone": timing.alone,
+            },
+        )
+        return message
 
     def close(self) -> None:
         """Write what waits in memory, and close the file.
@@ -148,86 +192,3 @@ class Recorder:
 class _Timing:
     latency_s: float = 0.0
     alone: bool = False
-
-
-class _Recording(Runnable[Any, AIMessage]):
-    """One model of a recorder: the record when there is one, else the real model, written down."""
-
-    def __init__(self, recorder: Recorder, descriptor: ModelDescriptor) -> None:
-        self._recorder, self._descriptor = recorder, descriptor
-        self._model: Runnable[Any, Any] | None = None
-        self._building = threading.Lock()
-
-    @override
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
-        task_id = self._task(config)
-        if not self._is_whole(task_id, input):
-            return _message(self._built().invoke(input, config, **kwargs))
-        if (known := self._known(task_id)) is not None:
-            return known
-        model = self._built()
-        with self._recorder.timing() as timing:
-            reply = model.invoke(input, config, **kwargs)
-        return self._write(task_id, reply, timing)
-
-    @override
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AIMessage:
-        task_id = self._task(config)
-        whole = self._is_whole(task_id, input)
-        if whole and (known := self._known(task_id)) is not None:
-            return known
-        # Building a client imports its package and reads certificates: not on the event loop.
-        model = await asyncio.to_thread(self._built) if self._model is None else self._model
-        if not whole:
-            return _message(await model.ainvoke(input, config, **kwargs))
-        with self._recorder.timing() as timing:
-            reply = await model.ainvoke(input, config, **kwargs)
-        return self._write(task_id, reply, timing)
-
-    def _built(self) -> Runnable[Any, Any]:
-        with self._building:
-            if self._model is None:
-                self._model = build_model(self._descriptor)
-            return self._model
-
-    def _task(self, config: RunnableConfig | None) -> str:
-        task_id = run_metadata(config).get(TASK_ID)
-        if task_id not in self._recorder.tasks:
-            msg = f"the run's metadata have {TASK_ID!r} {task_id!r}, which is none of the recorder's tasks"
-            raise NotRecordedError(msg)
-        return str(task_id)
-
-    def _is_whole(self, task_id: str, asked: Any) -> bool:
-        """Return whether the model is asked the task's question, and not a part of it in other words."""
-        question = self._recorder.tasks[task_id].question
-        text = convert_to_messages(asked)[-1].text if isinstance(asked, list) else str(asked)
-        return text.strip() in {question.strip(), CALL_PROMPT.format(query=question).strip()}
-
-    def _known(self, task_id: str) -> AIMessage | None:
-        outcome = self._recorder.pool.outcomes.get(task_id, {}).get(self._descriptor.name)
-        if outcome is None:
-            # A reply that could not be kept would be paid for and asked for again.
-            self._recorder.check_writable()
-            return None
-        return as_message(outcome)
-
-    def _write(self, task_id: str, reply: Any, timing: _Timing) -> AIMessage:
-        message = _message(reply)
-        usage: Mapping[str, Any] = message.usage_metadata or {}
-        self._recorder.write(
-            task_id,
-            self._descriptor.name,
-            {
-                # As whoever asks reads it: without the thinking, which may name many a golden answer.
-                "response": strip_thought(message.text.encode("utf-8", "replace").decode()),
-                "prompt_tokens": usage.get("input_tokens"),
-                "completion_tokens": usage.get("output_tokens"),
-                "latency_s": round(timing.latency_s, 4),
-                "alone": timing.alone,
-            },
-        )
-        return message
-
-
-def _message(reply: Any) -> AIMessage:
-    return AIMessage(reply) if isinstance(reply, str) else reply

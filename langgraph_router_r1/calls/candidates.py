@@ -1,0 +1,268 @@
+"""Call one routed model: a `PlannedCall` in, a `RoutedCall` out. A failure becomes data, never an exception."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from langchain_core.messages import AIMessage
+from langgraph.errors import GraphBubbleUp
+
+from langgraph_router_r1.calls.client import Clients, is_router, may_have_been_billed, public_reason, request_worst_case
+from langgraph_router_r1.calls.middleware import CallMiddleware, ModelCall, awrap, ordered, wrap
+from langgraph_router_r1.engines.base import EngineError
+from langgraph_router_r1.ledger import (
+    NO_USAGE,
+    Usage,
+    add_bounds,
+    add_usage,
+    bound,
+    cost,
+    finish_of,
+    reported_usage,
+)
+from langgraph_router_r1.prompts import CALL_PROMPT
+from langgraph_router_r1.protocol import strip_thought
+from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
+from langgraph_router_r1.state import CallStatus, PlannedCall, RoutedCall, RunReport
+
+logger = logging.getLogger(__name__)
+
+
+class Candidates:
+    """The models of a registry, ready to be asked; each is built when it is first needed.
+
+    Example:
+        >>> candidates = Candidates(registry, count_tokens=len)                            # doctest: +SKIP
+        >>> candidates.ask({"turn": 0, "index": 0, "model": "small", "query": "Capital of Peru?", "refusal": None})
+        {'turn': 0, 'index': 0, 'model': 'small', ..., 'response': 'Lima', 'status': 'ok', ...}
+    """
+
+    def __init__(
+        self,
+        registry: ModelRegistry,
+        count_tokens: Callable[[str], int],
+        middleware: Sequence[CallMiddleware] = (),
+        clients: Clients | None = None,
+    ) -> None:
+        """Keep the pool.
+
+        Args:
+            registry: The models.
+            count_tokens: Estimates the usage of models that do not report it.
+            middleware: What stands around each call; retries and rate limits are added.
+            clients: Built models to share with others; by default its own.
+        """
+        self.registry = registry
+        self._count_tokens = count_tokens
+        self._middleware = ordered(middleware)
+        self._clients = Clients() if clients is None else clients
+
+    def worst_case(self, name: str, query: str) -> float:
+        """Return the most a call can cost in dollars, whoever of the model and its fallbacks answers.
+
+        A token is at least one byte of text, so bytes bound the prompt for any tokenizer. A model that can't be told
+        how much to write has no worst case short of infinity, unless it is free.
+        """
+        return max(request_worst_case(choice, query) for choice in self._choices(name))
+
+    def least_worst_case(self) -> float:
+        """Return the most that the shortest question to the cheapest model can cost, in dollars."""
+        return min(self.worst_case(name, "?") for name in self.registry.names)
+
+    def ask(self, call: PlannedCall, *, again: bool = False) -> RoutedCall:
+        """Make the call, unless it was refused before; return what came of it.
+
+        Args:
+            call: What to ask whom.
+            again: Whether the call may have been made before, by a run that was stopped; the hop then says so.
+        """
+        if call["refusal"]:
+            return _refused(call)
+        outcome = self._begin(call, again=again)
+
+        def send(request: ModelCall) -> AIMessage:
+            client = self._clients.get(request.model)
+            with outcome.noting(request):
+                return client.send(request)
+
+        for request in self._requests(call):
+            try:
+                return self._replied(outcome, request, wrap(self._middleware, send)(request))
+            except GraphBubbleUp:  # an interrupt is no failure
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever goes wrong becomes data; the next one may do better
+                outcome.failures.append(error)
+        return self._failed(outcome)
+
+    async def aask(self, call: PlannedCall, *, again: bool = False) -> RoutedCall:
+        """Make the call without blocking; see `ask`."""
+        if call["refusal"]:
+            return _refused(call)
+        outcome = self._begin(call, again=again)
+
+        async def send(request: ModelCall) -> AIMessage:
+            client = await self._clients.aget(request.model)
+            with outcome.noting(request):
+                return await client.asend(request)
+
+        for request in self._requests(call):
+            try:
+                return self._replied(outcome, request, await awrap(self._middleware, send)(request))
+            except GraphBubbleUp:  # an interrupt is no failure
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever goes wrong becomes data; the next one may do better
+                outcome.failures.append(error)
+        return self._failed(outcome)
+
+    # LangChain's `with_fallbacks` builds all of them first, takes an interrupt for a failure, and traces every one
+    # under the name of the first.
+    def _choices(self, name: str) -> Iterator[ModelDescriptor]:
+        """Yield the model and then its fallbacks."""
+        model = self.registry[name]
+        yield model
+        for fallback in model.fallbacks:
+            yield self.registry[fallback]
+
+    def _requests(self, call: PlannedCall) -> Iterator[ModelCall]:
+        for model in self._choices(call["model"]):
+            yield ModelCall(model, call["query"], call.get("id"))
+
+    def _begin(self, call: PlannedCall, *, again: bool) -> _Outcome:
+        outcome = _Outcome(call, again)
+        if again:
+            outcome.add_maybe(self.worst_case(call["model"], call["query"]))
+        return outcome
+
+    def _replied(self, outcome: _Outcome, request: ModelCall, reply: AIMessage) -> RoutedCall:
+        model = outcome.sent_to or request.model  # a middleware may have chosen another one
+        whole = reply.content if isinstance(reply.content, str) else reply.text
+        # Cut before anything else reads it. Half a surrogate pair, as some JSON holds, is taken by no tokenizer.
+        text = whole[: model.max_reply_chars].encode("utf-8", "replace").decode()
+        response = strip_thought(text)
+        usage, from_cache = reported_usage(reply.usage_metadata)
+        if usage is None:
+            usage = self._estimated(outcome.call, text, len(whole))
+        list_cost = cost(usage, model.price)
+        hop: RoutedCall = {
+            **outcome.hop(),
+            "response": response,
+            "status": "ok" if response else "error",
+            "reason": None if response else f"{model.name} gave an empty reply",
+            "answered_by": model.name,
+            "finish_reason": "too_long" if len(whole) > len(text) else finish_of(reply.response_metadata),
+        }
+        if is_router(model) and "routing" in reply.response_metadata:
+            # What a router spends is the sum of its own account, not its tokens at a price.
+            return _with_account(hop, reply.response_metadata["routing"])
+        return {
+            **hop,
+            "usage": add_usage([hop["usage"], usage]),
+            "cost_usd": hop["cost_usd"] + (0.0 if from_cache else list_cost),
+            "list_cost_usd": hop["list_cost_usd"] + list_cost,
+        }
+
+    def _failed(self, outcome: _Outcome) -> RoutedCall:
+        reason = public_reason(self.registry[outcome.call["model"]], outcome.failures[0])
+        logger.info("%s", reason)
+        return {**outcome.hop(), "reason": reason}
+
+    def _estimated(self, call: PlannedCall, text: str, whole_length: int) -> Usage:
+        # Of a reply that was cut, the part that is left is counted and taken for typical of the whole.
+        kept = len(text) / whole_length if whole_length else 1.0
+        return {
+            "prompt_tokens": self._count_tokens(CALL_PROMPT.format(query=call["query"])),
+            "cached_tokens": 0,
+            "completion_tokens": math.ceil(self._count_tokens(text) / kept),
+            "estimated": True,
+        }
+
+
+class _Outcome:
+    """What is known of a call while its attempts are made."""
+
+    def __init__(self, call: PlannedCall, again: bool) -> None:
+        self.call, self._again = call, again
+        self.failures: list[Exception] = []
+        """The last failure of each model that was tried."""
+        self.sent_to: ModelDescriptor | None = None
+        """The model that the latest attempt went to; None while no request was sent."""
+        self._accounts: list[RunReport] = []
+        self._maybe_usd: float | None = 0.0
+        self._started = time.perf_counter()
+
+    @contextlib.contextmanager
+    def noting(self, request: ModelCall) -> Iterator[None]:
+        """Note where an attempt goes, and what may be billed should it fail."""
+        self.sent_to = request.model
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, EngineError):  # of a router, as a routed model
+                if error.routing is not None:
+                    self.add_account(error.routing)
+            elif not isinstance(error, GraphBubbleUp) and may_have_been_billed(error):
+                self.add_maybe(request_worst_case(request.model, request.query))
+            raise
+
+    def add_maybe(self, worst_usd: float) -> None:
+        """Note that so much may have been billed without a reply to show for it."""
+        self._maybe_usd = add_bounds(self._maybe_usd, bound(worst_usd))
+
+    def add_account(self, account: RunReport) -> None:
+        """Note what a router had spent when it broke off."""
+        self._accounts.append(account)
+
+    def hop(self) -> RoutedCall:
+        """Return the hop, as far as it does not depend on the reply."""
+        hop: RoutedCall = {
+            **_blank_hop(self.call),
+            "latency_s": time.perf_counter() - self._started,
+            "maybe_cost_usd": self._maybe_usd,
+            "maybe_billed_twice": self._again,
+        }
+        return functools.reduce(_with_account, self._accounts, hop)
+
+
+def _with_account(hop: RoutedCall, account: RunReport) -> RoutedCall:
+    """Return the hop of a call to a router, with what that router spent besides what the hop holds already."""
+    list_cost = sum(inner["list_cost_usd"] for inner in account["hops"]) + account["router_cost_usd"]
+    return {
+        **hop,
+        "usage": add_usage([hop["usage"], account["router_tokens"], account["candidate_tokens"]]),
+        "cost_usd": hop["cost_usd"] + account["cost_usd"],
+        "list_cost_usd": hop["list_cost_usd"] + list_cost,
+        "maybe_cost_usd": add_bounds(hop["maybe_cost_usd"], account["maybe_cost_usd"]),
+        "inner": account,
+    }
+
+
+def _blank_hop(call: PlannedCall) -> RoutedCall:
+    return {
+        "turn": call["turn"],
+        "index": call["index"],
+        "model": call["model"],
+        "query": call["query"],
+        "response": "",
+        "status": "error",
+        "reason": None,
+        "usage": NO_USAGE.copy(),
+        "cost_usd": 0.0,
+        "list_cost_usd": 0.0,
+        "latency_s": 0.0,
+        "answered_by": None,
+        "finish_reason": None,
+        "maybe_cost_usd": 0.0,
+        "maybe_billed_twice": False,
+        "inner": None,
+    }
+
+
+def _refused(call: PlannedCall) -> RoutedCall:
+    assert call["refusal"] is not None
+    status: CallStatus = call["refusal"]["status"]
+    return {**_blank_hop(call), "status": status, "reason": call["refusal"]["reason"]}

@@ -1,0 +1,264 @@
+"""The client of one routed model: built from its descriptor, each request in its own time, failures in plain words."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+import os
+import sys
+import threading
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.exceptions import (
+    ContextOverflowError,
+    ModelAPIError,
+    ModelAuthenticationError,
+    ModelConnectionError,
+    ModelInvalidRequestError,
+    ModelNotFoundError,
+    ModelPermissionDeniedError,
+    ModelRateLimitError,
+    ModelTimeoutError,
+)
+from langchain_core.globals import get_llm_cache
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
+from langgraph.pregel.protocol import PregelProtocol
+
+from langgraph_router_r1.agent_model import AgentModel
+from langgraph_router_r1.event_loops import AnyLoopModel, for_any_loop, in_thread
+from langgraph_router_r1.ledger import FREE, worst_case
+from langgraph_router_r1.prompts import CALL_PROMPT
+from langgraph_router_r1.registry import ModelDescriptor
+
+if TYPE_CHECKING:
+    from langgraph_router_r1.calls.middleware import ModelCall
+
+PROMPT_OVERHEAD_TOKENS = 64
+"""Room for what a chat template puts around a message, in worst cases."""
+
+_REASONS: tuple[tuple[type[BaseException], str], ...] = (
+    (ModelRateLimitError, "is rate limited (429)"),
+    (ModelAuthenticationError, "refused its key (401)"),
+    (ModelPermissionDeniedError, "does not permit the request (403)"),
+    (ModelNotFoundError, "is not there (404)"),
+    (ContextOverflowError, "has too short a context for the query"),
+    (ModelInvalidRequestError, "rejected the request (400)"),
+    (ModelAPIError, "had a server error (5xx)"),
+    (ModelConnectionError, "can't be reached"),
+    (ImportError, "needs a LangChain package that is not installed"),
+)
+
+_NOT_BILLED = (
+    ModelRateLimitError,
+    ModelAuthenticationError,
+    ModelPermissionDeniedError,
+    ModelNotFoundError,
+    ContextOverflowError,
+    ModelInvalidRequestError,
+    ConnectionRefusedError,
+)
+"""Failures after which nothing was generated: the provider refused the request, or no connection was made."""
+
+_NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol", "LocalProtocolError"})
+"""Names of HTTP clients' errors (httpx's and its forks') for a request that never left."""
+
+
+class MissingKeyError(LookupError):
+    """The environment variable that should hold a model's key is not set."""
+
+
+class Client:
+    """One model, built from its descriptor; shared by all calls to it."""
+
+    def __init__(self, descriptor: ModelDescriptor) -> None:
+        """Build the model; see `build_model` for what that raises."""
+        self.descriptor, self.model = descriptor, build_model(descriptor)
+        self._headers = _openai_headers(self.model)
+
+    def send(self, call: ModelCall) -> AIMessage:
+        """Return the reply to a request.
+
+        Raises:
+            TimeoutError: There is none within the descriptor's `timeout_s`.
+            Exception: Whatever the model's own package raises.
+        """
+        invoke = functools.partial(self.model.invoke, call.messages, self._config(), **self._options(call))
+        return _as_message(in_thread(invoke).result(timeout=self.descriptor.timeout_s))
+
+    async def asend(self, call: ModelCall) -> AIMessage:
+        """Return the reply without blocking; see `send`."""
+        async with asyncio.timeout(self.descriptor.timeout_s):
+            return _as_message(await self.model.ainvoke(call.messages, self._config(), **self._options(call)))
+
+    def _config(self) -> RunnableConfig:
+        name = self.descriptor.name
+        return {"run_name": f"ask {name}", "metadata": {"router_r1_model": name}}
+
+    def _options(self, call: ModelCall) -> dict[str, Any]:
+        """Return what a request carries besides the messages: the call's id, by which a provider can tell a repetition.
+
+        It would be part of the key of LangChain's cache, which then would never hit.
+        """
+        if call.id is None or self._headers is None or get_llm_cache() is not None:
+            return {}
+        key = uuid.uuid5(uuid.UUID(call.id), self.descriptor.name)
+        return {"extra_headers": {"Idempotency-Key": str(key), **self._headers}}
+
+
+class Clients:
+    """The clients of a pool, each built when it is first needed.
+
+    Routers over the same models may share one: then they share connections too.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._built: dict[tuple[str, Any], Client] = {}
+        self._building = threading.Lock()
+
+    def get(self, model: ModelDescriptor) -> Client:
+        """Return the client of a model; see `build_model` for what building it raises."""
+        key = self._key(model)
+        with self._building:  # a second one would have connections of its own
+            if key not in self._built:
+                self._built[key] = Client(model)
+            return self._built[key]
+
+    async def aget(self, model: ModelDescriptor) -> Client:
+        """Return the client of a model; see `get`."""
+        if (client := self._built.get(self._key(model))) is not None:
+            return client
+        # Building a client imports its package and reads certificates: not on the event loop.
+        return await asyncio.to_thread(self.get, model)
+
+    @staticmethod
+    def _key(model: ModelDescriptor) -> tuple[str, Any]:
+        # Descriptors may say different things of one model, and still mean the same client.
+        return model.name, model.model if isinstance(model.model, str) else id(model.model)
+
+
+def build_model(model: ModelDescriptor) -> Runnable[Any, Any]:
+    """Return the Runnable behind a descriptor: built from its string, or the object it holds, set up as it says.
+
+    Raises:
+        MissingKeyError: `api_key_env` names a variable that is not set.
+        ImportError: The provider's LangChain package is not installed.
+    """
+    if isinstance(model.model, str):
+        return for_any_loop(build_chat_model(model))
+    runnable: Runnable[Any, Any] = model.model
+    if isinstance(_inner(runnable), PregelProtocol):
+        return AgentModel(runnable)
+    if isinstance(_inner(runnable), BaseChatModel):
+        # Without a limit a call would have no worst case to hold against a budget.
+        runnable = runnable.bind(**{"max_tokens": model.max_tokens, **model.params})
+    return for_any_loop(runnable)
+
+
+def build_chat_model(model: ModelDescriptor) -> BaseChatModel:
+    """Return the chat model that a descriptor names by a string.
+
+    Raises:
+        MissingKeyError: `api_key_env` names a variable that is not set.
+        ImportError: The provider's LangChain package is not installed.
+    """
+    from langchain.chat_models import init_chat_model
+
+    options: dict[str, Any] = {
+        "temperature": 0,
+        "max_tokens": model.max_tokens,
+        **model.params,
+        "timeout": model.timeout_s,
+        "max_retries": 0,  # tried again around the client, where each attempt has its own time and rate limit
+    }
+    if model.base_url is not None:
+        options["base_url"] = model.base_url
+    if model.api_key_env is not None:
+        key = os.environ.get(model.api_key_env)
+        if not key:
+            msg = f"{model.name}: the environment variable {model.api_key_env!r} is not set"
+            raise MissingKeyError(msg)
+        options["api_key"] = key
+    elif model.base_url is not None:
+        # A server of one's own asks for no key, but clients insist on some value.
+        options["api_key"] = "none"
+    built = init_chat_model(model.model, **options)
+    assert isinstance(built, BaseChatModel)
+    return built
+
+
+def is_router(model: ModelDescriptor) -> bool:
+    """Return whether a routed model is itself a router of this package, whose replies carry an account."""
+    inner = _inner(model.model)
+    inner = getattr(inner, "bound", inner)  # retries around it
+    if isinstance(inner, PregelProtocol):
+        return {"hops", "routing"} <= set(getattr(inner, "channels", ()))
+    return isinstance(inner, BaseChatModel) and inner._llm_type == "router-r1"
+
+
+def public_reason(model: ModelDescriptor, error: BaseException) -> str:
+    """Return why a call failed in words fit for the router, a trace or a log: providers' own words may hold keys."""
+    if isinstance(error, TimeoutError | ModelTimeoutError):
+        return f"{model.name} gave no reply within {model.timeout_s:g} s"
+    if isinstance(error, MissingKeyError):
+        return f"{model.name} has no key: the environment variable {model.api_key_env!r} is not set"
+    for kind, words in _REASONS:
+        if isinstance(error, kind):
+            return f"{model.name} {words}"
+    return f"{model.name} failed ({type(error).__name__})"
+
+
+def request_worst_case(model: ModelDescriptor, query: str) -> float:
+    """Return the most that one attempt at one model can cost, in dollars; infinity when nothing bounds it."""
+    if is_router(model):
+        # What it spends is its own account's sum, whatever its descriptor says of tokens.
+        context = getattr(_inner(model.model), "context", None)
+        budget = getattr(context, "budget_usd", None)
+        return math.inf if budget is None else float(budget)
+    if not model.is_bounded and model.price != FREE:
+        return math.inf
+    prompt_tokens = len(CALL_PROMPT.format(query=query).encode("utf-8", "replace")) + PROMPT_OVERHEAD_TOKENS
+    return worst_case(prompt_tokens, model.max_tokens, model.price)
+
+
+def may_have_been_billed(error: BaseException) -> bool:
+    """Return whether a provider may have generated, and billed, a reply to a request that failed in this way."""
+    cause: BaseException | None = error
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:  # nothing keeps an error from being its own cause
+        if isinstance(cause, _NOT_BILLED) or type(cause).__name__ in _NOT_SENT:
+            return False
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
+    return True
+
+
+def _inner(model: Any) -> Any:
+    return model.bound if isinstance(model, RunnableBinding) else model
+
+
+def _openai_headers(model: Any) -> dict[str, str] | None:
+    """Return the headers that requests to this model carry already.
+
+    None if they may carry no more: it is not OpenAI's client, or it has a cache of its own.
+    """
+    package = sys.modules.get("langchain_openai.chat_models.base")  # not imported: then it is none of theirs
+    bound = model.model if isinstance(model, AnyLoopModel) else model
+    inner = _inner(bound)
+    if package is None or not isinstance(inner, package.BaseChatOpenAI) or inner.cache:
+        return None
+    settings = {**inner.model_kwargs, **(bound.kwargs if isinstance(bound, RunnableBinding) else {})}
+    return dict(settings.get("extra_headers") or {})
+
+
+def _as_message(reply: Any) -> AIMessage:
+    if isinstance(reply, str):
+        return AIMessage(reply)
+    if isinstance(reply, AIMessage):
+        return reply
+    msg = f"the model replied with a {type(reply).__name__}; it must be an AIMessage or a string"
+    raise TypeError(msg)
