@@ -1,4 +1,4 @@
-"""Chat models that may be awaited in more than one event loop.
+"""Chat models that may be awaited in more than one event loop, and an event loop in a thread of its own.
 
 The asynchronous client of a LangChain chat model keeps connections, and a connection belongs to the event loop it was
 opened in. Awaited in a second loop, as by a second `asyncio.run`, the client fails, possibly after the provider has
@@ -9,10 +9,11 @@ settings, so building another chat model for each loop would not help.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -78,3 +79,52 @@ def in_thread(call: Callable[[], T]) -> Future[T]:
     context = contextvars.copy_context()
     threading.Thread(target=context.run, args=(run,), daemon=True, name="router-r1-call").start()
     return future
+
+
+class LoopThread:
+    """An event loop in a thread of its own, on which synchronous methods run asynchronous ones.
+
+    An asynchronous request can be ended at any moment. A blocking one can't: the time limit of a blocking socket
+    starts again with every byte.
+    """
+
+    def __init__(self, at_end: Callable[[asyncio.AbstractEventLoop], Awaitable[None]]) -> None:
+        """Start it; `at_end` closes what belongs to the loop, and is awaited in it."""
+        self._at_end = at_end
+        # Without a factory, it would become the event loop of the thread that makes it, too.
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = self._runner.get_loop()
+        self._stopped = asyncio.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True, name="router-r1-engine")
+        self._thread.start()
+
+    def _work(self) -> None:
+        with self._runner:
+            self._runner.run(self._wait())
+
+    async def _wait(self) -> None:
+        await self._stopped.wait()
+        await self._at_end(self._loop)
+
+    def is_alive(self) -> bool:
+        """Return whether it runs; in a forked process it does not."""
+        return self._thread.is_alive()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for work on the loop."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:  # such as Ctrl-C, while it waits
+            future.cancel()
+            raise
+
+    def stop(self) -> None:
+        """End it soon. Called from any thread, this one too, by whoever drops the engine."""
+        with contextlib.suppress(RuntimeError):  # it has ended
+            self._loop.call_soon_threadsafe(self._stopped.set)
+
+    def close(self) -> None:
+        """End it, and wait until its connections are closed."""
+        self.stop()
+        self._thread.join()

@@ -54,7 +54,7 @@ from langgraph_router_r1.state import (
     planned_call,
 )
 from langgraph_router_r1.strategies import Again, Answer, Ask, Decision, RouterLLM, Strategy, View
-from langgraph_router_r1.strategies.plan import FallbackPlan
+from langgraph_router_r1.strategies.fallback import FallbackPlan
 
 logger = logging.getLogger(__name__)
 

@@ -28,29 +28,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from langgraph_router_r1.ledger import Price, PriceLike
 from langgraph_router_r1.protocol import fold, sanitize
-from langgraph_router_r1.registry_file import MAX_DEPTH, read
+from langgraph_router_r1.registry_file import read
+from langgraph_router_r1.secret_text import SECRET_NAME, SECRET_VALUE, keys_in, walk
 
 DEFAULT_MAX_TOKENS = 512
 """Most tokens a routed model may reply with, unless its `params` say otherwise (as in the paper)."""
 
 
-_SECRET_NAME = re.compile(
-    r"(api|access|private|subscription)[-_]?key|secret|passw|(^|[-_])auth($|[-_])|authorization|bearer|credential|cookie"
-    r"|(^|access|auth|refresh|session|[-_])token$|header|(^|[-_])query$|(^|[-_])prox(y|ies)$|http_(async_)?client",
-    re.IGNORECASE,
-)
-"""Names of parameters that carry a secret, or may: headers, query strings, proxies, HTTP clients."""
-_SECRET_VALUE = re.compile(
-    r"\b(sk|rk|pk)[-_][\w-]{16}|\b(nvapi|gsk|xai|pplx|xox[abp])[-_][\w-]{16}|\b(hf|gh[opsu]|github_pat|glpat)[-_]\w{16}"
-    r"|\b(AIza|AKIA|eyJ)[\w-]{16}|\bBearer\s+\S{8}|://[^/\s@]+@"
-)
-"""The forms of the usual providers' keys, and of an address with a password in it; other keys are not recognised."""
 _USE_ENVIRONMENT = "a key belongs in the environment, and the name of its variable in api_key_env"
 _OTHER_LIMITS = ("max_completion_tokens", "max_output_tokens", "max_new_tokens")
 """What clients take besides `max_tokens`, and prefer to it: a budget would be held against the wrong one."""
 _MOST_TOKENS = 10**9
-_MAX_VALUES = 10_000
-"""Most values in one field of a model: a few shared tables can stand for billions."""
 
 
 class RegistryError(ValueError):
@@ -176,7 +164,7 @@ class ModelDescriptor(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_key_in_any_field(cls, value: Any) -> Any:
-        if any(isinstance(inner, str) and _SECRET_VALUE.search(inner) for inner in _walk(value)):
+        if any(isinstance(inner, str) and SECRET_VALUE.search(inner) for inner in walk(value)):
             raise ValueError(f"it holds what looks like a key; {_USE_ENVIRONMENT}")
         return value
 
@@ -226,8 +214,8 @@ class ModelDescriptor(BaseModel):
     @field_validator("params")
     @classmethod
     def _no_keys(cls, params: dict[str, Any]) -> dict[str, Any]:
-        for key in _keys(params):
-            if _SECRET_NAME.search(key):
+        for key in keys_in(params):
+            if SECRET_NAME.search(key):
                 raise ValueError(f"{_shown(key)!r} may carry a secret; {_USE_ENVIRONMENT}")
         for other in _OTHER_LIMITS:
             if other in params:
@@ -477,36 +465,11 @@ def _is_plain_address(url: str) -> bool:
     )
 
 
-def _walk(value: Any) -> Iterator[Any]:
-    """Yield a value, and all keys and values in it.
-
-    Raises:
-        ValueError: It is nested too deep, as a table that holds itself is, or holds too much.
-    """
-    to_do = [(value, 0)]
-    count = 0
-    while to_do:
-        value, depth = to_do.pop()
-        count += 1
-        if depth > MAX_DEPTH or count > _MAX_VALUES:
-            msg = f"it holds more than {_MAX_VALUES:,} values, or tables and lists more than {MAX_DEPTH} deep"
-            raise ValueError(msg)
-        yield value
-        if isinstance(value, Mapping):
-            to_do += [(inner, depth + 1) for pair in value.items() for inner in pair]
-        elif isinstance(value, list | tuple | set | frozenset):
-            to_do += [(inner, depth + 1) for inner in value]
-
-
-def _keys(value: Any) -> Iterator[str]:
-    return (str(key) for inner in _walk(value) if isinstance(inner, Mapping) for key in inner)
-
-
 def _shown(name: Any) -> str:
     """Return a name as an error may show it: short, as printable text, and nothing that looks like a key."""
     text = str(name) if isinstance(name, str) else type(name).__name__
     text = text.encode("utf-8", "replace").decode()
-    if _SECRET_VALUE.search(text):
+    if SECRET_VALUE.search(text):
         return "(not shown)"
     return text if len(text) <= 64 else f"{text[:64]}..."
 

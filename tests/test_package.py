@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
+import graphlib
 import importlib
 import re
 import subprocess
@@ -43,15 +45,68 @@ def test_the_public_names_are_these() -> None:
         langgraph_router_r1.engines.NoEngine  # noqa: B018 - looking it up is what fails
 
 
-def test_rooms_do_not_import_upwards() -> None:
-    """The modules in `low` import one another only; nothing imports `training`."""
-    package = ROOT / "langgraph_router_r1"
-    low = ("state", "protocol", "transcript", "registry", "registry_file", "ledger")
-    for name in low:
-        imported = re.findall(r"from langgraph_router_r1\.?(\w*)", (package / f"{name}.py").read_text())
-        assert set(imported) <= set(low), name
-    for path in package.rglob("*.py"):
-        assert not re.search(r"^\s*(from|import) training", path.read_text(), re.MULTILINE), path
+LAYERS = (
+    {"ledger", "protocol", "transcript", "node", "event_loops", "registry_file", "secret_text"},
+    {"agent_model", "registry", "state", "prompts"},
+    {"engines", "settings", "accounting", "events", "intents", "testing", "trace"},
+    {"calls", "strategies", "serving"},
+    {"graph", "chat_model"},
+    {"evaluation", "pocket"},
+    {"cli"},
+)
+"""The parts of the package, from the lowest up. Parts of one layer may import one another, not in a circle."""
+
+PACKAGE = Path(langgraph_router_r1.__file__).parent
+
+
+def imports_of(path: Path, *, lazy: bool) -> set[str]:
+    """Return the modules of the package that a module imports; with `lazy`, also those that its functions import."""
+    found: set[str] = set()
+    open_nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while open_nodes:
+        node = open_nodes.pop()
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("langgraph_router_r1"):
+            inner = node.module.removeprefix("langgraph_router_r1").lstrip(".")
+            for name in node.names:
+                below = f"{inner}.{name.name}".lstrip(".")
+                is_module = PACKAGE.joinpath(*below.split(".")).with_suffix(".py").exists()
+                found.add(below if is_module else inner)
+        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        is_for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        if not is_for_types and (lazy or not is_function):
+            open_nodes += ast.iter_child_nodes(node)
+    return found - {""}
+
+
+def modules() -> dict[str, Path]:
+    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+
+
+def test_nothing_imports_upwards() -> None:
+    layer_of = {part: number for number, layer in enumerate(LAYERS) for part in layer}
+    parts = {name.partition(".")[0] for name in modules()} - {"__init__"}
+    assert layer_of.keys() == parts, "each part of the package has its layer"
+    for name, path in modules().items():
+        part = name.partition(".")[0]
+        if part == "__init__":
+            continue
+        for imported in imports_of(path, lazy=False):
+            other = imported.partition(".")[0]
+            if other in layer_of:  # the package itself is what users import, and the highest layers do so too
+                assert layer_of[other] <= layer_of[part], f"{name} imports {imported}"
+        assert not re.search(r"^\s*(from|import) training", path.read_text(encoding="utf-8"), re.MULTILINE), path
+
+
+def test_no_module_imports_another_in_a_circle_not_even_within_functions() -> None:
+    known = modules()
+    depends = {name: imports_of(path, lazy=True) & known.keys() for name, path in known.items()}
+    graphlib.TopologicalSorter(depends).prepare()  # raises CycleError
+
+
+def test_no_module_is_longer_than_500_lines_and_the_graph_not_than_400() -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert lengths[PACKAGE / "graph.py"] <= 400
+    assert {path.name: length for path, length in lengths.items() if length > 500} == {}
 
 
 def test_every_command_of_the_readme_exists() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import functools
 import html
 import json
@@ -36,6 +35,7 @@ from langgraph_router_r1.engines.base import (
     UnknownPolicyError,
 )
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer, TokenEngine
+from langgraph_router_r1.event_loops import LoopThread
 from langgraph_router_r1.transcript import Segment, token_ids
 
 CONNECT_TIMEOUT_S = 5.0
@@ -118,7 +118,7 @@ class VLLMEngine(TokenEngine):
         }
         # A connection belongs to the event loop it was opened in.
         self._clients: _Clients = weakref.WeakKeyDictionary()
-        self._loop: _LoopThread | None = None
+        self._loop: LoopThread | None = None
         self._starting_loop = threading.Lock()
 
     @functools.cached_property
@@ -200,7 +200,7 @@ class VLLMEngine(TokenEngine):
         """Wait for work on the engine's own event loop, for synchronous callers."""
         with self._starting_loop:
             if self._loop is None or not self._loop.is_alive():  # it does not live on in a forked process
-                self._loop = _LoopThread(self._clients)
+                self._loop = LoopThread(functools.partial(_close_client, self._clients))
                 # An engine that nobody closes, as inside a router that is simply dropped, leaves nothing open behind.
                 weakref.finalize(self, self._loop.stop)
         return self._loop.run(self._in_time(work))
@@ -368,6 +368,12 @@ class VLLMEngine(TokenEngine):
         return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
+async def _close_client(clients: _Clients, loop: asyncio.AbstractEventLoop) -> None:
+    client = clients.pop(loop, None)
+    if client is not None:
+        await client.aclose()
+
+
 @dataclass(frozen=True)
 class _Asked:
     """What a turn was asked for, to hold the reply against."""
@@ -488,52 +494,3 @@ def _quote_all(text: str) -> str:
 
 def _in_json(text: str) -> str:
     return json.dumps(text)[1:-1]
-
-
-class _LoopThread:
-    """An event loop in a thread of its own, on which synchronous methods run asynchronous ones.
-
-    An asynchronous request can be ended at any moment. A blocking one can't: the time limit of a blocking socket
-    starts again with every byte.
-    """
-
-    def __init__(self, clients: _Clients) -> None:
-        """Start it; at its end it closes the client that it has among these."""
-        self._clients = clients
-        # Without a factory, it would become the event loop of the thread that makes it, too.
-        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-        self._loop = self._runner.get_loop()
-        self._stopped = asyncio.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True, name="router-r1-engine")
-        self._thread.start()
-
-    def _work(self) -> None:
-        with self._runner:
-            self._runner.run(self._wait())
-
-    async def _wait(self) -> None:
-        await self._stopped.wait()
-        client = self._clients.pop(self._loop, None)
-        if client is not None:
-            await client.aclose()
-
-    def is_alive(self) -> bool:
-        return self._thread.is_alive()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:  # such as Ctrl-C, while it waits
-            future.cancel()
-            raise
-
-    def stop(self) -> None:
-        """End it soon. Called from any thread, this one too, by whoever drops the engine."""
-        with contextlib.suppress(RuntimeError):  # it has ended
-            self._loop.call_soon_threadsafe(self._stopped.set)
-
-    def close(self) -> None:
-        """End it, and wait until its connections are closed."""
-        self.stop()
-        self._thread.join()
