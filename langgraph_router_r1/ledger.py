@@ -31,6 +31,20 @@ class Usage(TypedDict):
     """Whether any of it was counted here because the provider did not report it."""
 
 
+class CostParts(TypedDict):
+    """Dollars, by what was paid for."""
+
+    prompt: float
+    """Prompt tokens, without the cached ones."""
+    cached: float
+    """Prompt tokens that the provider had in its cache."""
+    completion: float
+    router: float
+    """The own tokens of a router that was asked as a model."""
+
+
+NO_COST: CostParts = {"prompt": 0.0, "cached": 0.0, "completion": 0.0, "router": 0.0}
+
 NO_USAGE: Usage = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0, "estimated": False}
 
 
@@ -168,10 +182,29 @@ def cost(usage: Usage, price: Price) -> float:
         >>> cost({"prompt_tokens": 1000, "cached_tokens": 0, "completion_tokens": 500, "estimated": False}, Price(1, 2))
         0.002
     """
+    return sum(cost_parts(usage, price).values())  # type: ignore[arg-type]
+
+
+def cost_parts(usage: Usage, price: Price) -> CostParts:
+    """Return what this usage costs at this price, by what is paid for."""
     fresh = usage["prompt_tokens"] - usage["cached_tokens"]
-    return PER_MILLION * (
-        fresh * price.prompt + usage["cached_tokens"] * price.cached + usage["completion_tokens"] * price.completion
-    )
+    return {
+        "prompt": PER_MILLION * fresh * price.prompt,
+        "cached": PER_MILLION * usage["cached_tokens"] * price.cached,
+        "completion": PER_MILLION * usage["completion_tokens"] * price.completion,
+        "router": 0.0,
+    }
+
+
+def add_cost_parts(parts: Iterable[CostParts]) -> CostParts:
+    """Add up, part by part."""
+    total = NO_COST.copy()
+    for one in parts:
+        total["prompt"] += one["prompt"]
+        total["cached"] += one["cached"]
+        total["completion"] += one["completion"]
+        total["router"] += one["router"]
+    return total
 
 
 def worst_case(prompt_tokens: int, max_tokens: int, price: Price) -> float:

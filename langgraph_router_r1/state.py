@@ -12,7 +12,7 @@ from langgraph.channels import DeltaChannel
 from langgraph.graph.message import add_messages
 from typing_extensions import TypedDict
 
-from langgraph_router_r1.ledger import FinishReason, Usage
+from langgraph_router_r1.ledger import CostParts, FinishReason, Usage
 from langgraph_router_r1.transcript import Segment
 
 CallStatus = Literal["ok", "error", "unknown_model", "over_budget", "denied"]
@@ -45,7 +45,9 @@ class RoutedCall(TypedDict):
     cost_usd: float
     """What was spent: 0 on a cache hit."""
     list_cost_usd: float
-    """What the call costs at list price."""
+    """What the call costs at list price: the sum of `list_cost_parts`."""
+    list_cost_parts: CostParts
+    """The same by what is paid for."""
     latency_s: float
     answered_by: str | None
     """The model that replied: `model`, or one of its fallbacks."""

@@ -15,7 +15,7 @@ def hop(index: int, model: str, status: Any, cost_usd: float, **fields: Any) -> 
     whole = {
         "turn": 0, "index": index, "model": model, "query": "?", "response": "", "status": status, "reason": None,
         "usage": {**NO_USAGE, "prompt_tokens": 10 * index, "completion_tokens": index}, "cost_usd": cost_usd,
-        "list_cost_usd": cost_usd, "latency_s": 0.0, "answered_by": None, "finish_reason": None,
+        "list_cost_usd": cost_usd, "list_cost_parts": {}, "latency_s": 0.0, "answered_by": None, "finish_reason": None,
         "maybe_cost_usd": 0.0, "maybe_billed_twice": False, "inner": None, **fields,
     }  # fmt: skip
     return cast(RoutedCall, whole)

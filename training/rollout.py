@@ -29,7 +29,6 @@ from langgraph_router_r1.calls.middleware import AsyncSend, RateLimit, Send
 from langgraph_router_r1.engines import EngineError
 from langgraph_router_r1.evaluation.recorded import TASK_ID
 from langgraph_router_r1.evaluation.tasks import Task
-from langgraph_router_r1.ledger import PER_MILLION
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.state import StopReason
 from langgraph_router_r1.transcript import Segment, sampled_mask, token_ids
@@ -155,11 +154,7 @@ def flatten(task: Task, cost_weight: float, result: dict[str, Any], registry: Mo
         answer=result["answer"],
         hops=hops,
         router_cost_usd=result["routing"]["router_cost_usd"],
-        completion_cost_usd=sum(
-            PER_MILLION * registry[hop["answered_by"]].price.completion * hop["usage"]["completion_tokens"]
-            for hop in hops
-            if hop["answered_by"] is not None
-        ),
+        completion_cost_usd=sum(hop["list_cost_parts"]["completion"] for hop in hops),
         format_ok=protocol.check_format(segments, registry.aliases) is None,
         turns=result["routing"]["turns"],
         stop_reason=result["routing"]["stop_reason"],

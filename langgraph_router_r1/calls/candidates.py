@@ -16,12 +16,16 @@ from langgraph_router_r1.calls.client import Clients, is_router, may_have_been_b
 from langgraph_router_r1.calls.middleware import CallMiddleware, ModelCall, awrap, ordered, wrap
 from langgraph_router_r1.engines.base import EngineError
 from langgraph_router_r1.ledger import (
+    NO_COST,
     NO_USAGE,
+    CostParts,
     Usage,
     add_bounds,
+    add_cost_parts,
     add_usage,
     bound,
     cost,
+    cost_parts,
     finish_of,
     reported_usage,
 )
@@ -147,7 +151,6 @@ class Candidates:
         usage, from_cache = reported_usage(reply.usage_metadata)
         if usage is None:
             usage = self._estimated(outcome.call, text, len(whole))
-        list_cost = cost(usage, model.price)
         hop: RoutedCall = {
             **outcome.hop(),
             "response": response,
@@ -159,12 +162,11 @@ class Candidates:
         if is_router(model) and "routing" in reply.response_metadata:
             # What a router spends is the sum of its own account, not its tokens at a price.
             return _with_account(hop, reply.response_metadata["routing"])
-        return {
-            **hop,
-            "usage": add_usage([hop["usage"], usage]),
-            "cost_usd": hop["cost_usd"] + (0.0 if from_cache else list_cost),
-            "list_cost_usd": hop["list_cost_usd"] + list_cost,
-        }
+        parts = cost_parts(usage, model.price)
+        spent = 0.0 if from_cache else cost(usage, model.price)
+        return _with_cost(
+            {**hop, "usage": add_usage([hop["usage"], usage]), "cost_usd": hop["cost_usd"] + spent}, parts
+        )
 
     def _failed(self, outcome: _Outcome) -> RoutedCall:
         reason = public_reason(self.registry[outcome.call["model"]], outcome.failures[0])
@@ -230,15 +232,21 @@ class _Outcome:
 
 def _with_account(hop: RoutedCall, account: RunReport) -> RoutedCall:
     """Return the hop of a call to a router, with what that router spent besides what the hop holds already."""
-    list_cost = sum(inner["list_cost_usd"] for inner in account["hops"]) + account["router_cost_usd"]
-    return {
+    own: CostParts = {**NO_COST, "router": account["router_cost_usd"]}
+    spent: RoutedCall = {
         **hop,
         "usage": add_usage([hop["usage"], account["router_tokens"], account["candidate_tokens"]]),
         "cost_usd": hop["cost_usd"] + account["cost_usd"],
-        "list_cost_usd": hop["list_cost_usd"] + list_cost,
         "maybe_cost_usd": add_bounds(hop["maybe_cost_usd"], account["maybe_cost_usd"]),
         "inner": account,
     }
+    return _with_cost(spent, *(inner["list_cost_parts"] for inner in account["hops"]), own)
+
+
+def _with_cost(hop: RoutedCall, *parts: CostParts) -> RoutedCall:
+    """Return the hop with this cost at list price added."""
+    total = add_cost_parts([hop["list_cost_parts"], *parts])
+    return {**hop, "list_cost_parts": total, "list_cost_usd": sum(total.values())}  # type: ignore[arg-type]
 
 
 def _blank_hop(call: PlannedCall) -> RoutedCall:
@@ -253,6 +261,7 @@ def _blank_hop(call: PlannedCall) -> RoutedCall:
         "usage": NO_USAGE.copy(),
         "cost_usd": 0.0,
         "list_cost_usd": 0.0,
+        "list_cost_parts": NO_COST.copy(),
         "latency_s": 0.0,
         "answered_by": None,
         "finish_reason": None,

@@ -31,9 +31,9 @@ from langgraph_router_r1.evaluation.metrics import METRICS
 from langgraph_router_r1.evaluation.recorded import TASK_ID, RecordedPool, quality
 from langgraph_router_r1.evaluation.report import Results, score_runs
 from langgraph_router_r1.evaluation.tasks import Task, data_dir, distinct, draw, load_tasks, read_tasks
-from langgraph_router_r1.ledger import PER_MILLION
+from langgraph_router_r1.ledger import add_cost_parts
 from langgraph_router_r1.registry import ModelRegistry, RegistryError, UnknownModelError
-from langgraph_router_r1.state import RoutedCall, RouterContext
+from langgraph_router_r1.state import RouterContext
 
 IN_FLIGHT = 32
 
@@ -362,6 +362,7 @@ class Bench:
         )
         latency_s = time.perf_counter() - started
         routing = result["routing"]
+        parts = add_cost_parts(hop["list_cost_parts"] for hop in routing["hops"])
         reply = result["messages"][-1].response_metadata.get("reply", result["answer"])
         run: dict[str, Any] = {
             "row": row.name,
@@ -377,7 +378,7 @@ class Bench:
             "turns": routing["turns"],
             "hops": routing["hops"],
             "router_tokens": routing["router_tokens"],
-            "cost_usd": {**_cost_parts(routing["hops"], registry), "router": routing["router_cost_usd"]},
+            "cost_usd": {**parts, "router": parts["router"] + routing["router_cost_usd"]},
             "latency_s": round(latency_s, 4),
             "date": datetime.now(UTC).date().isoformat(),
         }
@@ -396,19 +397,6 @@ class Bench:
             if hop["status"] == "ok" and hop["response"] == reply:
                 return quality(task, self.records.outcome(task.id, hop["model"]))
         return None
-
-
-def _cost_parts(hops: Sequence[RoutedCall], registry: ModelRegistry) -> dict[str, float]:
-    """Return what the calls of a run cost at list price, in dollars, by what was paid for."""
-    parts = {"prompt": 0.0, "cached": 0.0, "completion": 0.0}
-    for hop in hops:
-        if hop["answered_by"] is None:
-            continue
-        usage, price = hop["usage"], registry[hop["answered_by"]].price
-        parts["prompt"] += PER_MILLION * price.prompt * (usage["prompt_tokens"] - usage["cached_tokens"])
-        parts["cached"] += PER_MILLION * price.cached * usage["cached_tokens"]
-        parts["completion"] += PER_MILLION * price.completion * usage["completion_tokens"]
-    return parts
 
 
 def machine() -> str:
