@@ -14,10 +14,12 @@ from langgraph_router_r1.events import DoneEvent, InfoEvent, RouteEvent, RouterE
 from langgraph_router_r1.graph import build_router, create_router
 from langgraph_router_r1.ledger import Price
 from langgraph_router_r1.prompts import RouterPrompt
+from langgraph_router_r1.record import RECORD_KEYS, RunRecord
 from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry, RegistryError, UnknownModelError
 from langgraph_router_r1.state import RoutedCall, RouterContext, RouterInput, RouterOutput, RouterState, RunReport
 
 __all__ = [
+    "RECORD_KEYS",
     "ChatRouterR1",
     "DoneEvent",
     "EngineError",
@@ -35,6 +37,7 @@ __all__ = [
     "RouterOutput",
     "RouterPrompt",
     "RouterState",
+    "RunRecord",
     "RunReport",
     "ThinkEvent",
     "UnknownModelError",

@@ -15,7 +15,7 @@ import logging
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, cast
 
-from langchain_core.messages import AIMessage, AnyMessage
+from langchain_core.messages import AIMessage
 from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
@@ -38,7 +38,7 @@ from langgraph_router_r1.engines.base import EngineError, RouterEngine
 from langgraph_router_r1.events import DoneEvent, ThinkEvent, stream_call, stream_reply
 from langgraph_router_r1.ledger import FREE, Price, add_bounds, add_usage, bound, cost
 from langgraph_router_r1.node import Node
-from langgraph_router_r1.prompts import RouterPrompt, last_question
+from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import Limits, RouterSettings
 from langgraph_router_r1.state import (
@@ -51,7 +51,12 @@ from langgraph_router_r1.state import (
     RouterState,
     RunReport,
     Spending,
+    calls_are_missing,
+    has_ended,
+    is_degraded,
+    is_fresh,
     planned_call,
+    question_of,
 )
 from langgraph_router_r1.strategies import Again, Answer, Ask, Decision, RouterLLM, Strategy, View
 from langgraph_router_r1.strategies.fallback import FallbackPlan
@@ -79,7 +84,7 @@ class _Machine:
 
     def think(self, state: RouterState) -> Next:
         view = self._view(state)
-        if _is_degraded(state) and self.fallback is not None:
+        if is_degraded(state) and self.fallback is not None:
             return self._follow(state, view, self.fallback.decide(view), degraded=True)
         try:
             decision = self.strategy.decide(view)
@@ -90,7 +95,7 @@ class _Machine:
 
     async def athink(self, state: RouterState) -> Next:
         view = self._view(state)
-        if _is_degraded(state) and self.fallback is not None:
+        if is_degraded(state) and self.fallback is not None:
             return self._follow(state, view, await self.fallback.adecide(view), degraded=True)
         try:
             decision = await self.strategy.adecide(view)
@@ -100,7 +105,7 @@ class _Machine:
         return self._follow(state, view, decision)
 
     def _view(self, state: RouterState) -> View:
-        started = not _is_fresh(state)
+        started = not is_fresh(state)
         return View(
             messages=state["messages"],
             registry=self.registry,
@@ -109,6 +114,7 @@ class _Machine:
             calls=sorted(state.get("hops", []), key=lambda hop: (hop["turn"], hop["index"])) if started else (),
             transcript=state.get("transcript", []) if started else (),
             notes=state.get("notes", {}) if started else {},
+            decided=len(state.get("decisions", [])) if started else 0,
             spent_usd=self._spent(state),
             worst_case=self.candidates.worst_case,
         )
@@ -116,7 +122,7 @@ class _Machine:
     def _take_over(self, state: RouterState, error: EngineError) -> FallbackPlan:
         """Return the fallback that decides from here on; without one, raise the error with what the run has cost."""
         if self.fallback is None:
-            begun = {**state, **self._new_run(state), "hops": [], "router_usage": []} if _is_fresh(state) else state
+            begun = {**state, **self._new_run(state), "hops": [], "router_usage": []} if is_fresh(state) else state
             error.routing = self._account(cast("RouterState", begun))
             raise error
         logger.warning("the router LLM does not answer, and the fallback takes its place: %s", error)
@@ -124,7 +130,7 @@ class _Machine:
 
     def _follow(self, state: RouterState, view: View, decision: Decision, *, degraded: bool = False) -> Next:
         """Return the state update and the way that a decision means."""
-        fresh = _is_fresh(state)
+        fresh = is_fresh(state)
         update: dict[str, Any] = self._new_run(state) if fresh else {}
         if degraded:
             update["degraded"] = True
@@ -135,18 +141,20 @@ class _Machine:
             update["router_usage"] = Overwrite([decision.usage]) if fresh else [decision.usage]
         if decision.notes is not None:
             update["notes"] = dict(decision.notes)
+        if isinstance(decision, Ask) and not degraded and view.turn >= view.limits.max_turns:
+            best = view.replies[-1] if view.replies else ""
+            decision = Answer(best, stop_reason="forced_answer", **_taken(decision))
+        update["decisions"] = Overwrite([decision.note()]) if fresh else [decision.note()]
         if decision.thought is not None:
             event: ThinkEvent = {"type": "router_r1.think", "turn": view.turn, "text": decision.thought}
             get_stream_writer()(event)
         match decision:
-            case Ask() if degraded or view.turn < view.limits.max_turns:
+            case Ask():
                 calls = self._planned(view, decision)
                 # Kept in the state, should the run break off while models are asked.
                 update["in_flight_usd"] = add_bounds(*map(bound, self._worst_cases(calls)))
                 update["turn"] = view.turn + 1
                 return Command(update=update, goto=[Send("route", call) for call in calls])
-            case Ask():
-                decision = Answer(view.replies[-1] if view.replies else "", stop_reason="forced_answer")
             case Again():
                 return Command(update=update, goto="think")
         assert isinstance(decision, Answer), decision
@@ -230,13 +238,14 @@ class _Machine:
     def _new_run(self, state: RouterState) -> dict[str, Any]:
         """Return the update that begins a run: limits settled, what was spent before carried over, the rest cleared."""
         left = self._left_behind(state)
-        if state.get("question_id") == _question(state).id:  # the same question, sent again after it broke off
+        if state.get("question_id") == question_of(state).id:  # the same question, sent again after it broke off
             earlier, before = left, state.get("before")
         else:
             earlier, before = None, add_spending(state.get("before"), left)
         return {
-            "question_id": _question(state).id,
+            "question_id": question_of(state).id,
             "limits": self._limits(state).as_state(),
+            "strategy": self.strategy.note(),
             "hops": Overwrite([]),
             "router_usage": Overwrite([]),
             "turn": 0,
@@ -254,19 +263,19 @@ class _Machine:
     def _left_behind(self, state: RouterState) -> Spending:
         """Return what the run spent that the state holds, with what its calls in flight may have cost."""
         spent = self._account(state)
-        in_flight = state.get("in_flight_usd", 0.0) if not _has_ended(state) and _calls_are_missing(state) else 0.0
+        in_flight = state.get("in_flight_usd", 0.0) if not has_ended(state) and calls_are_missing(state) else 0.0
         return spending(spent["cost_usd"], add_bounds(spent["maybe_cost_usd"], in_flight))
 
     def _limits(self, state: RouterState) -> Limits:
         """Return what the run is held to: as it was built or, once it runs, as it began; a context has precedence."""
         begun = state.get("limits")
-        limits = self.limits if begun is None or _is_fresh(state) else Limits(**begun)
+        limits = self.limits if begun is None or is_fresh(state) else Limits(**begun)
         return limits.with_context(get_runtime().context)
 
     def _spent(self, state: RouterState) -> float:
         """Return the dollars that count against the budget so far: spent for sure, and possibly billed."""
-        if _is_fresh(state):
-            again = state.get("question_id") == _question(state).id
+        if is_fresh(state):
+            again = state.get("question_id") == question_of(state).id
             spent = self._left_behind(state) if again else spending(0.0, 0.0)
         else:
             routing = self._account(state)
@@ -306,14 +315,28 @@ def build_router(
         for_engine = ", ".join(["engine"] * (engine is not None) + sorted(given))
         msg = f"{for_engine}: for a router LLM, and the strategy {type(strategy).__name__} decides here"
         raise TypeError(msg)
-    machine = _Machine(
+    candidates = Candidates(registry, decides.count_tokens, *around)
+    return assemble(
         strategy=decides,
         registry=registry,
-        candidates=Candidates(registry, decides.count_tokens, *around),
-        fallback=fallback,
+        candidates=candidates,
         limits=limits,
+        fallback=fallback,
         checkpointed=checkpointed,
     )
+
+
+def assemble(
+    *,
+    strategy: Strategy,
+    registry: ModelRegistry,
+    candidates: Candidates,
+    limits: Limits,
+    fallback: FallbackPlan | None = None,
+    checkpointed: bool = True,
+) -> StateGraph[RouterState, RouterContext, RouterInput, RouterOutput]:
+    """Return the graph of these parts; `build_router` makes them from settings."""
+    machine = _Machine(strategy, registry, candidates, fallback, limits, checkpointed)
     graph = StateGraph(RouterState, context_schema=RouterContext, input_schema=RouterInput, output_schema=RouterOutput)
     graph.add_node("think", Node(machine.think, machine.athink), destinations=("route", "think", "answer"))
     graph.add_node("route", Node(machine.route, machine.aroute), input_schema=PlannedCall)
@@ -371,26 +394,6 @@ def _router_llm(engine: RouterEngine | None, settings: dict[str, Any]) -> Router
     return RouterLLM(engine, prompt=prompt, price=Price.parse(settings.pop("router_price", FREE)), **settings)
 
 
-def _question(state: RouterState) -> AnyMessage:
-    return state["messages"][last_question(state["messages"])]
-
-
-def _is_fresh(state: RouterState) -> bool:
-    """Return whether a run starts here: with another question, or with one that broke off while models were asked."""
-    # Whoever sends a question again, instead of resuming, drops the calls in flight.
-    return state.get("question_id") != _question(state).id or _calls_are_missing(state)
-
-
-def _is_degraded(state: RouterState) -> bool:
-    return state.get("degraded", False) and not _is_fresh(state)
-
-
-def _calls_are_missing(state: RouterState) -> bool:
-    """Return whether the calls of the latest route turn have left no hop in the state."""
-    last = state.get("turn", 0) - 1
-    return last >= 0 and not any(hop["turn"] == last for hop in state.get("hops", []))
-
-
-def _has_ended(state: RouterState) -> bool:
-    """Return whether the run that the state holds, if any, came to its end."""
-    return state.get("question_id") is None
+def _taken(decision: Decision) -> dict[str, Any]:
+    """Return what every decision has, whatever it decides."""
+    return {field.name: getattr(decision, field.name) for field in fields(Decision)}

@@ -13,6 +13,7 @@ from langgraph.graph.message import add_messages
 from typing_extensions import TypedDict
 
 from langgraph_router_r1.ledger import CostParts, FinishReason, Usage
+from langgraph_router_r1.prompts import last_question
 from langgraph_router_r1.transcript import Segment
 
 CallStatus = Literal["ok", "error", "unknown_model", "over_budget", "denied"]
@@ -129,6 +130,53 @@ class RouterOutput(TypedDict):
     routing: RunReport
 
 
+class CallNote(TypedDict):
+    """A call as a strategy decided it."""
+
+    model: str
+    query: str
+    known: bool
+
+
+class DecisionNote(TypedDict):
+    """One decision of a strategy, for the record; what it put into the transcript stands there."""
+
+    kind: Literal["ask", "answer", "again"]
+    at: float
+    """When, in seconds since 1970."""
+    thought: str | None
+    segments: int
+    """How many segments it added to the transcript."""
+    usage: Usage | None
+    """The tokens that it took."""
+    notes: dict[str, Any] | None
+    calls: list[CallNote]
+    text: str
+    """The answer; empty for other kinds."""
+    stop_reason: StopReason | None
+    reply: str | None
+
+
+class PriceNote(TypedDict):
+    """A `Price` in JSON."""
+
+    prompt: float
+    completion: float
+    cached: float
+
+
+class StrategyNote(TypedDict):
+    """Who decided, for the record."""
+
+    name: str
+    policy: str | None
+    """The router LLM's name on its server; None for other strategies."""
+    prompt_digest: str | None
+    """SHA-256 of the router LLM's prompt template."""
+    price: PriceNote
+    """Of the strategy's own tokens, in dollars per million."""
+
+
 def extend(state: list[Any], writes: Sequence[list[Any]]) -> list[Any]:
     """Return the list with each written list behind it: the reducer of what only grows."""
     return [*state, *(item for write in writes for item in write)]
@@ -147,6 +195,8 @@ class RouterState(TypedDict):
     """One entry for each decision that took tokens."""
     turn: NotRequired[int]
     """Route turns so far."""
+    decisions: NotRequired[Annotated[list[DecisionNote], DeltaChannel(extend)]]
+    strategy: NotRequired[StrategyNote]
     notes: NotRequired[dict[str, Any]]
     """What the strategy keeps between its decisions, such as how many turns of a router LLM could not be read."""
     degraded: NotRequired[bool]
@@ -164,6 +214,33 @@ class RouterState(TypedDict):
     reply: NotRequired[str | None]
     """The whole reply that the answer was taken from; None when it is the answer itself."""
     routing: NotRequired[RunReport]
+
+
+def question_of(state: RouterState) -> AnyMessage:
+    """Return the message that a run answers."""
+    return state["messages"][last_question(state["messages"])]
+
+
+def is_fresh(state: RouterState) -> bool:
+    """Return whether a run starts here: with another question, or with one that broke off while models were asked."""
+    # Whoever sends a question again, instead of resuming, drops the calls in flight.
+    return state.get("question_id") != question_of(state).id or calls_are_missing(state)
+
+
+def is_degraded(state: RouterState) -> bool:
+    """Return whether the fallback decides in the run that goes on here."""
+    return state.get("degraded", False) and not is_fresh(state)
+
+
+def calls_are_missing(state: RouterState) -> bool:
+    """Return whether the calls of the latest route turn have left no hop in the state."""
+    last = state.get("turn", 0) - 1
+    return last >= 0 and not any(hop["turn"] == last for hop in state.get("hops", []))
+
+
+def has_ended(state: RouterState) -> bool:
+    """Return whether the run that the state holds, if any, came to its end."""
+    return state.get("question_id") is None
 
 
 class Refusal(TypedDict):

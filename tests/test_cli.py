@@ -22,9 +22,10 @@ from conftest import answer, pool, search
 from rich.console import Console
 from typer.testing import CliRunner
 
-from langgraph_router_r1 import ModelRegistry, create_router
+from langgraph_router_r1 import RECORD_KEYS, ModelRegistry, RunRecord, create_router
 from langgraph_router_r1.cli import cli
 from langgraph_router_r1.cli.output import EXTRAS
+from langgraph_router_r1.replay import replay
 from langgraph_router_r1.testing import ScriptedEngine
 from langgraph_router_r1.trace import ConsoleTrace, bill_table, printable
 
@@ -69,6 +70,26 @@ def test_a_bad_registry_is_one_clear_error_and_exit_code_1(tmp_path: Path) -> No
     assert result.exit_code == 1
     assert "models.a.price: is missing" in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
+
+
+def test_replay_shows_a_recorded_run_again_and_names_a_file_that_is_none(tmp_path: Path) -> None:
+    turns = [search("small: Capital of Peru?"), answer("Lima")]
+    router = create_router(ScriptedEngine(turns), pool(small="It is Lima."))
+    record = RunRecord.of(router.invoke({"messages": [("user", "Capital of Peru?")]}, output_keys=RECORD_KEYS))
+    path = tmp_path / "run.json"
+    path.write_text(record.model_dump_json())
+    shown = run.invoke(cli, ["replay", str(path)], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    for text in ("? Capital of Peru?", "→ small: Capital of Peru?", "← It is Lima.", "= Lima", "(1 routes, $"):
+        assert text in shown.stdout
+    for content, reason in (("{}", "question: Field required"), ("no json", "Invalid JSON"), (None, "No such file")):
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_text(content)
+        result = run.invoke(cli, ["replay", str(path)])
+        assert result.exit_code == 1
+        assert "is no record of a run" in " ".join(result.stderr.split())
+        assert reason in " ".join(result.stderr.split())
 
 
 def test_a_registry_without_a_router_says_what_is_missing(registry: str) -> None:
@@ -464,9 +485,14 @@ def test_no_escape_sequence_and_no_markup_of_a_model_reaches_the_terminal() -> N
 
 
 @pytest.mark.vllm
-def test_ask_json_prints_one_object_and_nothing_else(pocket: Any) -> None:
-    result = run.invoke(cli, ["ask", "What currency is used in Thailand?", "--router", pocket.base_url, "--json"])
+def test_ask_json_prints_one_object_and_nothing_else_and_keeps_the_record(pocket: Any, tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    ask = ["ask", "What currency is used in Thailand?", "--router", pocket.base_url, "--json", "--record", str(path)]
+    result = run.invoke(cli, ask)
     assert result.exit_code == 0, result.output
+    record = RunRecord.model_validate_json(path.read_text())
+    played = replay(record).invoke({"messages": [("user", record.question)]}, output_keys=["transcript"])
+    assert played["transcript"] == record.segments
     printed = json.loads(result.stdout)
     assert set(printed) == {"question", "answer", "routing"}
     assert printed["routing"]["turns"] >= 1

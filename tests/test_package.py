@@ -35,7 +35,7 @@ def test_the_public_names_are_these() -> None:
         "build_router", "create_router", "ChatRouterR1",
         "ModelRegistry", "ModelDescriptor", "Price", "RegistryError", "UnknownModelError",
         "RouterContext", "RouterInput", "RouterOutput", "RouterPrompt", "RouterState", "RoutedCall", "RunReport",
-        "EngineError", "Fallback",
+        "EngineError", "Fallback", "RunRecord", "RECORD_KEYS",
         "RouterEvent", "ThinkEvent", "RouteEvent", "InfoEvent", "DoneEvent",
     }  # fmt: skip
     for name in langgraph_router_r1.__all__:
@@ -50,7 +50,7 @@ LAYERS = (
     {"agent_model", "registry", "state", "prompts"},
     {"engines", "settings", "accounting", "events", "intents", "testing", "trace"},
     {"calls", "strategies", "serving"},
-    {"graph", "chat_model"},
+    {"graph", "chat_model", "record", "replay"},
     {"evaluation", "pocket"},
     {"cli"},
 )

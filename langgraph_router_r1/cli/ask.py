@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, cast
 
 import typer
+from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
 
@@ -23,9 +25,13 @@ from langgraph_router_r1.cli.pool import (
     running,
 )
 from langgraph_router_r1.engines import EngineError
+from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.graph import build_router, create_router
 from langgraph_router_r1.pocket import MAX_ROUTER_TOKENS, ROUTER_NAME, pocket_registry, pocket_router, pocket_server
+from langgraph_router_r1.record import RECORD_KEYS, RunRecord
 from langgraph_router_r1.registry import ModelRegistry
+from langgraph_router_r1.replay import ReplayError
+from langgraph_router_r1.replay import replay as replay_of
 from langgraph_router_r1.trace import ConsoleTrace, bill_table, printable
 
 DEMO_QUESTIONS = (
@@ -79,6 +85,9 @@ def ask(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and nothing else: question, answer, routing.")
     ] = False,
+    record: Annotated[
+        Path | None, typer.Option(help="Write the record of the run into this JSON file, also when it breaks off.")
+    ] = None,
 ) -> None:
     """Ask one question, with a live trace."""
     console = results_console()
@@ -100,15 +109,43 @@ def ask(
         trace = ConsoleTrace(console)
         if not as_json:
             trace.question(question)
-        for event in graph.stream({"messages": [("user", question)]}, stream_mode="custom"):
-            if as_json:
-                trace.keep(event)
-            else:
-                trace.show(event)
+        state: dict[str, Any] = {}
+        try:
+            for mode, chunk in graph.stream(
+                {"messages": [("user", question)]}, stream_mode=["custom", "values"], output_keys=RECORD_KEYS
+            ):
+                if mode == "values":
+                    state = cast("dict[str, Any]", chunk)
+                elif as_json:
+                    trace.keep(chunk)
+                else:
+                    trace.show(chunk)
+        finally:
+            if record is not None and "decisions" in state:
+                replace_file(record, RunRecord.of(state).model_dump_json(indent=2) + "\n")
         if as_json:
             typer.echo(json.dumps({"question": question, "answer": trace.answer, "routing": trace.routing}))
         elif trace.routing:
             console.print(bill_table([trace.routing], pool))
+
+
+@cli.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help="A record that `router-r1 ask --record` wrote.")],
+) -> None:
+    """Show a recorded run again, event by event, without asking any model."""
+    with failing_clearly():
+        try:
+            record = RunRecord.model_validate_json(file.read_bytes())
+        except (OSError, ValidationError) as error:
+            fail(f"{str(file)!r} is no record of a run: {_first_line(error)}")
+        trace = ConsoleTrace(results_console())
+        trace.question(record.question)
+        try:
+            for event in replay_of(record).stream({"messages": [("user", record.question)]}, stream_mode="custom"):
+                trace.show(event)
+        except ReplayError as error:
+            fail(str(error))
 
 
 @cli.command()
@@ -175,6 +212,14 @@ def graph() -> None:
 
     drawn = build_router(ScriptedEngine([]), pocket_registry()).compile().get_graph()
     typer.echo(drawn.draw_mermaid())
+
+
+def _first_line(error: OSError | ValidationError) -> str:
+    """Return what is wrong in a few words; the rest of such an error repeats the file."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
 
 
 def _is_text(value: str) -> bool:

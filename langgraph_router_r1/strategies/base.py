@@ -15,10 +15,11 @@ The graph makes the calls, holds the budget, stores checkpoints, streams events 
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
 
 from langchain_core.messages import AnyMessage
 
@@ -27,7 +28,7 @@ from langgraph_router_r1.prompts import last_question
 from langgraph_router_r1.protocol import Call, sanitize
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import Limits
-from langgraph_router_r1.state import RoutedCall, StopReason
+from langgraph_router_r1.state import CallNote, DecisionNote, PriceNote, RoutedCall, StopReason, StrategyNote
 from langgraph_router_r1.transcript import Segment
 
 
@@ -47,6 +48,8 @@ class View:
     """What earlier decisions put into it."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """What the latest decision with notes left."""
+    decided: int = 0
+    """How many decisions were made so far."""
     spent_usd: float = 0.0
     """Dollars that count against the budget: spent, and possibly billed."""
     worst_case: Callable[[str, str], float] = lambda _model, _query: 0.0
@@ -90,6 +93,21 @@ class Decision:
     """Tokens that the decision took; they cost the strategy's `price`."""
     notes: Mapping[str, Any] | None = None
     """What the strategy wants to find in the next view, JSON-like; None leaves the notes as they are."""
+
+    def note(self) -> DecisionNote:
+        """Return the decision for the record of the run."""
+        return {
+            "kind": "ask" if isinstance(self, Ask) else "answer" if isinstance(self, Answer) else "again",
+            "at": time.time(),
+            "thought": self.thought,
+            "segments": len(self.segments),
+            "usage": self.usage,
+            "notes": None if self.notes is None else dict(self.notes),
+            "calls": [cast("CallNote", asdict(call)) for call in self.calls] if isinstance(self, Ask) else [],
+            "text": self.text if isinstance(self, Answer) else "",
+            "stop_reason": self.stop_reason if isinstance(self, Answer) else None,
+            "reply": self.reply if isinstance(self, Answer) else None,
+        }
 
 
 @dataclass(frozen=True)
@@ -138,6 +156,11 @@ class Strategy(ABC):
     async def adecide(self, view: View) -> Decision:
         """Decide without blocking; by default `decide` in a thread."""
         return await asyncio.to_thread(self.decide, view)
+
+    def note(self) -> StrategyNote:
+        """Return who decides, for the record of a run."""
+        price = cast("PriceNote", asdict(self.price))
+        return {"name": type(self).__name__, "policy": None, "prompt_digest": None, "price": price}
 
     def count_tokens(self, text: str) -> int:
         """Return about how many tokens a text has, for models that do not report their usage."""

@@ -5,6 +5,7 @@ This is Router-R1 (arXiv 2506.09033). The transcript is the prompt of the next t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from langgraph_router_r1.ledger import FREE, PER_MILLION, Price, cost, worst_cas
 from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import Limits
-from langgraph_router_r1.state import RoutedCall, StopReason
+from langgraph_router_r1.state import RoutedCall, StopReason, StrategyNote
 from langgraph_router_r1.strategies.base import Again, Answer, Ask, Decision, Strategy, View
 from langgraph_router_r1.transcript import Segment, token_ids
 
@@ -61,6 +62,11 @@ class RouterLLM(Strategy):
         # A reply that was paid for must neither be lost to a tokenizer that a dead server should have sent, nor wait
         # for it: until a turn was sampled, the number is an estimate.
         return self.engine.count_tokens(text) if self._has_tokenizer else super().count_tokens(text)
+
+    @override
+    def note(self) -> StrategyNote:
+        digest = hashlib.sha256(self.prompt.template.encode()).hexdigest()
+        return {**super().note(), "policy": self.engine.model, "prompt_digest": digest}
 
     @override
     def decide(self, view: View) -> Decision:

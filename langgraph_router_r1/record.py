@@ -1,0 +1,92 @@
+"""The record of a run, version 1: what was asked, decided, called, paid and answered, in one JSON object.
+
+    result = router.invoke({"messages": [("user", "Which?")]}, output_keys=RECORD_KEYS)
+    Path("run.json").write_text(RunRecord.of(result).model_dump_json())
+
+With a checkpointer, `RunRecord.of(router.get_state(config).values)` also reads a run that broke off. `replay.py` runs a
+record again without any model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from langgraph_router_r1.accounting import account
+from langgraph_router_r1.ledger import Price, add_usage
+from langgraph_router_r1.prompts import last_question
+from langgraph_router_r1.state import DecisionNote, RoutedCall, RunLimits, RunReport, StrategyNote
+from langgraph_router_r1.transcript import Segment
+
+RECORD_KEYS = [
+    "messages",
+    "transcript",
+    "decisions",
+    "hops",
+    "router_usage",
+    "turn",
+    "limits",
+    "strategy",
+    "earlier",
+    "before",
+    "stop_reason",
+    "answer",
+]
+"""What of a router's state a record is made of: give it to `invoke` as `output_keys`."""
+
+
+class RunRecord(BaseModel):
+    """Everything about one run, finished or broken off."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    version: Literal[1] = 1
+    question: str
+    limits: RunLimits
+    """What the run was held to."""
+    strategy: StrategyNote
+    """Who decided: its name, the policy and prompt of a router LLM, and the price of its own tokens."""
+    segments: list[Segment]
+    """The transcript: prompt, sampled turns and replies, in text and token ids."""
+    decisions: list[DecisionNote]
+    """What was decided, in order."""
+    calls: list[RoutedCall]
+    """The routed calls, in call order, with their costs by part."""
+    answer: str
+    report: RunReport
+    """Turns, tokens, costs and why the run ended; `hops` is empty, as `calls` has them."""
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Self:
+        """Make the record of a run.
+
+        Args:
+            state: A router's state, with `RECORD_KEYS` at least.
+
+        Raises:
+            KeyError: No run has begun in this state, or a key is missing.
+        """
+        strategy: StrategyNote = state["strategy"]
+        report = account(
+            state.get("hops", []),
+            turns=state.get("turn", 0),
+            router_tokens=add_usage(state.get("router_usage", [])),
+            router_price=Price(**strategy["price"]),
+            stop_reason=state.get("stop_reason"),
+            earlier=state.get("earlier"),
+            before=state.get("before"),
+        )
+        # After the end of a run the answer is the last message.
+        messages = state["messages"]
+        return cls(
+            question=messages[last_question(messages)].text,
+            limits=state["limits"],
+            strategy=strategy,
+            segments=state.get("transcript", []),
+            decisions=state.get("decisions", []),
+            calls=report["hops"],
+            answer=state.get("answer", ""),
+            report={**report, "hops": []},
+        )

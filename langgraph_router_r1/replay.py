@@ -1,0 +1,116 @@
+"""A recorded run once more: the same graph, with decisions and replies from the record and without any model.
+
+record = RunRecord.model_validate_json(Path("run.json").read_text())
+router = replay(record)
+for event in router.stream({"messages": [("user", record.question)]}, stream_mode="custom"):
+...
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from langgraph.graph.state import CompiledStateGraph
+from typing_extensions import override
+
+from langgraph_router_r1.calls import Candidates
+from langgraph_router_r1.graph import assemble
+from langgraph_router_r1.ledger import Price
+from langgraph_router_r1.record import RunRecord
+from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
+from langgraph_router_r1.settings import Limits
+from langgraph_router_r1.state import PlannedCall, RoutedCall, RouterContext, RouterInput, RouterOutput, RouterState
+from langgraph_router_r1.strategies import Again, Answer, Ask, Call, Decision, Strategy, View
+
+
+class ReplayError(ValueError):
+    """A record does not say what came next: it is of a run that broke off, or was changed."""
+
+
+def replay(record: RunRecord) -> CompiledStateGraph[RouterState, RouterContext, RouterInput, RouterOutput]:
+    """Return a router that does what the record says: the same transcript, calls, costs and answer.
+
+    Raises:
+        ReplayError: Only when it runs, at the end of a record of a run that broke off.
+    """
+    # Refusals are part of the record: limits must not make others.
+    most = max((len(decision["calls"]) for decision in record.decisions), default=1)
+    limits = Limits(
+        max_turns=max(record.limits["max_turns"], record.report["turns"]),
+        max_parallel=max(record.limits["max_parallel"], most),
+        cost_weight=record.limits["cost_weight"],
+    )
+    return assemble(
+        strategy=_Recorded(record),
+        registry=_registry(record),
+        candidates=_RecordedCalls(record),
+        limits=limits,
+        checkpointed=False,
+    ).compile(name="replay")
+
+
+@dataclass
+class _Recorded(Strategy):
+    """Decides what the record says."""
+
+    record: RunRecord
+
+    def __post_init__(self) -> None:
+        self.price = Price(**self.record.strategy["price"])
+
+    @override
+    def decide(self, view: View) -> Decision:
+        decided = view.decided
+        if decided >= len(self.record.decisions):
+            raise ReplayError(f"the record has {decided} decisions, and no answer after them: its run broke off")
+        note = self.record.decisions[decided]
+        first = sum(earlier["segments"] for earlier in self.record.decisions[:decided])
+        fields: dict[str, Any] = {
+            "thought": note["thought"],
+            "segments": self.record.segments[first : first + note["segments"]],
+            "usage": note["usage"],
+            "notes": note["notes"],
+        }
+        if note["kind"] == "ask":
+            return Ask([Call(**call) for call in note["calls"]], **fields)
+        if note["kind"] == "again":
+            return Again(**fields)
+        reason = note["stop_reason"] or "answered"
+        return Answer(note["text"], stop_reason=reason, reply=note["reply"], **fields)
+
+    @override
+    async def adecide(self, view: View) -> Decision:
+        return self.decide(view)
+
+
+class _RecordedCalls(Candidates):
+    """Returns the calls of the record."""
+
+    def __init__(self, record: RunRecord) -> None:
+        super().__init__(_registry(record), len)
+        self._calls = {(call["turn"], call["index"]): call for call in record.calls}
+
+    @override
+    def worst_case(self, name: str, query: str) -> float:
+        return 0.0
+
+    @override
+    def ask(self, call: PlannedCall, *, again: bool = False) -> RoutedCall:
+        turn, index = call["turn"], call["index"]
+        if (turn, index) not in self._calls:
+            raise ReplayError(f"the record has no call {index} in turn {turn}: its run broke off")
+        return self._calls[turn, index]
+
+    @override
+    async def aask(self, call: PlannedCall, *, again: bool = False) -> RoutedCall:
+        return self.ask(call, again=again)
+
+
+def _registry(record: RunRecord) -> ModelRegistry:
+    """Return the models that were called; nothing is asked of them."""
+    names = {call["model"]: None for call in record.calls if call["status"] != "unknown_model"}
+    # A registry must not be empty, and a run that only answered has called nobody.
+    return ModelRegistry(
+        ModelDescriptor(name=name, model="openai:replayed", price="free") for name in (names or {"nobody": None})
+    )
