@@ -18,6 +18,7 @@ import random
 import statistics
 import tempfile
 import tomllib
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,7 +41,7 @@ from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
 from langgraph_router_r1.serving.vllm import VLLMServer
 from training import unseen
-from training.pools import simulated_pocket
+from training.pools import draw_pool, simulated_pocket
 from training.rollout import Rollout, roll_out
 
 FORMS_FILE = Path("benchmarks/robustness.toml")
@@ -52,6 +53,12 @@ AS_IT_IS = "as it is"
 WEIGHTS = (0.0, 0.3, 0.6, 0.9)
 
 NEWCOMER = "newcomer"
+
+RIVALS = "rivals"
+"""Drawn pools in which two specialists have the same skill, one of them cheaper and less accurate."""
+
+RIVAL_POOLS = 20
+"""How many of them; each is asked as many questions as fit into the sample."""
 
 ROUTER_PRICE = 0.01
 """Of the router's own tokens, in dollars per million, as in `benchmarks/robustness.toml`."""
@@ -133,12 +140,46 @@ async def _ask(
                 runs = await ask(registry, asked, weight)
                 fields = {"generalist_asked": _share(runs, "generalist")} if missing else {}
                 _print(form.label(pool, number), weight, runs, **fields)
+    if recorded is None and RIVALS.startswith(only):
+        for weight in WEIGHTS:
+            runs, cheaper = [], []
+            for pool_of_two, names, asked in _rivals(sample_size=len(sample)):
+                made = await ask(pool_of_two, asked, weight)
+                runs += made
+                called = [hop["answered_by"] for run in made for hop in run.hops if hop["answered_by"] in names]
+                cheaper += [name == names[0] for name in called]
+            _print(RIVALS, weight, runs, cheaper_share=round(statistics.mean(cheaper or [0]), 4), rivals=len(cheaper))
     if recorded is None and NEWCOMER.startswith(only):
         asked = random.Random(seed).sample(unseen.tasks("test"), len(sample))
         for of_whom, newcomer in _newcomers(pool):
             runs = await ask(ModelRegistry([*pool, newcomer]), asked, 0.0)
             _print(f"{NEWCOMER}, described as {of_whom}", 0.0, runs, newcomer_asked=_share(runs, unseen.NAME))
     await engine.aclose()
+
+
+def _rivals(sample_size: int) -> Iterator[tuple[ModelRegistry, tuple[str, str], list[Task]]]:
+    """Yield drawn pools, the names of two specialists of one skill, the cheaper first, and questions for them."""
+    one_hop = [task for task in tasks() if needs(task) and task.meta["needs"][1] is None]
+    number = 0
+    for _ in range(RIVAL_POOLS):
+        while True:
+            number += 1
+            choose = random.Random(f"{RIVALS} {number}")
+            drawn = draw_pool(choose, plain=0.0)
+            of_kind: dict[str, list[ModelDescriptor]] = defaultdict(list)
+            for member in drawn.members:
+                if member.role == "specialist":
+                    of_kind[next(iter(member.accuracy))].append(member.descriptor)
+            pairs = [
+                (kind, two) for kind, two in of_kind.items() if len(two) == 2 and any(kind in needs(t) for t in one_hop)
+            ]
+            if pairs:
+                break
+        kind, two = choose.choice(pairs)
+        cheaper, other = sorted(two, key=lambda model: model.price.prompt)
+        of_skill = [task for task in one_hop if kind in needs(task)]
+        asked = choose.sample(of_skill, max(1, sample_size // RIVAL_POOLS))
+        yield drawn.registry, (cheaper.name, other.name), asked
 
 
 def _newcomers(pool: ModelRegistry) -> Iterator[tuple[str, ModelDescriptor]]:
