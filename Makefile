@@ -1,6 +1,6 @@
 # Everything runs from a fresh machine: Python 3.11+ and make are enough.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast mutants lint type format overhead picture constraints train-pocket clean
+.PHONY: help demo docs test test-fast mutants lint type format overhead picture constraints train-pocket clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,6 +46,11 @@ format: $(VENV)/.installed  ## Mend what can be mended
 
 overhead: $(VENV)/.installed  ## Measure the graph's overhead and the import time
 	$(BIN)/python benchmarks/overhead.py
+
+docs: $(VENV)/.installed  ## Build the documentation as a site, in build/site
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --group docs
+	$(BIN)/python -m typer langgraph_router_r1.cli utils docs --name router-r1 --title Commands --output docs/cli.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 picture: $(VENV)/.installed  ## Draw the README's picture from a real run
 	$(BIN)/python docs/picture.py

@@ -68,13 +68,29 @@ SUITES = {
     ),
     "transcript": Suite("langgraph_router_r1/transcript.py", ("test_transcript.py",)),
     "candidates": Suite(
-        "langgraph_router_r1/candidates.py",
-        ("test_candidates.py", "test_fallback_order.py", "test_replies.py", "test_accounts.py", "test_intents.py"),
+        "langgraph_router_r1/calls/candidates.py",
+        (
+            "test_candidates.py",
+            "test_middleware.py",
+            "test_fallback_order.py",
+            "test_replies.py",
+            "test_accounts.py",
+            "test_intents.py",
+        ),
         too_slow=(
             "test_intents.py::test_a_call_that_a_killed_process_had_begun_is_reported_as_possibly_billed_twice",
             "test_intents.py::test_a_call_that_waited_for_approval_is_not_reported",
         ),
     ),
+    "middleware": Suite(
+        "langgraph_router_r1/calls/middleware.py", ("test_middleware.py", "test_candidates.py", "test_rollout.py")
+    ),
+    "router_llm": Suite(
+        "langgraph_router_r1/strategies/router_llm.py",
+        ("test_both_ways.py", "test_money.py", "test_graph.py", "test_replies.py"),
+        too_slow=("test_graph.py::test_a_routed_call_that_was_paid_for_is_never_paid_again_after_a_crash",),
+    ),
+    "replay": Suite("langgraph_router_r1/replay.py", ("test_record.py",)),
     "accounting": Suite(
         "langgraph_router_r1/accounting.py", ("test_accounting.py", "test_money.py", "test_accounts.py")
     ),

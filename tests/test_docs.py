@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import pool
+from conftest import answer, pool, search
+from typer.cli import get_docs_for_click
+from typer.main import get_command
+
+from langgraph_router_r1 import create_router
+from langgraph_router_r1.cli import cli
+from langgraph_router_r1.testing import ScriptedEngine
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -29,3 +36,27 @@ async def test_the_strategy_and_the_middleware_of_the_documentation_work(
     assert result["answer"] == "Lima"
     assert result["routing"]["cost_usd"] > 0
     assert capsys.readouterr().out == "small was asked 'Capital of Peru?' and said 'Lima'\n"
+
+
+@pytest.mark.parametrize("page", ["index.md", "embedding.md", "budgets.md"])
+def test_the_code_of_a_page_works_with_a_router(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    turns = [search("small: Capital of Peru?"), answer("Lima")] * 2
+    names: dict[str, Any] = {"router": create_router(ScriptedEngine(turns), pool(small="It is Lima."))}
+    exec(code_of(page), names)
+    if page == "index.md":
+        kinds = ["think", "route", "info", "think", "done"]
+        assert capsys.readouterr().out.split() == [f"router_r1.{kind}" for kind in kinds]
+
+
+def test_the_page_of_commands_is_the_help_of_the_commands() -> None:
+    """`make docs` writes it anew."""
+    command = get_command(cli)
+    context = command.make_context("router-r1", [], resilient_parsing=True)
+    made = get_docs_for_click(obj=command, ctx=context, name="router-r1", title="Commands")
+    # Typer's own command escapes what it writes.
+    assert html.unescape((DOCS / "cli.md").read_text(encoding="utf-8")).strip() == html.unescape(made).strip()
+
+
+def test_every_page_of_the_site_is_in_its_menu_and_the_other_way_round() -> None:
+    menu = set(re.findall(r"[\w/-]+\.md", (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")))
+    assert menu == {path.name for path in DOCS.glob("*.md")}
