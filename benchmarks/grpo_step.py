@@ -79,7 +79,7 @@ async def scripted(steps: int) -> list[list[Rollout]]:
         turn, _ = planned
 
         def write(transcript: Sequence[Any]) -> str:
-            blocks = [segment["text"].strip() for segment in transcript if segment["kind"] == "info"]
+            blocks = [segment["text"].strip() for segment in transcript if segment["kind"] == "observation"]
             return turn([block[len("<information>") : -len("</information>")].strip() for block in blocks])
 
         router = create_router(ScriptedEngine(write, tokenizer=tokenizer), pool.registry)

@@ -105,14 +105,14 @@ def provide(pipe: Connection) -> None:
 
 def write(transcript: Sequence[Any]) -> str:
     """Play the router: three calls at once, three one after another, and an answer that holds all replies."""
-    turn = sum(segment["kind"] == "model" for segment in transcript)
+    turn = sum(segment["kind"] == "policy" for segment in transcript)
     name = transcript[0]["text"].split("Question: ")[1].split()[0]
     if turn == 0:
         calls = "\n".join(f"m: {name} parallel {number}" for number in range(PARALLEL))
     elif turn <= SERIAL:
         calls = f"m: {name} serial {turn}"
     else:
-        heard = "".join(segment["text"] for segment in transcript if segment["kind"] == "info")
+        heard = "".join(segment["text"] for segment in transcript if segment["kind"] == "observation")
         replies = sorted(word for line in heard.splitlines() for word in line.split("reply to ")[1:])
         return (
             f"<think> done </think><answer> {' | '.join(reply.split(' <')[0].strip() for reply in replies)} </answer>"

@@ -84,7 +84,7 @@ def router_graph() -> Graph:
     """Return the router with nothing but scripts behind it."""
 
     def write(transcript: Sequence[Segment]) -> str:
-        asked = sum(segment["kind"] == "model" for segment in transcript)
+        asked = sum(segment["kind"] == "policy" for segment in transcript)
         if asked < ROUTES:
             return f"<think> Step {asked} is open. </think>\n<search> small: What is step {asked}? </search>"
         return "<think> That is all. </think>\n<answer> Lima </answer>"

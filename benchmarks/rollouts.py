@@ -53,7 +53,7 @@ from typing_extensions import override
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router, protocol
 from langgraph_router_r1.calls import CallMiddleware, Candidates
 from langgraph_router_r1.engines import RouterEngine, VLLMEngine
-from langgraph_router_r1.engines.base import API_KEY_ENV, info_segment
+from langgraph_router_r1.engines.base import API_KEY_ENV, observation_segment
 from langgraph_router_r1.evaluation.tasks import Task, load_tasks
 from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.state import PlannedCall
@@ -137,7 +137,7 @@ async def with_barrier(engine: RouterEngine, registry: ModelRegistry, batch: Bat
             for transcript, asked in asking:
                 said = "\n".join(next(hops)["response"] for _ in asked)
                 last = "" if turn + 1 < TURNS else "\nNo model can be asked any more. Answer now."
-                transcript.append(info_segment(engine, protocol.quote(protocol.sanitize(said) + last)))
+                transcript.append(observation_segment(engine, protocol.quote(protocol.sanitize(said) + last)))
             active = [transcript for transcript, _ in asking]
             if not active:
                 break
@@ -229,7 +229,7 @@ def simulated_parts(seed: int, speed_up: float) -> tuple[RouterEngine, ModelRegi
     """Return a scripted engine and a slow model."""
 
     def write(transcript: Sequence[Segment]) -> str:
-        turn = sum(segment["kind"] == "model" for segment in transcript)
+        turn = sum(segment["kind"] == "policy" for segment in transcript)
         if turn == TURNS:
             return "<think> That is all there is to know. </think>\n<answer> Lima </answer>"
         question, _, member = transcript[0]["text"].rpartition("Question: ")[2].split("?")[0].rpartition(" as ")

@@ -25,7 +25,7 @@ class Network:
 
     def __call__(self, transcript: Sequence[Any]) -> str:
         """Write the next turn."""
-        if not any(segment["kind"] == "info" for segment in transcript):
+        if not any(segment["kind"] == "observation" for segment in transcript):
             return "<think> Ask. </think><search> capitals: What is the capital of Peru? </search>"
         if self.is_down:
             self.is_down = False

@@ -287,7 +287,7 @@ def check_format(segments: Sequence[tuple[str, str]], names: Iterable[str]) -> s
         segments: `(kind, text)` of the transcript, in order, `kind` as in `Segment`.
         names: What the router calls the models: `registry.aliases`.
     """
-    sampled = [text for kind, text in segments if kind == "model"]
+    sampled = [text for kind, text in segments if kind == "policy"]
     if not sampled:
         return "nothing was sampled"
     names = list(names)
@@ -298,7 +298,7 @@ def check_format(segments: Sequence[tuple[str, str]], names: Iterable[str]) -> s
             return f"turn {index + 1}: {problem}"
     kinds = [kind for kind, _ in segments]
     # What the environment says before the first turn answers no search.
-    answered = sum(before == "model" and kind == "info" for before, kind in itertools.pairwise(kinds))
+    answered = sum(before == "policy" and kind == "observation" for before, kind in itertools.pairwise(kinds))
     if answered != len(sampled) - 1:
         return "searches and information blocks are not as many"
     return None

@@ -227,7 +227,7 @@ class ModelDescriptor(BaseModel):
         return params
 
     @property
-    def called(self) -> str:
+    def display_name(self) -> str:
         """What the router calls it: its alias, else its name."""
         return self.alias or self.name
 
@@ -258,7 +258,7 @@ class ModelDescriptor(BaseModel):
         facts = [price] if self.latency_s is None else [price, f"{self.latency_s:.2g} s"]
         skills = ", ".join(f"{skill} {value:.2f}" for skill, value in self.skills.items())
         accuracy = f"Accuracy: {skills}." if skills else ""
-        sentences = [self.description.strip(), accuracy, ", ".join(facts) + ".", f"Name: {self.called}."]
+        sentences = [self.description.strip(), accuracy, ", ".join(facts) + ".", f"Name: {self.display_name}."]
         return f"- {' '.join(sentence for sentence in sentences if sentence)}"
 
 
@@ -290,13 +290,13 @@ class ModelRegistry:
         for model in models:
             if fold(model.name) in self._models:
                 problems.append(f"models.{_shown(model.name)}: the name is taken; case and blanks do not matter")
-            elif fold(model.called) in self._called:
-                other = self._called[fold(model.called)].name
+            elif fold(model.display_name) in self._called:
+                other = self._called[fold(model.display_name)].name
                 problems.append(
-                    f"models.{_shown(model.name)}: the alias {_shown(model.called)!r} is taken by {other!r}"
+                    f"models.{_shown(model.name)}: the alias {_shown(model.display_name)!r} is taken by {other!r}"
                 )
             self._models[fold(model.name)] = model
-            self._called[fold(model.called)] = model
+            self._called[fold(model.display_name)] = model
         problems += [
             f"models.{_shown(model.name)}.fallbacks: {_shown(fallback)!r} is not another model of this registry"
             for model in self
@@ -372,19 +372,18 @@ class ModelRegistry:
         gone = {fold(self[name].name) for name in names}
         return ModelRegistry((model for model in self if fold(model.name) not in gone), profile=self.profile)
 
-    def neutral(self) -> ModelRegistry:
+    def anonymized(self) -> ModelRegistry:
         """Return the registry with models that the router calls model-1, model-2 and so on; their names stay.
 
-        A trained router knows the names of its training by heart, and among other models that misleads it. Where names
-        say nothing, a router that was trained on such pools, too, goes by what is said of a model. Call it last: a
-        model that is added later has its own name, and one that is taken out leaves a gap.
+        A router may have memorised the names of the pool that it was trained on; among other models they mislead it.
+        With anonymised names it goes by descriptions, if such pools were part of its training. Call it last: a model
+        that is added later has its own name, and one that is taken out leaves a gap.
 
         Example:
-            >>> pool = ModelRegistry([ModelDescriptor(name="small", model="openai:gpt-4o-mini", price=0.2)]).neutral()
-            >>> pool.describe()
-            '- $0.2/M tokens. Name: model-1.'
-            >>> pool.names
-            ('small',)
+            >>> small = ModelDescriptor(name="small", model="openai:gpt-4o-mini", price=0.2)
+            >>> pool = ModelRegistry([small]).anonymized()
+            >>> pool.describe(), pool.names
+            ('- $0.2/M tokens. Name: model-1.', ('small',))
         """
         models = (model.model_copy(update={"alias": f"model-{place}"}) for place, model in enumerate(self, start=1))
         return ModelRegistry(models, profile=self.profile)
@@ -401,7 +400,7 @@ class ModelRegistry:
     @functools.cached_property
     def aliases(self) -> tuple[str, ...]:
         """What the router calls the models, in order: their names, unless they have aliases."""
-        return tuple(model.called for model in self)
+        return tuple(model.display_name for model in self)
 
     def by_alias(self, alias: str) -> ModelDescriptor:
         """Return the model that the router calls so.

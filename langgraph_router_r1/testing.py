@@ -101,7 +101,7 @@ class ScriptedEngine(TokenEngine):
         ids = self.encode(text)
         return Generation(
             segment={
-                "kind": "model",
+                "kind": "policy",
                 "text": text,
                 "token_ids": ids,
                 "logprobs": [0.0] * len(ids),

@@ -15,15 +15,16 @@ from typing_extensions import TypedDict
 class Segment(TypedDict):
     """A run of text by one author."""
 
-    kind: Literal["prompt", "model", "info"]
-    """`prompt`: the rendered chat template. `model`: sampled by the router. `info`: put in by the environment."""
+    kind: Literal["prompt", "policy", "observation"]
+    """`prompt`: the rendered chat template. `policy`: sampled by the router LLM. `observation`: put in by the
+    environment, such as the replies of routed models."""
     text: str
     token_ids: list[int]
     """The tokens of `text` in the router's vocabulary; empty for engines that know text only."""
     logprobs: NotRequired[list[float]]
-    """One natural logarithm for each token of a `model` segment, when the engine was asked for them."""
+    """One natural logarithm for each token of a `policy` segment, when the engine was asked for them."""
     policy: NotRequired[str]
-    """Name of the router model (and so of its weights' version) that sampled a `model` segment."""
+    """Name of the router model (and so of its weights' version) that sampled a `policy` segment."""
     messages: NotRequired[list[dict[str, str]]]
     """The chat messages behind a `prompt` segment, as `{"role", "content"}`."""
 
@@ -41,7 +42,7 @@ def sampled_mask(transcript: Sequence[Segment]) -> list[int]:
 
     Example:
         >>> sampled_mask([{"kind": "prompt", "text": "ab", "token_ids": [1, 2]},
-        ...               {"kind": "model", "text": "c", "token_ids": [3]}])
+        ...               {"kind": "policy", "text": "c", "token_ids": [3]}])
         [0, 0, 1]
     """
-    return [int(segment["kind"] == "model") for segment in transcript for _ in segment["token_ids"]]
+    return [int(segment["kind"] == "policy") for segment in transcript for _ in segment["token_ids"]]

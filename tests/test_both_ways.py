@@ -88,7 +88,7 @@ async def test_a_router_that_writes_nothing_readable_is_told_how_to_go_on_and_en
     registry, turns = pool(m="Lima"), ["<think> hm"] * 5
     for way in WAYS:
         _, values = await run(way, create_router(ScriptedEngine(turns), registry))
-        said = [segment["text"] for segment in values["transcript"] if segment["kind"] == "info"]
+        said = [segment["text"] for segment in values["transcript"] if segment["kind"] == "observation"]
         assert "could not be read" in said[0]
         assert "Write either a search (name: question) or an answer, in its tags." in said[0]
         assert "Answer now, in answer tags." in said[-1]
@@ -119,7 +119,7 @@ async def test_a_run_whose_budget_does_not_pay_for_the_router() -> None:
 
     events, values = await both(fresh)
     assert (kinds(events), values["routing"]["stop_reason"], values["answer"]) == (["done"], "budget_exhausted", "")
-    assert [segment["kind"] for segment in values["transcript"]] == ["prompt", "info"]
+    assert [segment["kind"] for segment in values["transcript"]] == ["prompt", "observation"]
 
 
 async def test_a_run_whose_budget_pays_for_one_token_of_the_router() -> None:
@@ -222,7 +222,7 @@ async def test_a_router_llm_that_dies_after_a_turn_and_a_fallback() -> None:
     assert [(event["type"], event["turn"]) for event in events if "turn" in event][3] == ("router_r1.think", 1)
     assert (values["answer"], values["routing"]["turns"]) == ("Quito", 2)
     # The transcript is as it was before the turn that failed.
-    assert [segment["kind"] for segment in values["transcript"]] == ["prompt", "model"]
+    assert [segment["kind"] for segment in values["transcript"]] == ["prompt", "policy"]
 
 
 async def test_a_fallback_that_the_budget_does_not_pay_for() -> None:
@@ -325,7 +325,16 @@ def test_the_settings_of_a_router_have_the_documented_defaults_and_no_others_are
     assert asdict(Limits()) == limits
     router_llm = RouterLLM(ScriptedEngine([]))
     assert (router_llm.max_tokens, router_llm.max_info_tokens, router_llm.price) == (1024, 600, Price.parse("free"))
-    others = {"prompt", "max_tokens", "max_info_tokens", "router_price", "fallback", "checkpointed"}
+    others = {
+        "prompt",
+        "max_tokens",
+        "max_info_tokens",
+        "router_price",
+        "fallback",
+        "checkpointed",
+        "middleware",
+        "clients",
+    }
     assert RouterSettings.__annotations__.keys() == limits.keys() | others
     for build in (build_router, create_router):
         with pytest.raises(TypeError, match="max_turn'"):

@@ -46,8 +46,8 @@ def test_neither_a_place_nor_a_name_tells_who_knows_what() -> None:
         for place, member in enumerate(pool.members):
             if member.role == "specialist" and "capital" in member.accuracy:
                 places[place] += 1
-                first_names[member.descriptor.called] += 1
-            elif "capital" in member.descriptor.called:
+                first_names[member.descriptor.display_name] += 1
+            elif "capital" in member.descriptor.display_name:
                 misleading += 1
     assert len(places) >= 6
     assert max(places.values()) < 0.4 * places.total()

@@ -29,7 +29,7 @@ from langgraph_router_r1.engines import (
     UnknownPolicyError,
     VLLMEngine,
 )
-from langgraph_router_r1.engines.base import info_segment
+from langgraph_router_r1.engines.base import observation_segment
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
@@ -133,7 +133,7 @@ def test_no_content_becomes_a_control_token(engine: RouterEngine) -> None:
 def test_a_turn_has_as_many_tokens_as_it_says_and_no_more_than_allowed(engine: RouterEngine) -> None:
     generation = engine.generate([engine.begin(HELLO)], stop=[], max_tokens=8)
     segment = generation.segment
-    assert segment["kind"] == "model"
+    assert segment["kind"] == "policy"
     assert segment["policy"] == engine.model
     assert generation.finish == "length"
     if segment["token_ids"]:
@@ -171,7 +171,7 @@ async def test_sync_and_async_and_company_give_the_same_turn(engine: RouterEngin
 
 
 def test_a_transcript_that_leaves_no_room_is_a_full_context(engine: RouterEngine) -> None:
-    long = info_segment(engine, "word " * 6000)
+    long = observation_segment(engine, "word " * 6000)
     with pytest.raises(ContextFullError, match="context is full"):
         engine.generate([engine.begin(HELLO), long], stop=[], max_tokens=8)
 

@@ -202,7 +202,7 @@ class Order:
 
 def dies_after(turns: Sequence[str]) -> ScriptedEngine:
     def write(transcript: Any) -> str:
-        done = sum(segment["kind"] == "model" for segment in transcript)
+        done = sum(segment["kind"] == "policy" for segment in transcript)
         if done == len(turns):
             raise EngineUnavailableError("down")
         return turns[done]

@@ -256,7 +256,7 @@ def test_an_unknown_name_gets_the_valid_names_back() -> None:
 
 def test_under_neutral_names_the_router_calls_models_by_them_and_the_account_by_their_own() -> None:
     turns = [search("model-2: Which?", "model-1: Who?"), search("capitals: Where?"), answer("Sol")]
-    result = ask(turns, pool(capitals="Lima", currencies="Sol").neutral())
+    result = ask(turns, pool(capitals="Lima", currencies="Sol").anonymized())
     prompt, _, replies, _, refusal, _ = [segment["text"] for segment in result["transcript"]]
     assert "capitals" not in prompt
     assert "Name: model-1." in prompt
@@ -268,7 +268,7 @@ def test_under_neutral_names_the_router_calls_models_by_them_and_the_account_by_
 
 
 def test_under_other_names_a_failed_call_is_told_by_the_name_that_the_router_knows() -> None:
-    registry = pool(capitals=RuntimeError("no"), currencies="").neutral()
+    registry = pool(capitals=RuntimeError("no"), currencies="").anonymized()
     result = ask([search("model-1: Which?", "model-2: Who?"), answer("Sol")], registry)
     replies = result["transcript"][2]["text"]
     assert (
@@ -281,10 +281,9 @@ def test_under_other_names_a_failed_call_is_told_by_the_name_that_the_router_kno
 
 def test_malformed_turns_are_corrected_at_most_twice_and_then_the_answer_is_forced() -> None:
     result = ask(["what?", "<think> hm", "again", "never read"], pool(m="x"))
-    assert [segment["kind"] for segment in result["transcript"]] == ["prompt", "model", "info"] + [
-        "model",
-        "info",
-    ] * 2 + ["model"]
+    assert [segment["kind"] for segment in result["transcript"]] == ["prompt"] + ["policy", "observation"] * 3 + [
+        "policy"
+    ]
     assert "Write either a search" in result["transcript"][2]["text"]
     assert "Answer now" in result["transcript"][6]["text"]
     assert result["routing"]["turns"] == 0
@@ -322,7 +321,7 @@ def test_ids_mask_and_logprobs_align_and_each_prompt_starts_with_the_whole_previ
     engine = ScriptedEngine([*turns, answer("x")])
     router = create_router(engine, pool(m="réponse"))
     transcript = router.invoke({"messages": [("user", "?")]}, output_keys=["transcript"])["transcript"]
-    sampled = [segment for segment in transcript if segment["kind"] == "model"]
+    sampled = [segment for segment in transcript if segment["kind"] == "policy"]
     assert all(len(segment["token_ids"]) == len(segment["logprobs"]) for segment in sampled)
     assert sum(sampled_mask(transcript)) == sum(len(segment["token_ids"]) for segment in sampled)
     assert len(token_ids(transcript)) == len(sampled_mask(transcript))
@@ -351,7 +350,12 @@ def test_no_question_and_no_reply_changes_the_action_the_answer_or_the_mask(ques
     )
     assert (result["answer"], result["routing"]["turns"]) == ("Lima", 1)
     prompt, first, info, second = result["transcript"]
-    assert [segment["kind"] for segment in (prompt, first, info, second)] == ["prompt", "model", "info", "model"]
+    assert [segment["kind"] for segment in (prompt, first, info, second)] == [
+        "prompt",
+        "policy",
+        "observation",
+        "policy",
+    ]
     inside = info["text"].removeprefix("\n\n<information>").removesuffix("</information>\n\n")
     own = create_router(ScriptedEngine([answer("x")]), pool(m="x"))
     clean = own.invoke({"messages": [("user", "q")]}, output_keys=["transcript"])["transcript"][0]["text"]
@@ -550,7 +554,7 @@ def test_a_routed_call_that_was_paid_for_is_never_paid_again_after_a_crash(tmp_p
             return ModelDescriptor(name=name, model=RunnableLambda(reply), price=1.0)
 
         def write(transcript):
-            models = sum(segment["kind"] == "model" for segment in transcript)
+            models = sum(segment["kind"] == "policy" for segment in transcript)
             turns = ["<think>a</think><search>first: a?\\nlast: b?</search>", "<think>b</think><answer>done</answer>"]
             return turns[models]
 

@@ -337,14 +337,14 @@ def test_a_planted_reward_is_learned_within_40_steps(tmp_path: Path) -> None:
 
 def nameless(registry: ModelRegistry, choose: random.Random) -> ModelRegistry:
     """The pool in another order, its names taken away."""
-    return ModelRegistry(choose.sample(list(registry), len(registry))).neutral()
+    return ModelRegistry(choose.sample(list(registry), len(registry))).anonymized()
 
 
 def test_a_step_tells_what_came_of_it_by_models_true_names(tmp_path: Path) -> None:
     """With a scripted router that finds the one who knows rivers by its description, under whatever name."""
 
     def write(transcript: Any) -> str:
-        if any(segment["kind"] == "info" for segment in transcript):
+        if any(segment["kind"] == "observation" for segment in transcript):
             return answer("x")
         name = re.search(r"- Knows rivers\. .*Name: ([\w-]+)\.", transcript[0]["text"])
         assert name, "the pool is told of in the prompt"

@@ -47,7 +47,7 @@ PROGRAM = textwrap.dedent(
         return "Lima"
 
     def write(transcript):
-        models = sum(segment["kind"] == "model" for segment in transcript)
+        models = sum(segment["kind"] == "policy" for segment in transcript)
         return ["<think>a</think><search>m: a?</search>", "<think>b</think><answer>done</answer>"][models]
 
     def router(saver):

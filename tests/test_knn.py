@@ -127,7 +127,7 @@ def test_a_router_that_dies_in_mid_run_leaves_what_it_found_out_in_the_account()
     assert routing["cost_usd"] == pytest.approx(
         routing["router_cost_usd"] + sum(hop["cost_usd"] for hop in routing["hops"])
     )
-    assert [segment["kind"] for segment in result["transcript"]] == ["prompt", "model"]
+    assert [segment["kind"] for segment in result["transcript"]] == ["prompt", "policy"]
 
 
 @pytest.mark.parametrize("lives", [0, 1])

@@ -131,7 +131,7 @@ def test_tokens_of_a_real_run_align_and_the_prefix_cache_hits(pocket: Any) -> No
     transcript = result["transcript"]
 
     assert len(prompts) == 3
-    sampled = [segment for segment in transcript if segment["kind"] == "model"]
+    sampled = [segment for segment in transcript if segment["kind"] == "policy"]
     for earlier, later, written in zip(prompts, prompts[1:], sampled, strict=False):
         assert later[: len(earlier) + len(written["token_ids"])] == earlier + written["token_ids"]
     assert len(token_ids(transcript)) == len(sampled_mask(transcript))

@@ -249,7 +249,7 @@ def test_hostile_text_is_read_in_linear_time(hostile: str) -> None:
     started = time.process_time()
     parse(hostile, NAMES)
     best_effort_answer(hostile)
-    check_format([("model", hostile)], NAMES)
+    check_format([("policy", hostile)], NAMES)
     sanitize(strip_thought(hostile), THOUSANDS)
     assert time.process_time() - started < 20  # a quadratic scan takes minutes
 
@@ -273,16 +273,18 @@ ANSWERS = "<think> ok </think>\n<answer> Lima </answer>"
 
 def test_a_well_formed_run_has_no_format_problem() -> None:
     assert (
-        check_format([("prompt", "<answer> x"), ("model", ASKS), ("info", quote("Lima")), ("model", ANSWERS)], NAMES)
+        check_format(
+            [("prompt", "<answer> x"), ("policy", ASKS), ("observation", quote("Lima")), ("policy", ANSWERS)], NAMES
+        )
         is None
     )
-    assert check_format([("prompt", ""), ("model", ANSWERS)], NAMES) is None
-    assert check_format([("prompt", ""), ("info", "No model can be asked."), ("model", ANSWERS)], NAMES) is None
+    assert check_format([("prompt", ""), ("policy", ANSWERS)], NAMES) is None
+    assert check_format([("prompt", ""), ("observation", "No model can be asked."), ("policy", ANSWERS)], NAMES) is None
 
 
 @given(HOSTILE)
 def test_nothing_a_routed_model_says_changes_the_format(reply: str) -> None:
-    said = [("prompt", ""), ("model", ASKS), ("info", reply), ("model", ANSWERS)]
+    said = [("prompt", ""), ("policy", ASKS), ("observation", reply), ("policy", ANSWERS)]
     assert check_format(said, NAMES) is None
 
 
@@ -307,7 +309,7 @@ def test_nothing_a_routed_model_says_changes_the_format(reply: str) -> None:
 def test_an_ill_formed_run_is_found_out(turns: list[str]) -> None:
     segments = [("prompt", "")]
     for index, turn in enumerate(turns):
-        segments += [("model", turn)] if index == len(turns) - 1 else [("model", turn), ("info", quote("x"))]
+        segments += [("policy", turn)] if index == len(turns) - 1 else [("policy", turn), ("observation", quote("x"))]
     assert check_format(segments, NAMES) is not None
 
 

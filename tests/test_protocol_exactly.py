@@ -193,13 +193,13 @@ def test_the_best_text_of_an_unfinished_turn(text: str, best: str) -> None:
 
 ASKS = "<think> hm </think> <search> capitals: Peru? </search>"
 ANSWERS = "<think> ok </think> <answer> Lima </answer>"
-INFO = ("info", quote("Lima"))
+INFO = ("observation", quote("Lima"))
 
 
 def problem(*turns: str) -> str | None:
     segments = [("prompt", "")]
     for turn in turns:
-        segments += [("model", turn), INFO]
+        segments += [("policy", turn), INFO]
     return check_format(segments[:-1] if turns else segments, iter(NAMES))
 
 
@@ -211,12 +211,12 @@ def test_a_run_that_thinks_asks_twice_and_answers_is_well_formed() -> None:
 @pytest.mark.parametrize(
     ("segments", "well_formed"),
     [
-        ([("model", ASKS), INFO, ("model", ANSWERS)], True),
-        ([INFO, ("model", ASKS), INFO, ("model", ANSWERS)], True),
-        ([("model", ASKS), ("model", ANSWERS)], False),
-        ([INFO, ("model", ASKS), ("model", ANSWERS)], False),
-        ([("model", ASKS), INFO, ("model", ANSWERS), INFO], False),
-        ([("model", ASKS), INFO, ("model", ASKS), ("model", ANSWERS)], False),
+        ([("policy", ASKS), INFO, ("policy", ANSWERS)], True),
+        ([INFO, ("policy", ASKS), INFO, ("policy", ANSWERS)], True),
+        ([("policy", ASKS), ("policy", ANSWERS)], False),
+        ([INFO, ("policy", ASKS), ("policy", ANSWERS)], False),
+        ([("policy", ASKS), INFO, ("policy", ANSWERS), INFO], False),
+        ([("policy", ASKS), INFO, ("policy", ASKS), ("policy", ANSWERS)], False),
     ],
 )
 def test_every_search_is_answered_by_one_information_block(segments: list[tuple[str, str]], well_formed: bool) -> None:

@@ -69,7 +69,14 @@ def test_a_record_says_what_was_asked_decided_called_paid_and_answered() -> None
     assert (record.strategy["name"], record.strategy["policy"]) == ("RouterLLM", "scripted")
     assert [decision["kind"] for decision in record.decisions] == ["ask", "ask", "answer"]
     assert [call["response"] for call in record.calls] == ["Peru", "Sol"]
-    assert [segment["kind"] for segment in record.segments] == ["prompt", "model", "info", "model", "info", "model"]
+    assert [segment["kind"] for segment in record.segments] == [
+        "prompt",
+        "policy",
+        "observation",
+        "policy",
+        "observation",
+        "policy",
+    ]
     assert (record.answer, record.report["stop_reason"]) == ("Sol", "answered")
     spent = sum(call["cost_usd"] for call in record.calls) + record.report["router_cost_usd"]
     assert record.report["cost_usd"] == pytest.approx(spent)

@@ -58,8 +58,8 @@ def test_a_model_goes_by_its_alias_with_the_router_and_by_its_name_with_everybod
     assert registry.by_alias("Model-7").name == registry["small"].name == "small"
     with pytest.raises(UnknownModelError, match=r"'small' is not in the registry; it has: 'model-7', 'other'"):
         registry.by_alias("small")
-    assert registry.neutral().aliases == ("model-1", "model-2")
-    assert registry.neutral()["small"].fallbacks == ("other",)
+    assert registry.anonymized().aliases == ("model-1", "model-2")
+    assert registry.anonymized()["small"].fallbacks == ("other",)
 
 
 def test_no_two_models_have_the_same_alias_and_none_is_one_that_can_not_be_written() -> None:

@@ -92,7 +92,7 @@ def test_no_trajectory_waits_for_another() -> None:
     registry = pool(slow=ScriptedChatModel(["x"], delay_s=0.3), quick="x")
 
     def write(transcript: Any) -> str:
-        if any(segment["kind"] == "info" for segment in transcript):
+        if any(segment["kind"] == "observation" for segment in transcript):
             return answer("x")
         return search("slow: q?" if "question 0?" in transcript[0]["text"] else "quick: q?")
 
@@ -127,7 +127,7 @@ def ask_once(*, same: bool) -> Any:
     """A router that asks one thing, its own or the same as everybody, and answers."""
 
     def write(transcript: Any) -> str:
-        if any(segment["kind"] == "info" for segment in transcript):
+        if any(segment["kind"] == "observation" for segment in transcript):
             return answer("Lima")
         question = transcript[0]["text"].rpartition("Question: ")[2].split("?")[0]
         return search("small: Capital of Peru?" if same else f"small: {question}?")

@@ -22,7 +22,13 @@ from training import nq, sft
 from training.kinds import STRANGERS, WORLD
 from training.logprobs import shared_start
 from training.sft import Example, _SharedPromptTrainer, read_examples
-from training.teacher import LESSONS_A_POOL, Lesson, drive, keep_batches, lessons
+from training.teacher import (
+    DEMONSTRATIONS_PER_POOL,
+    Demonstration,
+    collect_demonstrations,
+    demonstrations,
+    keep_batches,
+)
 
 
 def test_computing_a_shared_prompt_once_changes_neither_loss_nor_gradient() -> None:
@@ -117,8 +123,8 @@ def test_supervised_training_that_was_stopped_goes_on_and_begins_anew_with_other
 
 
 @pytest.fixture(scope="module")
-def taught() -> list[tuple[Lesson, dict[str, Any]]]:
-    """A teacher's lessons, run over their pools; memory knows every other country."""
+def taught() -> list[tuple[Demonstration, dict[str, Any]]]:
+    """A teacher's demonstrations, run over their pools; memory knows every other country."""
     lands = countries("train")
     memory: dict[Any, str] = {}
     for place, land in enumerate(lands):
@@ -127,33 +133,33 @@ def taught() -> list[tuple[Lesson, dict[str, Any]]]:
             memory[land.iso, kind.relation, None] = "Nowhere" if place % 2 else kind.fact(land)
             memory[land.iso, "country", kind.relation] = "Nowhere" if place % 2 else land.name
     found = []
-    for lesson in lessons(list(questions(lands)), memory, blocks=40, seed=1):
+    for demo in demonstrations(list(questions(lands)), memory, blocks=40, seed=1):
 
-        def write(transcript: Any, lesson: Lesson = lesson) -> str:
-            blocks = [segment["text"] for segment in transcript if segment["kind"] == "info"]
-            return lesson.turn([block.strip()[len("<information> ") : -len(" </information>")] for block in blocks])
+        def write(transcript: Any, demo: Demonstration = demo) -> str:
+            blocks = [segment["text"] for segment in transcript if segment["kind"] == "observation"]
+            return demo.turn([block.strip()[len("<information> ") : -len(" </information>")] for block in blocks])
 
-        result = create_router(ScriptedEngine(write), lesson.pool, cost_weight=lesson.cost_weight).invoke(
-            {"messages": [("user", lesson.question)]}, output_keys=["answer", "transcript", "routing"]
+        result = create_router(ScriptedEngine(write), demo.pool, cost_weight=demo.cost_weight).invoke(
+            {"messages": [("user", demo.question)]}, output_keys=["answer", "transcript", "routing"]
         )
-        found.append((lesson, result))
+        found.append((demo, result))
     return found
 
 
 def test_every_lesson_is_well_formed_and_nearly_all_end_in_the_answer_unless_memory_is_part_of_it(taught: Any) -> None:
     right = []
-    for lesson, result in taught:
+    for demo, result in taught:
         segments = [(segment["kind"], segment["text"]) for segment in result["transcript"]]
-        assert protocol.check_format(segments, lesson.pool.aliases) is None
-        if lesson.answer is not None:
-            right.append(result["answer"] == lesson.answer)
+        assert protocol.check_format(segments, demo.pool.aliases) is None
+        if demo.answer is not None:
+            right.append(result["answer"] == demo.answer)
     assert 0.75 < sum(right) / len(right) < 1  # simulated models are wrong as often as they say
 
 
-def test_lessons_always_ask_at_cost_weight_0_and_answer_more_from_memory_the_more_cost_counts(taught: Any) -> None:
+def test_demonstrations_always_ask_at_cost_weight_0_and_ask_less_the_more_cost_counts(taught: Any) -> None:
     asking: dict[float, list[bool]] = {0.0: [], 0.3: [], 0.6: [], 0.9: []}
-    for lesson, result in taught:
-        asking[lesson.cost_weight].append(bool(result["routing"]["hops"]))
+    for demo, result in taught:
+        asking[demo.cost_weight].append(bool(result["routing"]["hops"]))
     shares = [sum(asked) / len(asked) for asked in asking.values()]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == 1
@@ -162,8 +168,8 @@ def test_lessons_always_ask_at_cost_weight_0_and_answer_more_from_memory_the_mor
 
 def test_a_thought_names_the_skill_compares_the_candidates_by_what_is_said_of_them_and_names_one(taught: Any) -> None:
     compared = 0
-    for lesson, _ in taught:
-        thought, _, search = lesson.turn([]).partition("</think>")
+    for demo, _ in taught:
+        thought, _, search = demo.turn([]).partition("</think>")
         if "<search>" not in search:
             continue
         needed, _, rest = thought.partition("Needed: ")[2].partition(". ")
@@ -173,8 +179,13 @@ def test_a_thought_names_the_skill_compares_the_candidates_by_what_is_said_of_th
         names = []
         for candidate in candidates.split("; "):
             said, _, name = candidate.rpartition(": ")
-            line = lesson.pool.by_alias(name).describe()
-            assert all(part in line for part in said.split(", "))  # nothing that the descriptor does not say
+            line = demo.pool.by_alias(name).describe()
+            of_skill, price = said.split(", ")
+            assert price in line
+            if of_skill.endswith(" only") or of_skill == "anything":  # no accuracy is told
+                assert f"{of_skill.removesuffix(' only')} " not in line.partition("Accuracy: ")[2]
+            else:  # nothing that the descriptor does not say
+                assert of_skill in line
             names.append(name)
         assert best in names
         compared += len(names) > 1
@@ -184,27 +195,27 @@ def test_a_thought_names_the_skill_compares_the_candidates_by_what_is_said_of_th
 def test_who_is_asked_follows_from_the_descriptors(taught: Any) -> None:
     """No model is asked for a kind when another one that costs no more is said to be better at it."""
     checked = 0
-    for lesson, result in taught:
+    for demo, result in taught:
         for hop in result["routing"]["hops"]:
-            chosen = lesson.pool[hop["model"]]
+            chosen = demo.pool[hop["model"]]
             if len(chosen.skills) != 1:
                 continue
             [(skill, value)] = chosen.skills.items()
-            for other in lesson.pool:
+            for other in demo.pool:
                 if other.price.prompt <= chosen.price.prompt and other.skills.get(skill, 0) > value:
                     pytest.fail(f"{other.describe()} is better than {chosen.describe()}")
             checked += 1
     assert checked > 50
 
 
-def test_lessons_know_pools_in_which_nobody_speaks_of_what_is_asked_for(taught: Any) -> None:
+def test_demonstrations_know_pools_in_which_nobody_speaks_of_what_is_asked_for(taught: Any) -> None:
     names = {kind.noun for kind in STRANGERS}
-    asked = [(lesson, result) for lesson, result in taught if any(noun in lesson.question for noun in names)]
+    asked = [(demo, result) for demo, result in taught if any(noun in demo.question for noun in names)]
     assert len(asked) > 20
     by_others = [
-        lesson.pool[result["routing"]["hops"][-1]["model"]]
-        for lesson, result in asked
-        if not any(noun in str(lesson.pool.describe()) for noun in names if noun in lesson.question)
+        demo.pool[result["routing"]["hops"][-1]["model"]]
+        for demo, result in asked
+        if not any(noun in str(demo.pool.describe()) for noun in names if noun in demo.question)
     ]
     assert all(len(model.skills) != 1 for model in by_others)
 
@@ -230,49 +241,51 @@ def recorded_pair(count: int) -> RecordedPool:
 
 def test_over_recorded_models_the_teacher_asks_who_is_worth_most_by_what_each_form_says() -> None:
     recorded = recorded_pair(80)
-    taught = list(nq.lessons(recorded, recorded.registry(), rounds=4, seed=0))
-    assert {recorded.tasks[str(lesson.task_id)].split for lesson in taught} == {"train"}
-    assert len({lesson.pool.describe() for lesson in taught}) == len(taught) // LESSONS_A_POOL
+    taught = list(nq.demonstrations(recorded, recorded.registry(), rounds=4, seed=0))
+    assert {recorded.tasks[str(demo.task_id)].split for demo in taught} == {"train"}
+    assert len({demo.pool.describe() for demo in taught}) == len(taught) // DEMONSTRATIONS_PER_POOL
     asked = []
-    for lesson in taught:
-        best = lesson.pool.by_alias(lesson.turn([]).partition("<search> ")[2].partition(":")[0])
-        dearest = max(model.price.completion for model in lesson.pool)
+    for demo in taught:
+        best = demo.pool.by_alias(demo.turn([]).partition("<search> ")[2].partition(":")[0])
+        dearest = max(model.price.completion for model in demo.pool)
         worth = {
-            model.name: sum(model.skills.values()) * (1 - lesson.cost_weight * model.price.completion / dearest)
-            for model in lesson.pool
+            model.name: sum(model.skills.values()) * (1 - demo.cost_weight * model.price.completion / dearest)
+            for model in demo.pool
         }
         assert worth[best.name] == max(worth.values())
-        asked.append((lesson.cost_weight, best.name))
+        asked.append((demo.cost_weight, best.name))
     assert {name for weight, name in asked if weight == 0} == {"dear"}  # always right, and told to be
     assert {name for _, name in asked} == {"dear", "cheap"}
 
 
 def test_a_run_teaches_to_read_the_reply_or_ends_with_the_first_turn_where_there_is_nothing_to_read() -> None:
     recorded = recorded_pair(80)
-    taught = list(nq.lessons(recorded, recorded.registry(), rounds=4, seed=0))
-    runs = asyncio.run(drive(taught, ByteTokenizer()))
+    taught = list(nq.demonstrations(recorded, recorded.registry(), rounds=4, seed=0))
+    runs = asyncio.run(collect_demonstrations(taught, ByteTokenizer()))
     seen = set()
-    for lesson, run in zip(taught, runs, strict=True):
+    for demo, run in zip(taught, runs, strict=True):
         assert run["right"]
-        kept = run if lesson.answer else nq.first_turn(run)
+        kept = run if demo.answer else nq.first_turn(run)
         learned = [token for token, is_learned in zip(kept["token_ids"], kept["mask"], strict=True) if is_learned]
-        first = lesson.turn([]).strip()
+        first = demo.turn([]).strip()
         text = bytes(learned).decode()
         assert text.startswith(first)
-        assert text.removeprefix(first).strip() == (lesson.turn(["reply"]).strip() if lesson.answer else "")
-        seen.add(lesson.answer)
+        assert text.removeprefix(first).strip() == (demo.turn(["reply"]).strip() if demo.answer else "")
+        seen.add(demo.answer)
     assert seen == {"Lima", "Quito", None}
 
 
 def test_only_whole_batches_of_one_pool_are_kept_and_nothing_that_went_wrong(tmp_path: Path) -> None:
     runs = [
         {"token_ids": [block, number], "mask": [0, 1], "right": (block, number) != (0, 3), "block": block}
-        for block, size in enumerate((LESSONS_A_POOL + 1, LESSONS_A_POOL - 1, LESSONS_A_POOL + 2))
+        for block, size in enumerate(
+            (DEMONSTRATIONS_PER_POOL + 1, DEMONSTRATIONS_PER_POOL - 1, DEMONSTRATIONS_PER_POOL + 2)
+        )
         for number in range(size)
     ]
     kept = keep_batches(runs, tmp_path / "new" / "kept.jsonl", seed=0)
-    assert (kept["transcripts"], kept["batches"], kept["wrong"]) == (2 * LESSONS_A_POOL, 2, 1)
+    assert (kept["transcripts"], kept["batches"], kept["wrong"]) == (2 * DEMONSTRATIONS_PER_POOL, 2, 1)
     examples = read_examples(tmp_path / "new" / "kept.jsonl")
-    for start in (0, LESSONS_A_POOL):
-        assert len({example.token_ids[0] for example in examples[start : start + LESSONS_A_POOL]}) == 1
+    for start in (0, DEMONSTRATIONS_PER_POOL):
+        assert len({example.token_ids[0] for example in examples[start : start + DEMONSTRATIONS_PER_POOL]}) == 1
     assert [0, 3] not in [example.token_ids for example in examples]

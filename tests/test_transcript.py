@@ -6,10 +6,10 @@ from langgraph_router_r1.transcript import Transcript, sampled_mask, token_ids
 
 TRANSCRIPT: Transcript = [
     {"kind": "prompt", "text": "ab", "token_ids": [1, 2]},
-    {"kind": "model", "text": "c", "token_ids": [3]},
-    {"kind": "info", "text": "de", "token_ids": [4, 5]},
-    {"kind": "model", "text": "", "token_ids": []},
-    {"kind": "model", "text": "fg", "token_ids": [6, 7]},
+    {"kind": "policy", "text": "c", "token_ids": [3]},
+    {"kind": "observation", "text": "de", "token_ids": [4, 5]},
+    {"kind": "policy", "text": "", "token_ids": []},
+    {"kind": "policy", "text": "fg", "token_ids": [6, 7]},
 ]
 
 

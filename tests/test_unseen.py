@@ -44,7 +44,7 @@ def test_asked_means_that_the_newcomer_replied() -> None:
     [two_hop] = [task for task in tasks("test") if task.meta["hops"] == "two-hop"][:1]
 
     def write(transcript: Sequence[Any]) -> str:
-        if any(segment["kind"] == "info" for segment in transcript):
+        if any(segment["kind"] == "observation" for segment in transcript):
             return answer("Africa")
         return search("currencies: What?" if two_hop.question in transcript[0]["text"] else f"{NAME}: What?")
 

@@ -31,7 +31,7 @@ from training.extractor import answer_in
 from training.pocket import report
 from training.pools import redraw
 from training.rewards import COST_WEIGHTS
-from training.teacher import LESSONS_A_POOL, Lesson, drive, keep_batches
+from training.teacher import DEMONSTRATIONS_PER_POOL, Demonstration, collect_demonstrations, keep_batches
 
 RECORDED = "nq_six_models.jsonl"
 OTHERS = "evouna_nq_triviaqa.jsonl"
@@ -52,8 +52,8 @@ DESCRIPTIONS = {
 """What half of the forms say of the six models, besides accuracy and price."""
 
 
-def lessons(pool: RecordedPool, registry: ModelRegistry, *, rounds: int, seed: int) -> Iterator[Lesson]:
-    """Yield lessons on the tasks of the train split, a batch for each form of the pool.
+def demonstrations(pool: RecordedPool, registry: ModelRegistry, *, rounds: int, seed: int) -> Iterator[Demonstration]:
+    """Yield demonstrations on the tasks of the train split, a batch for each form of the pool.
 
     Args:
         pool: The recorded answers.
@@ -64,22 +64,26 @@ def lessons(pool: RecordedPool, registry: ModelRegistry, *, rounds: int, seed: i
     choose = random.Random(seed)
     train = list(pool.of_split("train").tasks.values())
     asked = [task for _ in range(rounds) for task in choose.sample(train, len(train))]
-    for block in range(len(asked) // LESSONS_A_POOL):
+    for block in range(len(asked) // DEMONSTRATIONS_PER_POOL):
         form = told_otherwise(registry, choose)
-        for task in asked[block * LESSONS_A_POOL : (block + 1) * LESSONS_A_POOL]:
-            yield _lesson(task, pool, form, choose.choice(COST_WEIGHTS), block)
+        for task in asked[block * DEMONSTRATIONS_PER_POOL : (block + 1) * DEMONSTRATIONS_PER_POOL]:
+            yield _demonstration(task, pool, form, choose.choice(COST_WEIGHTS), block)
 
 
-def _lesson(task: Task, pool: RecordedPool, form: ModelRegistry, cost_weight: float, block: int) -> Lesson:
+def _demonstration(
+    task: Task, pool: RecordedPool, form: ModelRegistry, cost_weight: float, block: int
+) -> Demonstration:
     dearest = max(model.price.completion for model in form)
     best = max(form, key=lambda model: _worth(model, cost_weight, dearest))
     answer = answer_in(pool.outcomes[task.id][best.name].response or "", task)
-    thought = f"{'; '.join(_told(model) for model in form)}. Best: {best.called}."
+    thought = f"{'; '.join(_told(model) for model in form)}. Best: {best.display_name}."
     turns = (
-        f"<think> {thought} </think>\n<search> {best.called}: {task.question} </search>",
+        f"<think> {thought} </think>\n<search> {best.display_name}: {task.question} </search>",
         f"<think> It says: {answer}. </think>\n<answer> {answer} </answer>",
     )
-    return Lesson(task.question, form, cost_weight, partial(_turn_of, turns), answer, block=block, task_id=task.id)
+    return Demonstration(
+        task.question, form, cost_weight, partial(_turn_of, turns), answer, block=block, task_id=task.id
+    )
 
 
 def told_otherwise(registry: ModelRegistry, choose: random.Random) -> ModelRegistry:
@@ -109,7 +113,7 @@ def _worth(model: ModelDescriptor, cost_weight: float, dearest: float) -> float:
 def _told(model: ModelDescriptor) -> str:
     """Return what a descriptor says of accuracy and price, and whose it is: in the order in which it says so."""
     [(skill, accuracy)] = model.skills.items()
-    return f"{skill} {accuracy:.2f}, ${model.price.completion:g}: {model.called}"
+    return f"{skill} {accuracy:.2f}, ${model.price.completion:g}: {model.display_name}"
 
 
 def _turn_of(turns: Sequence[str], replies: Sequence[str]) -> str:
@@ -117,7 +121,7 @@ def _turn_of(turns: Sequence[str], replies: Sequence[str]) -> str:
 
 
 def first_turn(run: dict[str, Any]) -> dict[str, Any]:
-    """Return a run of the teacher up to the end of its first turn: what `drive` returns, cut there."""
+    """Return a run of the teacher up to the end of its first turn: what `collect_demonstrations` returns, cut there."""
     begin = run["mask"].index(1)
     end = run["mask"].index(0, begin)
     return {**run, "token_ids": run["token_ids"][:end], "mask": run["mask"][:end]}
@@ -130,16 +134,18 @@ def transcripts(
     directory = data_dir()
     if directory is None:
         raise TaskError("the router learns from recorded answers: set ROUTER_R1_DATA to the data directory")
-    taught: list[Lesson] = []
+    taught: list[Demonstration] = []
     for name, rounds in ROUNDS.items():
         pool = RecordedPool.from_file(directory / "pools" / name)
         registry = pool.registry(prices=PRICES if name == OTHERS else None)
         first = taught[-1].block + 1 if taught else 0
-        own = lessons(pool, registry, rounds=rounds, seed=seed)
-        taught += [replace(lesson, block=first + lesson.block) for lesson in own]
-    runs = asyncio.run(drive(taught, ChatTokenizer.load(base_model_dir())))
-    learned = [run if lesson.answer else first_turn(run) for lesson, run in zip(taught, runs, strict=True)]
-    report(lessons=len(taught), **keep_batches(learned, output, seed=seed))
+        own = demonstrations(pool, registry, rounds=rounds, seed=seed)
+        taught += [replace(demonstration, block=first + demonstration.block) for demonstration in own]
+    runs = asyncio.run(collect_demonstrations(taught, ChatTokenizer.load(base_model_dir())))
+    learned = [
+        run if demonstration.answer else first_turn(run) for demonstration, run in zip(taught, runs, strict=True)
+    ]
+    report(demonstrations=len(taught), **keep_batches(learned, output, seed=seed))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ from langgraph_router_r1.pocket.world import (
 )
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.registry import Measured, ModelDescriptor, ModelRegistry
-from training.teacher import Memory, drive, keep_batches, lessons
+from training.teacher import Memory, collect_demonstrations, demonstrations, keep_batches
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -201,7 +201,11 @@ def transcripts(
     rows = map(json.loads, memory.read_text(encoding="utf-8").splitlines())
     known: Memory = {(row["iso"], row["asked"], row["by"]): row["says"] for row in rows}
     chosen = list(sample_for_router(seed))
-    runs = asyncio.run(drive(lessons(chosen, known, blocks=pools, seed=seed), ChatTokenizer.load(base_model_dir())))
+    runs = asyncio.run(
+        collect_demonstrations(
+            demonstrations(chosen, known, blocks=pools, seed=seed), ChatTokenizer.load(base_model_dir())
+        )
+    )
     report(**keep_batches(runs, output, seed=seed))
 
 

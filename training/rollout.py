@@ -139,7 +139,7 @@ def flatten(task: Task, cost_weight: float, result: dict[str, Any], registry: Mo
     prompt, *rest = transcript
     logprobs: list[float] = []
     for segment in rest:
-        unknown = math.nan if segment["kind"] == "model" else 0.0
+        unknown = math.nan if segment["kind"] == "policy" else 0.0
         logprobs += segment.get("logprobs", [unknown] * len(segment["token_ids"]))
     hops: list[RoutedCall] = result["routing"]["hops"]
     segments = [(segment["kind"], segment["text"]) for segment in transcript]

@@ -1,8 +1,8 @@
 """The scripted teacher of the pocket router's cold start, over drawn pools of simulated models (pools.py).
 
-Each lesson is a run of the graph. The teacher's thought names the skill that a step needs, tells of each candidate what
-its descriptor says of that skill and of its price, and names the best. These are reasons that follow from the
-descriptors alone, and so they are right in every pool.
+Each demonstration is a run of the graph. The teacher's thought names the skill that a step needs, tells of each
+candidate what its descriptor says of that skill and of its price, and names the best. These are reasons that follow
+from the descriptors alone, and so they are right in every pool.
 
 A cost weight above 0 moves the choice to cheaper candidates (`training.pools.worth`), and to memory: what the base
 model knows is not asked for. Where two calls are needed all the same, a weight above one half gives up questions for
@@ -39,13 +39,13 @@ from training.kinds import KINDS, STRANGERS, Kind
 from training.pools import TWO_HOP, DrawnPool, Member, draw_pool, worth
 
 WEIGHTS = (0.0, 0.0, 0.0, 0.3, 0.3, 0.6, 0.6, 0.9)
-"""Cost weights of lessons, each as often as another: at 0 there is most to learn."""
+"""Cost weights of demonstrations, each as often as another: at 0 there is most to learn."""
 
-LESSONS_A_POOL = 8
+DEMONSTRATIONS_PER_POOL = 8
 """A batch of training has one pool: what its prompts share is then computed once (see sft.py)."""
 
 SPARE = 3
-"""More lessons a pool, for those in which a model was wrong: they are left out."""
+"""More demonstrations a pool, for those in which a model was wrong: they are left out."""
 
 CODES = ("dialling", "domain")
 """Kinds that hardly anybody knows by heart, so that they take the most calls."""
@@ -79,7 +79,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Demonstration:
     """One run of the graph to learn from."""
 
     question: str
@@ -90,39 +90,39 @@ class Lesson:
     answer: str | None
     """What must come out of it; None when it is answered from memory, right or wrong."""
     block: int = 0
-    """Which pool it has: lessons of a block have the same one."""
+    """Which pool it has: demonstrations of a block have the same one."""
     task_id: str | None = None
     """Where replies are recorded: of which task."""
 
 
-async def drive(
-    taught: Iterable[Lesson], tokenizer: Tokenizer, *, prompt: RouterPrompt | None = None, in_flight: int = 32
+async def collect_demonstrations(
+    taught: Iterable[Demonstration], tokenizer: Tokenizer, *, prompt: RouterPrompt | None = None, in_flight: int = 32
 ) -> list[dict[str, Any]]:
-    """Let the teacher drive the graph, the models of each lesson's pool behind it.
+    """Let the teacher drive the graph, the models of each demonstration's pool behind it.
 
     Returns:
-        For each lesson `token_ids`, `mask` (1 on the teacher's own tokens), `right` and `block`, in order.
+        For each demonstration `token_ids`, `mask` (1 on the teacher's own tokens), `right` and `block`, in order.
     """
     gate = asyncio.Semaphore(in_flight)
 
-    async def one(lesson: Lesson) -> dict[str, Any]:
+    async def one(demonstration: Demonstration) -> dict[str, Any]:
         def write(transcript: Sequence[Segment]) -> str:
-            blocks = [segment["text"].strip() for segment in transcript if segment["kind"] == "info"]
-            return lesson.turn([text[len("<information>") : -len("</information>")].strip() for text in blocks])
+            blocks = [segment["text"].strip() for segment in transcript if segment["kind"] == "observation"]
+            return demonstration.turn([text[len("<information>") : -len("</information>")].strip() for text in blocks])
 
         engine = ScriptedEngine(write, tokenizer=tokenizer)
-        router = create_router(engine, lesson.pool, cost_weight=lesson.cost_weight, prompt=prompt)
+        router = create_router(engine, demonstration.pool, cost_weight=demonstration.cost_weight, prompt=prompt)
         async with gate:
             result = await router.ainvoke(
-                {"messages": [("user", lesson.question)]},
-                {"metadata": {TASK_ID: lesson.task_id}},
+                {"messages": [("user", demonstration.question)]},
+                {"metadata": {TASK_ID: demonstration.task_id}},
                 output_keys=["answer", "transcript"],
             )
         return {
             "token_ids": token_ids(result["transcript"]),
             "mask": sampled_mask(result["transcript"]),
-            "right": lesson.answer is None or exact_match(result["answer"], [lesson.answer]),
-            "block": lesson.block,
+            "right": demonstration.answer is None or exact_match(result["answer"], [demonstration.answer]),
+            "block": demonstration.block,
         }
 
     return await asyncio.gather(*map(one, taught))
@@ -132,7 +132,7 @@ def keep_batches(runs: Iterable[dict[str, Any]], path: Path, *, seed: int) -> di
     """Write the runs that went as they should, a batch of one pool after the other; return how many there are of what.
 
     Args:
-        runs: As `drive` returns them.
+        runs: As `collect_demonstrations` returns them.
         path: Of the file, a JSON object a line.
         seed: Of the order of the batches.
     """
@@ -140,9 +140,9 @@ def keep_batches(runs: Iterable[dict[str, Any]], path: Path, *, seed: int) -> di
     wrong = 0
     for run in runs:
         wrong += not run["right"]
-        if run["right"] and len(blocks[run["block"]]) < LESSONS_A_POOL:
+        if run["right"] and len(blocks[run["block"]]) < DEMONSTRATIONS_PER_POOL:
             blocks[run["block"]].append(run)
-    whole = [block for block in blocks.values() if len(block) == LESSONS_A_POOL]
+    whole = [block for block in blocks.values() if len(block) == DEMONSTRATIONS_PER_POOL]
     random.Random(seed).shuffle(whole)
     kept = [run for block in whole for run in block]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,8 +156,10 @@ def keep_batches(runs: Iterable[dict[str, Any]], path: Path, *, seed: int) -> di
     }
 
 
-def lessons(questions: Sequence[PocketQuestion], memory: Memory, *, blocks: int, seed: int = 0) -> Iterator[Lesson]:
-    """Yield lessons, block by block, each with a pool of its own.
+def demonstrations(
+    questions: Sequence[PocketQuestion], memory: Memory, *, blocks: int, seed: int = 0
+) -> Iterator[Demonstration]:
+    """Yield demonstrations, block by block, each with a pool of its own.
 
     Args:
         questions: Of the pocket world, drawn from; questions for other kinds are about their countries.
@@ -172,7 +174,7 @@ def lessons(questions: Sequence[PocketQuestion], memory: Memory, *, blocks: int,
         pool = draw_pool(choose)
         others = [KINDS[kind] for member in pool.members for kind in member.accuracy if kind in KINDS]
         strangers = [kind for kind in others if not kind.relation]
-        left = LESSONS_A_POOL + SPARE
+        left = DEMONSTRATIONS_PER_POOL + SPARE
         is_long = choose.random() < LONG  # a batch is padded to its longest: questions of two hops stand together
         while left:
             known = strangers if strangers and choose.random() < 0.9 else STRANGERS
@@ -186,7 +188,7 @@ def lessons(questions: Sequence[PocketQuestion], memory: Memory, *, blocks: int,
                 continue
             turn, from_memory = planned
             left -= 1
-            yield Lesson(one.text, pool.registry, weight, turn, None if from_memory else one.answer, block)
+            yield Demonstration(one.text, pool.registry, weight, turn, None if from_memory else one.answer, block)
 
 
 def _about_stranger(kind: Kind, lands: Sequence[Country], choose: random.Random) -> Asked:
@@ -286,7 +288,7 @@ def _reasons(pool: DrawnPool, kind: Kind, cost_weight: float, needed: str = "") 
     best = _best(pool, kind.name, cost_weight)
     assert best is not None
     compared = "; ".join(_told(member, kind.name) for member in pool.candidates(kind.name))
-    return f"Needed: {needed or kind.noun}. {compared}. Best: {best.descriptor.called}."
+    return f"Needed: {needed or kind.noun}. {compared}. Best: {best.descriptor.display_name}."
 
 
 def _told(member: Member, kind: str) -> str:
@@ -296,7 +298,7 @@ def _told(member: Member, kind: str) -> str:
     # Where no accuracy is told, whether a model is made for this kind alone is what the description says of it.
     unmeasured = f"{kind} only" if member.role == "specialist" else "anything"
     said = unmeasured if accuracy is None else f"{kind} {accuracy:.2f}"
-    return f"{said}, {price}: {member.descriptor.called}"
+    return f"{said}, {price}: {member.descriptor.display_name}"
 
 
 def _turn(steps: Sequence[str], last: str, replies: Sequence[str]) -> str:
@@ -315,7 +317,7 @@ def _turn_knowing(find: str, country: str, recalled: str, replies: Sequence[str]
 
 
 def _search(thought: str, model: Member, query: str) -> str:
-    return f"<think> {thought} </think>\n<search> {model.descriptor.called}: {query} </search>"
+    return f"<think> {thought} </think>\n<search> {model.descriptor.display_name}: {query} </search>"
 
 
 def _final(thought: str, answer: str) -> str:

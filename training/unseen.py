@@ -133,7 +133,7 @@ async def _evaluate(base_url: str, asked: Sequence[Task], cost_weight: float) ->
     for of_whom, names in conditions:
         registry = ModelRegistry([*pool, own if of_whom == "its own" else swapped])
         if names == "neutral":
-            registry = registry.neutral()
+            registry = registry.anonymized()
         route = create_router(engine, registry, max_tokens=MAX_ROUTER_TOKENS)
         rollouts = await roll_out(route, registry, [(task, cost_weight) for task in asked], in_flight=32)
         print(json.dumps({"descriptor": of_whom, "names": names, **figures(rollouts)}), flush=True)

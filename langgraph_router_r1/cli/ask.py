@@ -157,7 +157,7 @@ def models(registry: RegistryOption = None) -> None:
     for entry in pool:
         skills = ", ".join(f"{skill} {value:.2f}" for skill, value in entry.skills.items())
         seconds = "" if entry.latency_s is None else f"{entry.latency_s:.2f}"
-        texts = [Text(printable(text)) for text in (entry.called, skills, entry.description)]
+        texts = [Text(printable(text)) for text in (entry.display_name, skills, entry.description)]
         table.add_row(texts[0], str(entry.price), seconds, *texts[1:])
     results_console().print(table)
 

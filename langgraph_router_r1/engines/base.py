@@ -42,7 +42,7 @@ class Generation:
     """One turn, as sampled."""
 
     segment: Segment
-    """Of kind `model`; its `token_ids` are the truth, and may go past a stop string by the rest of its last token."""
+    """Of kind `policy`; its `token_ids` are the truth, and may go past a stop string by the rest of its last token."""
     usage: Usage
     finish: Literal["stop", "length"]
     """`stop`: at a stop string or by the model's own end token. `length`: cut at `max_tokens`."""
@@ -99,9 +99,9 @@ class Fallback(Protocol):
         """Return names of the registry, the best choice first; `cost_weight` is that of the run. It may block."""
 
 
-def info_segment(engine: RouterEngine, text: str) -> Segment:
+def observation_segment(engine: RouterEngine, text: str) -> Segment:
     """Return a segment that the environment puts in."""
-    return {"kind": "info", "text": text, "token_ids": engine.encode(text)}
+    return {"kind": "observation", "text": text, "token_ids": engine.encode(text)}
 
 
 def cut_after_stop(text: str, stop: Sequence[str]) -> str:

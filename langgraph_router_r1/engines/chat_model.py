@@ -90,7 +90,7 @@ class ChatModelEngine:
         if from_cache:
             usage = NO_USAGE.copy()  # nobody sampled anything, and nothing is paid
         return Generation(
-            segment={"kind": "model", "text": text, "token_ids": [], "policy": self.model},
+            segment={"kind": "policy", "text": text, "token_ids": [], "policy": self.model},
             usage=usage
             or {
                 "prompt_tokens": sum(self.count_tokens(segment["text"]) for segment in transcript),
@@ -109,7 +109,7 @@ def _chat(transcript: Sequence[Segment]) -> list[BaseMessage]:
         if segment["kind"] == "prompt":
             chat += convert_to_messages(segment["messages"])
         else:
-            kind = AIMessage if segment["kind"] == "model" else HumanMessage
+            kind = AIMessage if segment["kind"] == "policy" else HumanMessage
             chat.append(kind(segment["text"].strip()))
     return chat
 

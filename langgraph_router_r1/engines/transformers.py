@@ -118,7 +118,7 @@ class TransformersEngine(TokenEngine):
         ids, logprobs, stopped = result
         return Generation(
             segment={
-                "kind": "model",
+                "kind": "policy",
                 "text": self.tokenizer.decode(ids, skip_control=True),
                 "token_ids": ids,
                 "logprobs": logprobs,

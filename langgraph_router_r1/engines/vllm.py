@@ -302,7 +302,7 @@ class VLLMEngine(TokenEngine):
     def _generation(self, reply: _Completion, tokenizer: ChatTokenizer) -> Generation:
         [choice], usage = reply.choices, reply.usage
         segment: Segment = {
-            "kind": "model",
+            "kind": "policy",
             "text": tokenizer.decode(choice.token_ids, skip_control=True),
             "token_ids": choice.token_ids,
             "policy": self.model,

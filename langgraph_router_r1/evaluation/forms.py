@@ -79,7 +79,7 @@ class Form(BaseModel):
             names = _invented_names(choose)
             models = [model.model_copy(update={"alias": next(names)}) for model in models]
         whole = ModelRegistry(models, profile=registry.profile)
-        return whole.neutral() if self.names == "neutral" else whole
+        return whole.anonymized() if self.names == "neutral" else whole
 
     def count(self, registry: ModelRegistry) -> int:
         """Return how many forms of a pool this makes."""

@@ -13,7 +13,7 @@ from typing import Any
 from typing_extensions import override
 
 from langgraph_router_r1 import protocol
-from langgraph_router_r1.engines.base import ContextFullError, Generation, RouterEngine, info_segment
+from langgraph_router_r1.engines.base import ContextFullError, Generation, RouterEngine, observation_segment
 from langgraph_router_r1.ledger import FREE, PER_MILLION, Price, cost, worst_case
 from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.registry import ModelRegistry
@@ -105,15 +105,15 @@ class RouterLLM(Strategy):
             added.append(self.engine.begin(chat))
             may_ask = limits.max_turns > 0 and self._can_ask(view, view.spent_usd, added)
             if not may_ask:
-                added.append(info_segment(self.engine, self._quote(view, [], may_ask=False)))
+                added.append(observation_segment(self.engine, self._quote(view, [], may_ask=False)))
         else:
             may_ask = (
                 not view.notes.get("must_answer", False)
                 and view.turn < limits.max_turns
                 and self._can_ask(view, view.spent_usd, transcript)
             )
-            if transcript[-1]["kind"] == "model":
-                added.append(info_segment(self.engine, self._quote(view, view.latest, may_ask=may_ask)))
+            if transcript[-1]["kind"] == "policy":
+                added.append(observation_segment(self.engine, self._quote(view, view.latest, may_ask=may_ask)))
         transcript += added
         return _Turn(view, added, transcript, may_ask, self._affordable_tokens(limits, view.spent_usd, transcript))
 
@@ -147,7 +147,7 @@ class RouterLLM(Strategy):
             turn.view, spent, [*turn.transcript, generation.segment]
         )
         words = self._harmless(_correction(reason, may_ask=may_ask))
-        wrote["segments"] = [*wrote["segments"], info_segment(self.engine, protocol.quote(words))]
+        wrote["segments"] = [*wrote["segments"], observation_segment(self.engine, protocol.quote(words))]
         return Again(**wrote, notes={"corrections": corrections + 1, "must_answer": not may_ask})
 
     # What the router reads
@@ -254,14 +254,14 @@ def _reason(call: RoutedCall, registry: ModelRegistry) -> str:
     """Return why there is no reply; the account tells of models by name, and the router knows aliases only."""
     name, reason = call["answered_by"] or call["model"], str(call["reason"])
     if call["status"] == "error" and name in registry and reason.startswith(f"{name} "):
-        return registry[name].called + reason.removeprefix(name)
+        return registry[name].display_name + reason.removeprefix(name)
     return reason
 
 
 def _called(call: RoutedCall, registry: ModelRegistry) -> str:
     """Return what the router calls the model of a call, or what it called one that there is not."""
     unknown = call["status"] == "unknown_model" or call["model"] not in registry
-    return call["model"] if unknown else registry[call["model"]].called
+    return call["model"] if unknown else registry[call["model"]].display_name
 
 
 def _sentence(text: str) -> str:
