@@ -249,21 +249,22 @@ def evaluate(
     split: str = "test",
     sample: int = 200,
     seed: int = 0,
+    cost_weight: float = 0.0,
     runs: Annotated[Path | None, typer.Option(help="File for every run, a JSON object a line.")] = None,
 ) -> None:
     """Ask the router questions about countries it never saw."""
     every = list(questions(countries(split)))  # type: ignore[arg-type]
     chosen = random.Random(seed).sample(every, min(sample, len(every)))
     with pocket_server(named={ROUTER_NAME: router}) as server:
-        results = asyncio.run(_routed_runs(server.base_url, chosen))
+        results = asyncio.run(_routed_runs(server.base_url, chosen, cost_weight))
     if runs:
         runs.parent.mkdir(parents=True, exist_ok=True)
         replace_file(runs, "".join(json.dumps(result) + "\n" for result in results))
-    report(**summarise(results))
+    report(cost_weight=cost_weight, **summarise(results))
 
 
-async def _routed_runs(base_url: str, chosen: Sequence[PocketQuestion]) -> list[dict[str, Any]]:
-    router = pocket_router(base_url)
+async def _routed_runs(base_url: str, chosen: Sequence[PocketQuestion], cost_weight: float) -> list[dict[str, Any]]:
+    router = pocket_router(base_url, cost_weight=cost_weight)
     names = pocket_registry(base_url).names
     gate = asyncio.Semaphore(IN_FLIGHT)
 
