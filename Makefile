@@ -61,7 +61,7 @@ constraints: $(VENV)/.installed  ## Pin anew what is tested together
 	(head -1 constraints.txt; sed 's/+cpu//' build/constraints.txt) > build/pinned.txt && mv build/pinned.txt constraints.txt
 
 train-pocket: $(VENV)/.installed  ## Make the pocket pool's adapters from nothing (two hours)
-	training/runs/pocket_sft.sh
+	training/recipes/pocket/cold_start.sh
 
 clean:  ## Remove the environment and what was built
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -108,7 +108,7 @@ def test_the_script_of_the_papers_setting_trains_a_tiny_model(tmp_path: Path) ->
     pool = tmp_path / "pool.toml"
     pool.write_text('[models.small]\nmodel = "openai:none"\nbase_url = "http://127.0.0.1:9/v1"\nprice = 0.1\n')
     said = run(
-        ROOT / "training/runs/qwen2.5-3b_gpu.sh",
+        ROOT / "training/recipes/qwen2.5-3b/train.sh",
         *("--in-process", "--groups", "2", "--generations", "2", "--micro-batch", "4", "--max-tokens", "8"),
         LAUNCH="--cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no",
         OUTPUT=str(tmp_path / "run"),

@@ -1,4 +1,4 @@
-"""The pocket pool from nothing, in the steps that `training/runs/pocket_sft.sh` runs in order.
+"""The pocket pool from nothing, in the steps that `training/recipes/pocket/cold_start.sh` runs in order.
 
     python -m training.pocket experts       adapters of the specialists and of the generalist
     python -m training.pocket describe      measure every routed model through vLLM, write pool.toml

@@ -4,9 +4,9 @@
 # paid for any, it is earned by asking nobody. The KL term keeps what the cold start taught where a few rollouts of each
 # weight cannot tell better from luck. Stopped, the same command goes on from the last checkpoint.
 # Figures: docs/training.md and docs/results.md; what else was tried: training/LOG.md.
-#   ROUTER_R1_DATA=... training/runs/nq_recorded.sh [SEED]
+#   ROUTER_R1_DATA=... training/recipes/nq_recorded/train.sh [SEED]
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 python=${PYTHON:-.venv/bin/python}
 : "${ROUTER_R1_DATA:?the directory that holds pools/nq_six_models.jsonl}"
 seed=${1:-0}

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The pocket router by reinforcement learning, from its cold start (pocket_sft.sh), each seed through a vLLM of its own.
+# The pocket router by reinforcement learning, from its cold start (cold_start.sh), each seed through a vLLM of its own.
 # Stopped at any point, the same command goes on from the last checkpoint. Figures: docs/training.md.
-#   training/runs/pocket_grpo.sh [SEED...]        # 0 1 2 by default
+#   training/recipes/pocket/grpo.sh [SEED...]        # 0 1 2 by default
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 python=${PYTHON:-.venv/bin/python}
 start=${START:-runs/pocket/adapters/router}
 [ $# -gt 0 ] || set -- 0 1 2

@@ -8,12 +8,12 @@
 #   CUDA_VISIBLE_DEVICES=0 vllm serve Qwen/Qwen2.5-3B-Instruct --port 8000 \
 #     --enable-lora --max-loras 16 --max-lora-rank 32            # with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True
 #   CUDA_VISIBLE_DEVICES=1,2,3,4 LAUNCH="--config_file training/configs/fsdp2.yaml --num_processes 4" \
-#     training/runs/qwen2.5-3b_gpu.sh --url http://127.0.0.1:8000/v1
+#     training/recipes/qwen2.5-3b/train.sh --url http://127.0.0.1:8000/v1
 #
 # Deviations from the paper: GRPO with eight rollouts of each of a step's 64 questions for PPO with one, LoRA for all
 # weights, one policy for all cost weights.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 python=${PYTHON:-.venv/bin/python}
 tasks=()
 for name in ${TASKS:-nq hotpotqa}; do tasks+=(--tasks "$name"); done
