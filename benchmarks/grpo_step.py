@@ -36,9 +36,11 @@ from langgraph_router_r1.pocket import pocket_registry
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.pocket.world import FORWARD, PocketQuestion, countries, questions
 from langgraph_router_r1.testing import ScriptedEngine
-from training.grpo import GraphGRPOTrainer, Group, settings
+from training.groups import Group
+from training.grpo import GraphGRPOTrainer
 from training.pools import draw_pool
 from training.rollout import Rollout, roll_out
+from training.settings import settings
 from training.sft import LORA_TARGETS
 from training.sync import InProcessSync
 from training.teacher import Asked, Memory, plan

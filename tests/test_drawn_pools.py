@@ -18,9 +18,6 @@ from langgraph_router_r1.prompts import CALL_PROMPT
 from training import robustness, unseen
 from training.kinds import KINDS, STRANGERS, WORLD
 from training.pools import (
-    CHATS,
-    GENERALISTS,
-    TEMPLATES,
     DrawnPool,
     draw_pool,
     redraw,
@@ -28,6 +25,7 @@ from training.pools import (
     simulated_pocket,
     worth,
 )
+from training.wordings import CHATS, GENERALISTS, TEMPLATES
 
 POOLS = [draw_pool(random.Random(seed)) for seed in range(300)]
 

@@ -39,10 +39,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 
-from training.grpo import STATE_FILE, GraphGRPOTrainer, last_checkpoint, make_groups, settings
+from training.groups import make_groups
+from training.grpo import STATE_FILE, GraphGRPOTrainer, last_checkpoint
 from training.logprobs import completion_logprobs
 from training.rewards import CostScale, Reward, rewards
 from training.rollout import Rollout, require_logprobs, roll_out
+from training.settings import settings
 from training.sft import LORA_TARGETS, best_examples, read_examples
 from training.sync import InProcessSync, Sync, SyncError, Tolerance, VLLMSync
 from training.watch import JsonLog, ProgressTable, RolloutLog

@@ -23,7 +23,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +35,17 @@ from transformers import PrinterCallback, TrainerCallback
 from langgraph_router_r1 import ModelRegistry, create_router
 from langgraph_router_r1.calls.client import Clients
 from langgraph_router_r1.evaluation.files import replace_file
-from langgraph_router_r1.evaluation.metrics import METRICS
 from langgraph_router_r1.evaluation.tasks import Task
 from langgraph_router_r1.prompts import RouterPrompt
+from training.groups import Group
 from training.logprobs import PLAIN_HEADS, completion_logprobs
 from training.pools import Draw
-from training.rewards import COST_WEIGHTS, CostScale, Reward, Score, rewards
+from training.rewards import CostScale, Score, rewards
 from training.rollout import Calls, Rollout, require_logprobs, roll_out
+from training.settings import check_settings
 from training.sft import newest_checkpoint
 from training.sync import InProcessSync, Sync
+from training.watch import measure
 
 with warnings.catch_warnings():
     # TRL imports vLLM, for a use of it that is not ours and tied to older versions.
@@ -58,69 +59,6 @@ STATE_FILE = "router_r1.json"
 
 MAX_UNSCORABLE_STEPS = 3
 """After so many steps in which nothing could be scored, training stops: something is down for good."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """What a group of rollouts has in common."""
-
-    id: str
-    """Unique in a run."""
-    task: Task
-    cost_weight: float
-
-
-def make_groups(
-    tasks: Sequence[Task], count: int, *, cost_weights: Sequence[float] = COST_WEIGHTS, seed: int = 0, name: str = "g"
-) -> list[Group]:
-    """Return so many groups: the tasks over and over, each time in another order, at cost weights likewise.
-
-    Raises:
-        ValueError: There are no tasks, or no cost weights, or one that is not between 0 and 1.
-    """
-    if not tasks or not cost_weights or not all(0 <= weight <= 1 for weight in cost_weights):
-        raise ValueError(
-            f"there are {len(tasks)} tasks and the cost weights are {list(cost_weights)}; there must be a task, and "
-            "cost weights between 0 (quality only) and 1 (cost only)"
-        )
-    choose = random.Random(seed)
-    order: list[Task] = []
-    while len(order) < count:
-        order += choose.sample(list(tasks), len(tasks))
-    # Each weight once before any comes again: a step that lacked one would pull all of them the same way.
-    weights: list[float] = []
-    while len(weights) < count:
-        weights += choose.sample(list(cost_weights), len(cost_weights))
-    return [
-        Group(f"{name}{number}", task, weight)
-        for number, (task, weight) in enumerate(zip(order[:count], weights, strict=False))
-    ]
-
-
-def settings(output_dir: str | Path, **options: Any) -> GRPOConfig:
-    """Return TRL's settings with what rollouts of a graph need; `options` are those of `GRPOConfig`.
-
-    Two defaults are not TRL's. The way to correct for the sampler is `token_truncate` at 2: `sequence_mask` zeroes
-    whole trajectories when they are long. And advantages are divided by the spread of rewards in the batch: by that of
-    their group, questions that nobody could answer count as much as those that asking got right; all that differs in
-    them is what was spent, and so they teach not to ask, at every cost weight.
-    """
-    ours: dict[str, Any] = {
-        "shuffle_dataset": False,
-        "disable_dropout": True,
-        "vllm_importance_sampling_mode": "token_truncate",
-        "vllm_importance_sampling_clip_max": 2.0,
-        "scale_rewards": "batch",
-        "max_completion_length": None,
-        "use_cpu": not torch.cuda.is_available(),
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "logging_steps": 1,
-        "report_to": [],
-        "disable_tqdm": True,
-        "num_train_epochs": 1,
-    }
-    return GRPOConfig(output_dir=str(output_dir), **{**ours, **options})
 
 
 class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -165,7 +103,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         Raises:
             ValueError: A setting would train on something else than what was sampled.
         """
-        _check_settings(args, sync)
+        check_settings(args, sync)
         self.sync = sync
         self.registry = registry
         # Groups with pools of their own share the connections to the models.
@@ -512,89 +450,9 @@ def last_checkpoint(output_dir: str | Path) -> Path | None:
     return newest_checkpoint(output_dir, STATE_FILE)
 
 
-def measure(
-    rollouts: Sequence[Rollout], scored: Sequence[Reward], names: Sequence[str], generations: int
-) -> dict[str, float]:
-    """Return what a log says of a batch; means are over the rollouts that could be scored.
-
-    Args:
-        rollouts: The batch, group by group.
-        scored: Their rewards.
-        names: Of the pool.
-        generations: How many rollouts a group has.
-    """
-    both = [(rollout, earned) for rollout, earned in zip(rollouts, scored, strict=True) if rollout.is_scorable]
-    groups = [
-        {
-            earned.total
-            for rollout, earned in zip(
-                rollouts[start : start + generations], scored[start : start + generations], strict=True
-            )
-            if rollout.is_scorable
-        }
-        for start in range(0, len(rollouts), generations)
-    ]
-    asked = [hop["answered_by"] or hop["model"] for rollout, _ in both for hop in rollout.hops if hop["status"] == "ok"]
-    shares = {name: asked.count(name) / len(asked) if asked else 0.0 for name in names}
-    right = [float(METRICS["em"](rollout.answer, rollout.task.golden_answers)) for rollout, _ in both]
-    figures = {
-        "reward/format": _mean([earned.format for _, earned in both]),
-        "reward/outcome": _mean([earned.outcome for _, earned in both]),
-        "reward/cost": _mean([earned.cost for _, earned in both]),
-        "em": _mean(right),
-        "cost_usd": _mean([rollout.cost_usd() for rollout, _ in both]),
-        "turns": _mean([rollout.turns for rollout, _ in both]),
-        "well_formed": _mean([rollout.format_ok for rollout, _ in both]),
-        "unscorable": 1 - len(both) / len(rollouts),
-        "groups_without_signal": _mean([len(totals) < 2 for totals in groups]),
-        "calls_a_rollout": _mean([len(rollout.hops) for rollout, _ in both]),
-        "call_entropy": -sum(share * float(torch.tensor(share).log()) for share in shares.values() if share),
-        **{f"calls/{name}": share for name, share in shares.items()},
-    }
-    for weight in sorted({rollout.cost_weight for rollout, _ in both}):
-        at_weight = [index for index, (rollout, _) in enumerate(both) if rollout.cost_weight == weight]
-        figures[f"em/at_{weight:g}"] = _mean([right[index] for index in at_weight])
-        figures[f"cost_usd/at_{weight:g}"] = _mean([both[index][0].cost_usd() for index in at_weight])
-    return figures
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
-
-
 def _row(rollout: Rollout, eos: int) -> tuple[list[int], list[int], list[int], list[float]]:
     """Return prompt, completion, mask and log-probabilities; for what can't be scored, a token that is not learned."""
     if not rollout.is_scorable:
         return [eos], [eos], [0], [0.0]
     require_logprobs(rollout)
     return rollout.prompt_ids, rollout.completion_ids, rollout.env_mask, rollout.logprobs
-
-
-def _check_settings(args: GRPOConfig, sync: Sync) -> None:
-    """Refuse what would train on something else than what was sampled."""
-    wanted = {
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "top_k": 0,
-        "mask_truncated_completions": False,
-        "shuffle_dataset": False,
-        "use_vllm": False,
-    }
-    for name, value in wanted.items():
-        if getattr(args, name) != value:
-            raise ValueError(
-                f"args.{name} is {getattr(args, name)!r}; it must be {value!r}: see training.grpo.settings"
-            )
-    if sync.engine.temperature != 1.0:
-        raise ValueError(f"{sync.engine!r} samples at temperature {sync.engine.temperature!r}; it must be 1.0")
-    if args.save_total_limit == 1:
-        raise ValueError("args.save_total_limit is 1; it must be 2 or more, or None: the older checkpoint goes first")
-    updates = args.steps_per_generation * args.num_iterations
-    steps_a_batch, rest = divmod(updates, args.gradient_accumulation_steps)
-    if rest:
-        raise ValueError(
-            f"a batch of rollouts makes {updates} micro-batches (steps_per_generation x num_iterations), which "
-            f"{args.gradient_accumulation_steps} (gradient_accumulation_steps) does not divide"
-        )
-    if args.save_strategy == "steps" and args.save_steps % steps_a_batch:
-        raise ValueError(f"args.save_steps is {args.save_steps!r}; it must be a multiple of {steps_a_batch}")

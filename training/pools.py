@@ -30,6 +30,19 @@ from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.protocol import fold
 from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
 from training.kinds import KINDS, STRANGERS, WORLD, Kind
+from training.wordings import (
+    CHATS,
+    COMPOSED,
+    FAMILIES,
+    GENERALISTS,
+    OBJECTS,
+    OPENINGS,
+    SIZES,
+    SYLLABLES,
+    TAILS,
+    TEMPLATES,
+    VERBS,
+)
 
 Draw = Callable[[ModelRegistry, random.Random], ModelRegistry]
 """What makes the pool of one group of rollouts from that of the whole training; `redraw` is one."""
@@ -44,169 +57,6 @@ MOST_TRIES = 20
 
 TWO_HOP = "two-hop"
 """The skill of answering a question about a described country in one call."""
-
-TEMPLATES = (
-    "{Plural} of countries.",
-    "The {noun} of every country.",
-    "Knows the {noun} of each country.",
-    "Ask it for a country's {noun}.",
-    "{Plural}, for any country.",
-    "A specialist in {plural}.",
-    "Trained on {plural} of the world.",
-    "Tells which {noun} a country has.",
-    "Small and quick, for {plural} only.",
-    "Answers questions about {plural}.",
-    "{Noun} lookups.",
-    "Everything about {plural}.",
-    "Expert for {plural}.",
-    "Good at {plural}, and at nothing else.",
-    "From a country to its {noun}.",
-    "Use this for the {noun} of a country.",
-    "Fine-tuned for {plural}.",
-    "{Plural} only.",
-    "A model for questions like: which {noun} does this country have?",
-    "Countries and their {plural}.",
-    "It has learned {plural}; do not ask it for other things.",
-    "{Noun}? Ask here.",
-    "Looking for a {noun}? Look no further!",
-    "The place to go for {plural}.",
-    "Country in, {noun} out.",
-    "If somebody wants to know a {noun}, this is the one to ask.",
-    "You name a country and it names the {noun}.",
-    "Made for {plural}; it has seen nothing else.",
-    "This one has {plural} in its memory, for about two hundred countries.",
-    "A compact network whose training data was a long table of countries and their {plural}, nothing more than that.",
-    "Helps people who have to look up a {noun}.",
-    "The job of this model is simple: to find the {noun} of whatever country it is asked about.",
-    "Our best model for {plural}!",
-    "{plural}",
-)
-"""Descriptions of a specialist. Those that `benchmarks/robustness.toml` tests with are worded in other ways."""
-
-OPENINGS = (
-    "This model",
-    "A language model that",
-    "An assistant which",
-    "It",
-    "A small network that",
-    "The one that",
-    "Somebody",
-    "A helper that",
-    "Here is a model which",
-    "A little expert: it",
-    "You get a model that",
-)
-VERBS = (
-    "knows",
-    "has memorised",
-    "was taught",
-    "was trained on",
-    "tells",
-    "looks up",
-    "finds",
-    "can say",
-    "remembers",
-    "has learned",
-    "gives",
-    "returns",
-    "will tell you",
-    "was made to give",
-    "is asked for",
-    "specialises in",
-)
-OBJECTS = (
-    "the {noun} of each country",
-    "the {noun} of any country in the world",
-    "every country's {noun}",
-    "a country's {noun}",
-    "{plural}",
-    "the {plural} of the world",
-    "the {plural} of all countries, large and small",
-    "the {noun} that a country uses or has",
-    "{plural} and the countries that they belong to",
-    "whatever {noun} a country has",
-)
-TAILS = (
-    "",
-    "",
-    "",
-    ", and nothing else",
-    ", both ways",
-    ", and can go from there back to the country",
-    " for two hundred countries",
-    " at a low price",
-    ", in one short answer",
-    "; for other questions ask another",
-    ", without further training in anything else",
-    " and is small",
-    ", day and night",
-)
-"""What longer descriptions of a specialist are put together of."""
-
-COMPOSED = 0.5
-"""Share of a specialist's descriptions that are put together."""
-
-GENERALISTS = (
-    "All of these, and questions that need two of them.",
-    "All of these.",
-    "Knows a little of everything about countries.",
-    "Facts about countries of every kind, also two at once.",
-    "A generalist: any question about countries.",
-    "Every fact about countries, at a price.",
-    "Answers all kinds of questions about countries.",
-    "Broad knowledge of the world, and a high price.",
-    "A large model for everything.",
-    "General knowledge of all countries.",
-    "Whatever the others know, in one model.",
-    "{plurals}.",
-    "Countries: {plurals}.",
-    "A model for {plurals}, and for questions that combine them.",
-    "Has learned what all the specialists know, though not quite as well.",
-    "It can be asked anything about a country, and follows one fact to the next.",
-    "One for all questions!",
-    "A single network for {plurals}; it can also look one up by way of another.",
-    "For any question about any country, simple or nested.",
-    "Anything.",
-    "For whoever does not want to choose: it covers every subject.",
-)
-CHATS = (
-    "Small talk and well-known facts.",
-    "A small chat model.",
-    "Chats, and knows what everybody knows.",
-    "The plain base model; it knows little.",
-    "Everyday conversation.",
-    "Talks about anything, often wrongly.",
-    "Cheap, for chatting.",
-    "Greetings and small talk.",
-    "Only the best known facts.",
-    "Hello! I like to chat!",
-    "A tiny assistant without any special knowledge.",
-    "For a friendly word; do not trust it with facts.",
-    "Conversation.",
-    "An untrained little model, fast and almost free, which guesses a lot.",
-)
-
-FAMILIES = ("llama-3.1", "qwen2.5", "mistral", "gemma-2", "phi-3", "granite", "falcon", "command", "yi", "olmo", "nova")
-SIZES = ("1b", "3b", "7b", "8b", "9b", "14b", "27b", "70b", "small", "large", "mini", "instruct", "7b-instruct", "pro")
-SYLLABLES: tuple[str, ...] = (
-    "ba",
-    "bel",
-    "cor",
-    "da",
-    "den",
-    "fi",
-    "gol",
-    "ha",
-    "ju",
-    "kar",
-    "lem",
-    "lo",
-    "mi",
-    "nar",
-    "o",
-    "pel",
-)
-SYLLABLES += ("qui", "ra", "rin", "so", "ta", "tor", "ul", "va", "vex", "wen", "xi", "yor", "za", "zu")
 
 ASSUMED: dict[Role, float] = {"specialist": 0.95, "generalist": 0.85, "chat": 0.25}
 """What a reader of a descriptor takes an accuracy for that is not told."""

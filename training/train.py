@@ -35,10 +35,12 @@ from langgraph_router_r1.pocket import ADAPTERS, BASE_NAME, MAX_ROUTER_TOKENS, p
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.serving.vllm import VLLMServer
-from training.grpo import GraphGRPOTrainer, last_checkpoint, make_groups, settings
+from training.groups import make_groups
+from training.grpo import GraphGRPOTrainer, last_checkpoint
 from training.pools import Draw, draw_pool, redraw, simulated_pocket
 from training.rewards import COST_WEIGHTS, Basis, Mode, Score, rewards
 from training.rollout import Calls, share_calls
+from training.settings import settings
 from training.sft import LORA_TARGETS, save_adapter
 from training.sync import InProcessSync, Sync, VLLMSync
 from training.watch import JsonLog, ProgressTable, RolloutLog

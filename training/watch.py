@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from transformers import TrainerCallback
 
 from langgraph_router_r1.evaluation.files import replace_file
+from langgraph_router_r1.evaluation.metrics import METRICS
 from training.rewards import CostScale, Reward, Score
 from training.rollout import Rollout
 
@@ -189,3 +191,53 @@ def _short(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def measure(
+    rollouts: Sequence[Rollout], scored: Sequence[Reward], names: Sequence[str], generations: int
+) -> dict[str, float]:
+    """Return what a log says of a batch; means are over the rollouts that could be scored.
+
+    Args:
+        rollouts: The batch, group by group.
+        scored: Their rewards.
+        names: Of the pool.
+        generations: How many rollouts a group has.
+    """
+    both = [(rollout, earned) for rollout, earned in zip(rollouts, scored, strict=True) if rollout.is_scorable]
+    groups = [
+        {
+            earned.total
+            for rollout, earned in zip(
+                rollouts[start : start + generations], scored[start : start + generations], strict=True
+            )
+            if rollout.is_scorable
+        }
+        for start in range(0, len(rollouts), generations)
+    ]
+    asked = [hop["answered_by"] or hop["model"] for rollout, _ in both for hop in rollout.hops if hop["status"] == "ok"]
+    shares = {name: asked.count(name) / len(asked) if asked else 0.0 for name in names}
+    right = [float(METRICS["em"](rollout.answer, rollout.task.golden_answers)) for rollout, _ in both]
+    figures = {
+        "reward/format": _mean([earned.format for _, earned in both]),
+        "reward/outcome": _mean([earned.outcome for _, earned in both]),
+        "reward/cost": _mean([earned.cost for _, earned in both]),
+        "em": _mean(right),
+        "cost_usd": _mean([rollout.cost_usd() for rollout, _ in both]),
+        "turns": _mean([rollout.turns for rollout, _ in both]),
+        "well_formed": _mean([rollout.format_ok for rollout, _ in both]),
+        "unscorable": 1 - len(both) / len(rollouts),
+        "groups_without_signal": _mean([len(totals) < 2 for totals in groups]),
+        "calls_a_rollout": _mean([len(rollout.hops) for rollout, _ in both]),
+        "call_entropy": -sum(share * float(torch.tensor(share).log()) for share in shares.values() if share),
+        **{f"calls/{name}": share for name, share in shares.items()},
+    }
+    for weight in sorted({rollout.cost_weight for rollout, _ in both}):
+        at_weight = [index for index, (rollout, _) in enumerate(both) if rollout.cost_weight == weight]
+        figures[f"em/at_{weight:g}"] = _mean([right[index] for index in at_weight])
+        figures[f"cost_usd/at_{weight:g}"] = _mean([both[index][0].cost_usd() for index in at_weight])
+    return figures
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
