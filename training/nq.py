@@ -2,11 +2,11 @@
 
     python -m training.nq transcripts.jsonl      the teacher's runs, from recorded answers (train split)
 
-`training.sft` makes the adapter of them (training/recipes/nq_recorded/train.sh). Each batch tells of the pool in
-another form: another order, other names and words, other prices, accuracies moved within their intervals. The teacher asks the model
-that is worth most by what is said there, so the descriptors are the only thing to go by. Where the reply holds no
-answer, the run ends for the learner after the first turn: whom to ask was right all the same. The replies of EVOUNA's
-five systems teach the same on other questions and another pool.
+`training.sft` makes the adapter of them (training/recipes/nq_recorded/train.sh). Each batch describes the pool in another
+form: another order, other names and words, other prices, accuracies moved within their intervals. The teacher calls the
+model that is worth most by its descriptor, so there is nothing else to go by. Where the reply holds no answer, the
+learner sees the first turn only: the choice of the model was right all the same. The replies of EVOUNA's five systems
+teach the same on other questions and another pool.
 """
 
 from __future__ import annotations
