@@ -2,7 +2,7 @@
 
     python -m training.nq transcripts.jsonl      the teacher's runs, from recorded answers (train split)
 
-`training.sft` makes the adapter of them (training/recipes/nq_recorded/train.sh). Each batch describes the pool in another
+`training.sft` makes the adapter of them (training/recipes/nq_recorded/train.sh). Each batch has the pool in another
 form: another order, other names and words, other prices, accuracies moved within their intervals. The teacher calls the
 model that is worth most by its descriptor, so there is nothing else to go by. Where the reply holds no answer, the
 learner sees the first turn only: the choice of the model was right all the same. The replies of EVOUNA's five systems
