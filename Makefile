@@ -40,7 +40,7 @@ lint: $(VENV)/.installed  ## Check style and formatting
 type: $(VENV)/.installed  ## Check types
 	$(BIN)/mypy
 
-format: $(VENV)/.installed  ## Mend what can be mended
+format: $(VENV)/.installed  ## Fix what can be fixed automatically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -55,7 +55,7 @@ docs: $(VENV)/.installed  ## Build the documentation as a site, in build/site
 picture: $(VENV)/.installed  ## Draw the README's picture from a real run
 	$(BIN)/python docs/picture.py
 
-constraints: $(VENV)/.installed  ## Pin anew what is tested together
+constraints: $(VENV)/.installed  ## Update the pinned versions
 	$(BIN)/uv pip compile --quiet --upgrade --extra train --group dev --no-header --no-annotate \
 	  --no-emit-index-url --no-emit-find-links pyproject.toml --output-file build/constraints.txt
 	(head -1 constraints.txt; sed 's/+cpu//' build/constraints.txt) > build/pinned.txt && mv build/pinned.txt constraints.txt

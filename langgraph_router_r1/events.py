@@ -21,7 +21,7 @@ class ThinkEvent(TypedDict):
     type: Literal["router_r1.think"]
     turn: int
     text: str
-    """What the router LLM wrote; or that it does not answer, and whom the fallback asks, as a thought."""
+    """What the router LLM wrote; or that it does not answer, and which models the fallback asks, as a thought."""
 
 
 class RouteEvent(TypedDict):

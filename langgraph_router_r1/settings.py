@@ -62,7 +62,7 @@ class Limits:
 class RouterSettings(TypedDict, total=False):
     """The settings of a router, as keywords of `create_router` and `build_router`.
 
-    Those that stand in `Limits` may be set anew for each run, by a `RouterContext`.
+    Those that stand in `Limits` may be set for each run, by a `RouterContext`.
     """
 
     max_turns: int

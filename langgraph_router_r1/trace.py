@@ -1,4 +1,4 @@
-"""A run as one watches it: the stream events drawn as they come, and the bill at the end."""
+"""A run in a terminal: the stream events drawn as they come, and a table of costs at the end."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_the_code_of_a_page_works_with_a_router(page: str, capsys: pytest.Captur
 
 
 def test_the_page_of_commands_is_the_help_of_the_commands() -> None:
-    """`make docs` writes it anew."""
+    """`make docs` writes it."""
     command = get_command(cli)
     context = command.make_context("router-r1", [], resilient_parsing=True)
     made = get_docs_for_click(obj=command, ctx=context, name="router-r1", title="Commands")

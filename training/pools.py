@@ -114,7 +114,7 @@ def redraw(registry: ModelRegistry, choose: random.Random, *, dropped: float = 0
     """Return a pool of real models in another form: what the router is told of them changes, and they stay the same.
 
     Descriptions are reworded where a model's skills are kinds of the pocket world; others keep theirs. Prices are
-    changed on the bill, too: the reward has to go by what the router was told.
+    changed in the account, too: the reward has to go by what the router was told.
 
     Args:
         registry: The pool as it is.

@@ -48,7 +48,7 @@ SPARE = 3
 """More demonstrations a pool, for those in which a model was wrong: they are left out."""
 
 CODES = ("dialling", "domain")
-"""Kinds that hardly anybody knows by heart, so that they take the most calls."""
+"""Kinds that hardly anybody remembers, so that they take the most calls."""
 
 LONG = 0.5
 """Share of pools that are asked questions of two hops."""

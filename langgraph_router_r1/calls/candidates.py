@@ -82,7 +82,7 @@ class Candidates:
         """Make the call, unless it was refused before; return what came of it.
 
         Args:
-            call: What to ask whom.
+            call: Which model to ask what.
             again: Whether the call may have been made before, by a run that was stopped; the hop then says so.
         """
         if call["refusal"]:

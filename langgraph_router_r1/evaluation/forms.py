@@ -52,7 +52,7 @@ class Form(BaseModel):
     """More models, by name, with their fields as in a registry file; `like` names a model of the pool ("any": the
     first) whose fields it has otherwise, and which answers in its place."""
     prices: Annotated[float, Field(gt=0)] = 1.0
-    """What prices are multiplied by, on the bill too."""
+    """What prices are multiplied by, in the account too."""
     draws: Annotated[int, Field(ge=1, le=1000)] = 1
     """How many forms are drawn, each with random numbers of its own."""
 
