@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,16 @@ def test_the_page_of_commands_is_the_help_of_the_commands() -> None:
     made = get_docs_for_click(obj=command, ctx=context, name="router-r1", title="Commands")
     # Typer's own command escapes what it writes.
     assert html.unescape((DOCS / "cli.md").read_text(encoding="utf-8")).strip() == html.unescape(made).strip()
+
+
+def test_the_notebook_prints_what_it_says_that_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    notebook = json.loads((DOCS.parent / "examples" / "offline.ipynb").read_text(encoding="utf-8"))
+    names: dict[str, Any] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+            said = "".join(text for output in cell["outputs"] for text in output["text"])
+            assert capsys.readouterr().out == said
 
 
 def test_every_page_of_the_site_is_in_its_menu_and_the_other_way_round() -> None:
