@@ -344,6 +344,10 @@ class Bench:
                 keep(run)
 
         async with open_routers(self, [row for row, _ in missing], self._store.calls_file) as routers:
+            if any(row.kind in LEARNING for row, _ in missing):
+                # Together, because one by one they take most of the time of a run over recorded replies.
+                questions = list(dict.fromkeys(task.question for _, task in missing))
+                await asyncio.to_thread(routers.embeddings.embed_documents, questions)
             try:
                 async with asyncio.TaskGroup() as group:
                     for row, task in missing:

@@ -20,7 +20,7 @@ from langgraph_router_r1.graph import create_router
 from langgraph_router_r1.ledger import Price, estimate_tokens
 from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.registry import ModelRegistry
-from langgraph_router_r1.strategies.knn import MiniLM
+from langgraph_router_r1.strategies.knn import EmbedOnce, MiniLM
 
 if TYPE_CHECKING:
     from langgraph.cache.base import BaseCache
@@ -95,7 +95,8 @@ class Routers:
         self._middleware = () if bench.spec.pool.records else (CallCache(cache),)
         self._registries: dict[tuple[str, int], ModelRegistry] = {}
         self._made: dict[tuple[Any, ...], asyncio.Task[Runnable[Any, Any]]] = {}
-        self._embeddings = MiniLM()
+        self.embeddings = EmbedOnce(MiniLM())
+        """Of questions and replies, shared by all rows."""
         self._extractor: Extractor | None = None
         self.judge: Judge | None = None
 
@@ -142,7 +143,7 @@ class Routers:
             records=self._bench.records,
             extractor=extractor,
             extractor_price=price,
-            embeddings=self._embeddings,
+            embeddings=self.embeddings,
             seed=spec.seed,
             middleware=self._middleware,
         )

