@@ -8,6 +8,7 @@ result = router.invoke({"messages": [("user", "Who wrote the novel that Blade Ru
 result["messages"][-1].content, result["routing"]["cost_usd"]
 """
 
+from langgraph_router_r1.calls.middleware import CallMiddleware
 from langgraph_router_r1.chat_model import ChatRouterR1
 from langgraph_router_r1.engines.base import EngineError, Fallback
 from langgraph_router_r1.events import DoneEvent, InfoEvent, RouteEvent, RouterEvent, ThinkEvent
@@ -17,9 +18,11 @@ from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.record import RECORD_KEYS, RunRecord
 from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry, RegistryError, UnknownModelError
 from langgraph_router_r1.state import RoutedCall, RouterContext, RouterInput, RouterOutput, RouterState, RunReport
+from langgraph_router_r1.strategies.base import Strategy
 
 __all__ = [
     "RECORD_KEYS",
+    "CallMiddleware",
     "ChatRouterR1",
     "DoneEvent",
     "EngineError",
@@ -39,6 +42,7 @@ __all__ = [
     "RouterState",
     "RunRecord",
     "RunReport",
+    "Strategy",
     "ThinkEvent",
     "UnknownModelError",
     "build_router",

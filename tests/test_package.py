@@ -35,7 +35,7 @@ def test_the_public_names_are_these() -> None:
         "build_router", "create_router", "ChatRouterR1",
         "ModelRegistry", "ModelDescriptor", "Price", "RegistryError", "UnknownModelError",
         "RouterContext", "RouterInput", "RouterOutput", "RouterPrompt", "RouterState", "RoutedCall", "RunReport",
-        "EngineError", "Fallback", "RunRecord", "RECORD_KEYS",
+        "EngineError", "Fallback", "Strategy", "CallMiddleware", "RunRecord", "RECORD_KEYS",
         "RouterEvent", "ThinkEvent", "RouteEvent", "InfoEvent", "DoneEvent",
     }  # fmt: skip
     for name in langgraph_router_r1.__all__:

@@ -136,7 +136,10 @@ class Answer(Decision):
 
 @dataclass(frozen=True)
 class Again(Decision):
-    """Decide once more, with what this decision added to the transcript and the notes."""
+    """Decide once more, with what this decision added to the transcript and the notes.
+
+    LangGraph's recursion limit ends a run that never comes to an answer.
+    """
 
 
 class Strategy(ABC):
