@@ -47,7 +47,7 @@ def test_the_public_names_are_these() -> None:
 
 LAYERS = (
     {"ledger", "protocol", "transcript", "node", "event_loops", "registry_file", "secret_text"},
-    {"agent_model", "registry", "state", "prompts"},
+    {"registry", "state", "prompts"},
     {"engines", "settings", "accounting", "events", "intents", "testing", "trace"},
     {"calls", "strategies", "serving"},
     {"graph", "chat_model", "record", "replay"},

@@ -28,7 +28,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langgraph.pregel.protocol import PregelProtocol
 
-from langgraph_router_r1.agent_model import AgentModel
+from langgraph_router_r1.calls.agent_model import AgentModel
 from langgraph_router_r1.event_loops import AnyLoopModel, for_any_loop, in_thread
 from langgraph_router_r1.ledger import FREE, worst_case
 from langgraph_router_r1.prompts import CALL_PROMPT
