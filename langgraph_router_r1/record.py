@@ -40,7 +40,8 @@ RECORD_KEYS = [
 class RunRecord(BaseModel):
     """Everything about one run, finished or broken off."""
 
-    model_config = ConfigDict(ser_json_inf_nan="constants")
+    # Its schema is built when it is first used: that takes as long as importing half of the package.
+    model_config = ConfigDict(ser_json_inf_nan="constants", defer_build=True)
 
     version: Literal[1] = 1
     question: str

@@ -7,14 +7,16 @@ import hashlib
 import json
 import logging
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from langchain_core.messages import AIMessage
-from langgraph.cache.base import BaseCache
 from typing_extensions import override
 
 from langgraph_router_r1.calls.middleware import AsyncSend, CallMiddleware, ModelCall, Send
+
+if TYPE_CHECKING:
+    from langgraph.cache.base import BaseCache
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any
 
 from langchain_core.messages import AnyMessage
 
@@ -28,7 +28,7 @@ from langgraph_router_r1.prompts import last_question
 from langgraph_router_r1.protocol import Call, sanitize
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import Limits
-from langgraph_router_r1.state import CallNote, DecisionNote, PriceNote, RoutedCall, StopReason, StrategyNote
+from langgraph_router_r1.state import DecisionNote, RoutedCall, StopReason, StrategyNote
 from langgraph_router_r1.transcript import Segment
 
 
@@ -103,7 +103,10 @@ class Decision:
             "segments": len(self.segments),
             "usage": self.usage,
             "notes": None if self.notes is None else dict(self.notes),
-            "calls": [cast("CallNote", asdict(call)) for call in self.calls] if isinstance(self, Ask) else [],
+            "calls": [
+                {"model": call.model, "query": call.query, "known": call.known}
+                for call in (self.calls if isinstance(self, Ask) else ())
+            ],
             "text": self.text if isinstance(self, Answer) else "",
             "stop_reason": self.stop_reason if isinstance(self, Answer) else None,
             "reply": self.reply if isinstance(self, Answer) else None,
@@ -162,8 +165,13 @@ class Strategy(ABC):
 
     def note(self) -> StrategyNote:
         """Return who decides, for the record of a run."""
-        price = cast("PriceNote", asdict(self.price))
-        return {"name": type(self).__name__, "policy": None, "prompt_digest": None, "price": price}
+        price = self.price
+        return {
+            "name": type(self).__name__,
+            "policy": None,
+            "prompt_digest": None,
+            "price": {"prompt": price.prompt, "completion": price.completion, "cached": price.cached},
+        }
 
     def count_tokens(self, text: str) -> int:
         """Return about how many tokens a text has, for models that do not report their usage."""

@@ -56,6 +56,7 @@ class RouterLLM(Strategy):
             )
             raise ValueError(msg)
         self._has_tokenizer = False
+        self._prompt_digest = hashlib.sha256(self.prompt.template.encode()).hexdigest()
 
     @override
     def count_tokens(self, text: str) -> int:
@@ -65,8 +66,7 @@ class RouterLLM(Strategy):
 
     @override
     def note(self) -> StrategyNote:
-        digest = hashlib.sha256(self.prompt.template.encode()).hexdigest()
-        return {**super().note(), "policy": self.engine.model, "prompt_digest": digest}
+        return {**super().note(), "policy": self.engine.model, "prompt_digest": self._prompt_digest}
 
     @override
     def decide(self, view: View) -> Decision:
