@@ -182,7 +182,7 @@ def cost(usage: Usage, price: Price) -> float:
         >>> cost({"prompt_tokens": 1000, "cached_tokens": 0, "completion_tokens": 500, "estimated": False}, Price(1, 2))
         0.002
     """
-    return sum(cost_parts(usage, price).values())  # type: ignore[arg-type]
+    return sum_of(cost_parts(usage, price))
 
 
 def cost_parts(usage: Usage, price: Price) -> CostParts:
@@ -194,6 +194,11 @@ def cost_parts(usage: Usage, price: Price) -> CostParts:
         "completion": PER_MILLION * usage["completion_tokens"] * price.completion,
         "router": 0.0,
     }
+
+
+def sum_of(parts: CostParts) -> float:
+    """Return the dollars of all parts together."""
+    return parts["prompt"] + parts["cached"] + parts["completion"] + parts["router"]
 
 
 def add_cost_parts(parts: Iterable[CostParts]) -> CostParts:

@@ -18,6 +18,8 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
 from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.engines import EngineUnavailableError
+from langgraph_router_r1.settings import Limits
+from langgraph_router_r1.strategies import View
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
 QUESTION: Any = {"messages": [("user", "Capital of Peru?")]}
@@ -81,7 +83,8 @@ def test_the_worst_case_of_a_call_is_that_of_the_most_expensive_model_that_may_a
     candidates = Candidates(registry, count_tokens=len)
     assert candidates.worst_case("cheap", "a?") == candidates.worst_case("expensive", "a?") > 0
     assert candidates.worst_case("unlimited", "a?") == candidates.worst_case("free", "a?") == float("inf")
-    assert candidates.least_worst_case() == candidates.worst_case("cheap", "?")
+    view = View([], registry, Limits(), worst_case=candidates.worst_case)
+    assert view.least_worst_case_usd == candidates.worst_case("cheap", "?")
 
 
 async def test_a_hop_carries_the_place_and_the_query_of_its_call() -> None:

@@ -12,7 +12,8 @@ from langchain_core.messages import AIMessage
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
 from langgraph_router_r1.calls import CallMiddleware, ModelCall
-from langgraph_router_r1.calls.middleware import AsyncSend, Send
+from langgraph_router_r1.calls.client import Clients
+from langgraph_router_r1.calls.middleware import AsyncSend, MiddlewareError, Send
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
 QUESTION: Any = {"messages": [("user", "Capital of Peru?")]}
@@ -153,4 +154,65 @@ async def test_middleware_that_is_written_for_one_way_says_so_in_the_other() -> 
             return proceed(call)
 
     assert (await run("invoke", [Blocking()]))["status"] == "ok"
-    assert (await run("ainvoke", [Blocking()]))["reason"] == "small failed (NotImplementedError)"
+    with pytest.raises(MiddlewareError, match="Blocking has no awrap_call, which asynchronous runs need"):
+        await run("ainvoke", [Blocking()])
+
+
+@BOTH_WAYS
+async def test_a_fallback_that_middleware_answers_is_not_billed_to_the_model_that_failed_before(way: str) -> None:
+    class KnowsLarge(Both):
+        def before(self, call: ModelCall) -> ModelCall | AIMessage:
+            usage = {"input_tokens": 1_000_000, "output_tokens": 0, "total_tokens": 1_000_000}
+            return AIMessage("known", usage_metadata=usage) if call.model.name == "large" else call  # type: ignore[arg-type]
+
+    pool = registry(fallbacks=("large",))
+    pool["small"].model.script[:] = [ModelRateLimitError("no")]  # type: ignore[union-attr]
+    call = await run(way, [KnowsLarge()], pool)
+    assert (call["answered_by"], call["response"], call["cost_usd"]) == ("large", "known", pytest.approx(10.0))
+
+
+class AsksTwice(CallMiddleware):
+    """Sends each call twice, and then does with the replies what it is told to."""
+
+    def __init__(self, then: Any) -> None:
+        self.then = then
+
+    def wrap_call(self, call: ModelCall, proceed: Send) -> AIMessage:
+        proceed(call)
+        return self.then(proceed(call))
+
+    async def awrap_call(self, call: ModelCall, proceed: AsyncSend) -> AIMessage:
+        await proceed(call)
+        return self.then(await proceed(call))
+
+
+def fails(_: AIMessage) -> AIMessage:
+    raise RuntimeError("after the reply")
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize(
+    ("then", "status"),
+    [
+        (lambda reply: reply, "ok"),
+        (lambda reply: reply.model_copy(update={"content": "changed"}), "ok"),
+        (lambda _: AIMessage("another"), "ok"),
+        (fails, "error"),
+    ],
+)
+async def test_every_reply_that_came_is_in_the_account_whatever_middleware_does_with_it(
+    way: str, then: Any, status: str
+) -> None:
+    once = (await run(way, []))["cost_usd"]
+    call = await run(way, [AsksTwice(then)])
+    assert call["status"] == status
+    assert call["cost_usd"] == call["list_cost_usd"] == pytest.approx(2 * once)
+    assert call["maybe_cost_usd"] == 0
+
+
+def test_shared_clients_tell_models_of_one_name_at_two_servers_apart() -> None:
+    clients, model = Clients(), ModelDescriptor(name="m", model="openai:x", base_url="http://127.0.0.1:1/v1", price=1.0)
+    client = clients.get(model)
+    assert clients.get(model.model_copy(update={"description": "In other words.", "price": 2.0})) is client
+    for other in ({"base_url": "http://127.0.0.1:2/v1"}, {"timeout_s": 1.0}, {"params": {"max_tokens": 5}}):
+        assert clients.get(model.model_copy(update=other)) is not client

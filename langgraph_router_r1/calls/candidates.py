@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage
 from langgraph.errors import GraphBubbleUp
 
 from langgraph_router_r1.calls.client import Clients, is_router, may_have_been_billed, public_reason, request_worst_case
-from langgraph_router_r1.calls.middleware import CallMiddleware, ModelCall, awrap, ordered, wrap
+from langgraph_router_r1.calls.middleware import CallMiddleware, MiddlewareError, ModelCall, awrap, ordered, wrap
 from langgraph_router_r1.engines.base import EngineError
 from langgraph_router_r1.ledger import (
     NO_COST,
@@ -28,6 +28,7 @@ from langgraph_router_r1.ledger import (
     cost_parts,
     finish_of,
     reported_usage,
+    sum_of,
 )
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.protocol import strip_thought
@@ -74,10 +75,6 @@ class Candidates:
         """
         return max(request_worst_case(choice, query) for choice in self._choices(name))
 
-    def least_worst_case(self) -> float:
-        """Return the most that the shortest question to the cheapest model can cost, in dollars."""
-        return min(self.worst_case(name, "?") for name in self.registry.names)
-
     def ask(self, call: PlannedCall, *, again: bool = False) -> RoutedCall:
         """Make the call, unless it was refused before; return what came of it.
 
@@ -92,12 +89,13 @@ class Candidates:
         def send(request: ModelCall) -> AIMessage:
             client = self._clients.get(request.model)
             with outcome.noting(request):
-                return client.send(request)
+                return outcome.received(request.model, client.send(request))
 
         for request in self._requests(call):
+            outcome.begin()
             try:
                 return self._replied(outcome, request, wrap(self._middleware, send)(request))
-            except GraphBubbleUp:  # an interrupt is no failure
+            except (GraphBubbleUp, MiddlewareError):  # an interrupt is no failure, and a mistake in the program no data
                 raise
             except Exception as error:  # noqa: BLE001 - whatever goes wrong becomes data; the next one may do better
                 outcome.failures.append(error)
@@ -112,12 +110,13 @@ class Candidates:
         async def send(request: ModelCall) -> AIMessage:
             client = await self._clients.aget(request.model)
             with outcome.noting(request):
-                return await client.asend(request)
+                return outcome.received(request.model, await client.asend(request))
 
         for request in self._requests(call):
+            outcome.begin()
             try:
                 return self._replied(outcome, request, await awrap(self._middleware, send)(request))
-            except GraphBubbleUp:  # an interrupt is no failure
+            except (GraphBubbleUp, MiddlewareError):  # an interrupt is no failure, and a mistake in the program no data
                 raise
             except Exception as error:  # noqa: BLE001 - whatever goes wrong becomes data; the next one may do better
                 outcome.failures.append(error)
@@ -144,40 +143,48 @@ class Candidates:
 
     def _replied(self, outcome: _Outcome, request: ModelCall, reply: AIMessage) -> RoutedCall:
         model = outcome.sent_to or request.model  # a middleware may have chosen another one
-        whole = reply.content if isinstance(reply.content, str) else reply.text
-        # Cut before anything else reads it. Half a surrogate pair, as some JSON holds, is taken by no tokenizer.
-        text = whole[: model.max_reply_chars].encode("utf-8", "replace").decode()
+        text, whole_length = _text_of(model, reply)
         response = strip_thought(text)
-        usage, from_cache = reported_usage(reply.usage_metadata)
-        if usage is None:
-            usage = self._estimated(outcome.call, text, len(whole))
         hop: RoutedCall = {
-            **outcome.hop(),
+            **self._spent(outcome),
             "response": response,
             "status": "ok" if response else "error",
             "reason": None if response else f"{model.name} gave an empty reply",
             "answered_by": model.name,
-            "finish_reason": "too_long" if len(whole) > len(text) else finish_of(reply.response_metadata),
+            "finish_reason": "too_long" if whole_length > len(text) else finish_of(reply.response_metadata),
         }
-        if is_router(model) and "routing" in reply.response_metadata:
-            # What a router spends is the sum of its own account, not its tokens at a price.
-            return _with_account(hop, reply.response_metadata["routing"])
-        parts = cost_parts(usage, model.price)
-        spent = 0.0 if from_cache else cost(usage, model.price)
-        return _with_cost(
-            {**hop, "usage": add_usage([hop["usage"], usage]), "cost_usd": hop["cost_usd"] + spent}, parts
-        )
+        # What was sent is in the account already; this was answered by a middleware, such as a cache.
+        return self._priced(hop, model, reply) if outcome.sent_to is None else hop
 
     def _failed(self, outcome: _Outcome) -> RoutedCall:
         reason = public_reason(self.registry[outcome.call["model"]], outcome.failures[0])
         logger.info("%s", reason)
-        return {**outcome.hop(), "reason": reason}
+        return {**self._spent(outcome), "reason": reason}
 
-    def _estimated(self, call: PlannedCall, text: str, whole_length: int) -> Usage:
+    def _spent(self, outcome: _Outcome) -> RoutedCall:
+        """Return the hop with the costs of all replies that came, also of those that a middleware did not pass on."""
+        hop = outcome.hop()
+        for model, reply in outcome.replies:
+            hop = self._priced(hop, model, reply)
+        return hop
+
+    def _priced(self, hop: RoutedCall, model: ModelDescriptor, reply: AIMessage) -> RoutedCall:
+        """Return the hop with the usage and the cost of a reply added."""
+        if is_router(model) and "routing" in reply.response_metadata:
+            # What a router spends is the sum of its own account, not its tokens at a price.
+            return _with_account(hop, reply.response_metadata["routing"])
+        usage, from_cache = reported_usage(reply.usage_metadata)
+        if usage is None:
+            usage = self._estimated(hop["query"], *_text_of(model, reply))
+        spent = 0.0 if from_cache else cost(usage, model.price)
+        added: RoutedCall = {**hop, "usage": add_usage([hop["usage"], usage]), "cost_usd": hop["cost_usd"] + spent}
+        return _with_cost(added, cost_parts(usage, model.price))
+
+    def _estimated(self, query: str, text: str, whole_length: int) -> Usage:
         # Of a reply that was cut, the part that is left is counted and taken for typical of the whole.
         kept = len(text) / whole_length if whole_length else 1.0
         return {
-            "prompt_tokens": self._count_tokens(CALL_PROMPT.format(query=call["query"])),
+            "prompt_tokens": self._count_tokens(CALL_PROMPT.format(query=query)),
             "cached_tokens": 0,
             "completion_tokens": math.ceil(self._count_tokens(text) / kept),
             "estimated": True,
@@ -192,10 +199,21 @@ class _Outcome:
         self.failures: list[Exception] = []
         """The last failure of each model that was tried."""
         self.sent_to: ModelDescriptor | None = None
-        """The model that the latest attempt went to; None while no request was sent."""
+        """The model that the latest request went to, since `begin`; None while none was sent."""
+        self.replies: list[tuple[ModelDescriptor, AIMessage]] = []
+        """Every reply that came, and from which model: all of them were paid for."""
         self._accounts: list[RunReport] = []
         self._maybe_usd: float | None = 0.0
         self._started = time.perf_counter()
+
+    def begin(self) -> None:
+        """Note that another model is tried now."""
+        self.sent_to = None
+
+    def received(self, model: ModelDescriptor, reply: AIMessage) -> AIMessage:
+        """Note a reply, and return it."""
+        self.replies.append((model, reply))
+        return reply
 
     @contextlib.contextmanager
     def noting(self, request: ModelCall) -> Iterator[None]:
@@ -230,6 +248,13 @@ class _Outcome:
         return functools.reduce(_with_account, self._accounts, hop)
 
 
+def _text_of(model: ModelDescriptor, reply: AIMessage) -> tuple[str, int]:
+    """Return the text of a reply, cut to what the descriptor allows, and how long it was before."""
+    whole = reply.content if isinstance(reply.content, str) else reply.text
+    # Cut before anything else reads it. Half a surrogate pair, as some JSON holds, is taken by no tokenizer.
+    return whole[: model.max_reply_chars].encode("utf-8", "replace").decode(), len(whole)
+
+
 def _with_account(hop: RoutedCall, account: RunReport) -> RoutedCall:
     """Return the hop of a call to a router, with what that router spent besides what the hop holds already."""
     own: CostParts = {**NO_COST, "router": account["router_cost_usd"]}
@@ -246,7 +271,7 @@ def _with_account(hop: RoutedCall, account: RunReport) -> RoutedCall:
 def _with_cost(hop: RoutedCall, *parts: CostParts) -> RoutedCall:
     """Return the hop with this cost at list price added."""
     total = add_cost_parts([hop["list_cost_parts"], *parts])
-    return {**hop, "list_cost_parts": total, "list_cost_usd": sum(total.values())}  # type: ignore[arg-type]
+    return {**hop, "list_cost_parts": total, "list_cost_usd": sum_of(total)}
 
 
 def _blank_hop(call: PlannedCall) -> RoutedCall:

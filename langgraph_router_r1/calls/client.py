@@ -138,7 +138,9 @@ class Clients:
     @staticmethod
     def _key(model: ModelDescriptor) -> tuple[str, Any]:
         # Descriptors may say different things of one model, and still mean the same client.
-        return model.name, model.model if isinstance(model.model, str) else id(model.model)
+        which = model.model if isinstance(model.model, str) else id(model.model)
+        settings = (model.base_url, model.api_key_env, model.timeout_s, repr(sorted(model.params.items())))
+        return model.name, (which, *settings)
 
 
 def build_model(model: ModelDescriptor) -> Runnable[Any, Any]:

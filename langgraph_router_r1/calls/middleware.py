@@ -55,6 +55,10 @@ class ModelCall:
         return [HumanMessage(CALL_PROMPT.format(query=self.query))]
 
 
+class MiddlewareError(RuntimeError):
+    """Middleware lacks the method that the run needs: a mistake in the program, so it ends the run."""
+
+
 Send = Callable[[ModelCall], AIMessage]
 AsyncSend = Callable[[ModelCall], Awaitable[AIMessage]]
 
@@ -71,11 +75,11 @@ class CallMiddleware:
 
     def wrap_call(self, call: ModelCall, proceed: Send) -> AIMessage:
         """Return the reply to a call."""
-        raise NotImplementedError(f"{type(self).__name__}.wrap_call: for blocking runs")
+        raise MiddlewareError(f"{type(self).__name__} has no wrap_call, which blocking runs need")
 
     async def awrap_call(self, call: ModelCall, proceed: AsyncSend) -> AIMessage:
         """Return the reply to a call of an asynchronous run."""
-        raise NotImplementedError(f"{type(self).__name__}.awrap_call: for asynchronous runs")
+        raise MiddlewareError(f"{type(self).__name__} has no awrap_call, which asynchronous runs need")
 
 
 class Retry(CallMiddleware):
