@@ -707,17 +707,3 @@ def test_a_context_overrides_what_was_built_for_one_run() -> None:
     assert "Cost weight: 0.1" in bytes(engine.prompts[1]).decode()
     with pytest.raises(ValueError, match="cost_weight is 2"):
         router.invoke({"messages": [("user", "?")]}, context=RouterContext(cost_weight=2))
-
-
-def test_a_run_of_a_hundred_turns_writes_no_more_than_five_megabytes_of_checkpoints(tmp_path: Path) -> None:
-    small = ModelDescriptor(name="small", model=ScriptedChatModel(["word " * 250]), price=1.0)
-    turns = [search("small: Capital of Peru?")] * 100 + [answer("Lima")]
-    path = tmp_path / "checkpoints.sqlite"
-    config: Any = {"configurable": {"thread_id": "1"}, "recursion_limit": 300}
-    with SqliteSaver.from_conn_string(str(path)) as saver:
-        router = create_router(ScriptedEngine(turns), ModelRegistry([small]), max_turns=100, checkpointer=saver)
-        result = router.invoke({"messages": [("user", "?")]}, config)
-        assert result["routing"]["turns"] == 100
-        state = router.get_state(config).values
-        assert (len(state["hops"]), len(state["transcript"])) == (100, 202)
-    assert path.stat().st_size < 5e6
