@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +23,7 @@ import torch
 from training import nq, sft
 from training.kinds import STRANGERS, WORLD
 from training.logprobs import shared_start
+from training.pools import draw_pool, worth
 from training.sft import Example, _SharedPromptTrainer, read_examples
 from training.teacher import (
     DEMONSTRATIONS_PER_POOL,
@@ -166,8 +169,11 @@ def test_demonstrations_always_ask_at_cost_weight_0_and_ask_less_the_more_cost_c
     assert shares[-1] < shares[1] < 1
 
 
+RANKED = re.compile(r"\. Most accurate: (?P<accurate>\S+)\. Cheapest: (?P<cheapest>\S+)$")
+
+
 def test_a_thought_names_the_skill_compares_the_candidates_by_what_is_said_of_them_and_names_one(taught: Any) -> None:
-    compared = 0
+    compared = ranked = 0
     for demo, _ in taught:
         thought, _, search = demo.turn([]).partition("</think>")
         if "<search>" not in search:
@@ -176,8 +182,9 @@ def test_a_thought_names_the_skill_compares_the_candidates_by_what_is_said_of_th
         assert needed
         candidates, _, best = rest.strip().removesuffix(".").rpartition(". Best: ")
         assert best == search.partition("<search> ")[2].partition(":")[0]
-        names = []
-        for candidate in candidates.split("; "):
+        names, prices = [], []
+        ranking = RANKED.search(candidates)
+        for candidate in RANKED.sub("", candidates).split("; "):
             said, _, name = candidate.rpartition(": ")
             line = demo.pool.by_alias(name).describe()
             of_skill, price = said.split(", ")
@@ -187,9 +194,31 @@ def test_a_thought_names_the_skill_compares_the_candidates_by_what_is_said_of_th
             else:  # nothing that the descriptor does not say
                 assert of_skill in line
             names.append(name)
+            prices.append(demo.pool.by_alias(name).price.prompt)
         assert best in names
         compared += len(names) > 1
+        if ranking is not None:
+            accurate, cheapest = names.index(ranking["accurate"]), names.index(ranking["cheapest"])
+            assert prices[cheapest] == min(prices) < prices[accurate]
+            assert demo.cost_weight > 0 or best == ranking["accurate"]
+            ranked += 1
     assert compared > 100
+    assert ranked > 50
+
+
+def test_the_cheaper_of_two_specialists_is_asked_more_often_the_more_cost_counts() -> None:
+    asked: dict[float, list[bool]] = {0.0: [], 0.3: [], 0.6: [], 0.9: []}
+    for seed in range(100):
+        pool = draw_pool(random.Random(seed), plain=0.0)
+        for kind in sorted(pool.contested()):
+            among = pool.candidates(kind)
+            cheapest = min(among, key=lambda member: member.descriptor.price.prompt)
+            for weight, cheaper in asked.items():
+                chosen = max(among, key=lambda member: worth(member, kind, weight, among))
+                cheaper.append(chosen is cheapest)
+    shares = [sum(cheaper) / len(cheaper) for cheaper in asked.values()]
+    assert shares[0] < shares[1] < shares[2] < shares[3]
+    assert shares[3] > 0.6 > 0.4 > shares[0]
 
 
 def test_who_is_asked_follows_from_the_descriptors(taught: Any) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -49,7 +50,7 @@ Draw = Callable[[ModelRegistry, random.Random], ModelRegistry]
 
 Role = Literal["specialist", "generalist", "chat"]
 
-RIVALS = 0.2
+RIVALS = 0.5
 """Probability that a kind has a second specialist, cheaper and not as good."""
 
 MOST_TRIES = 20
@@ -94,6 +95,11 @@ class DrawnPool:
         able = [member for member in self.members if member.told(kind) is not None]
         generalists = [member for member in self.members if member.role == "generalist"]
         return [member for member in able if member.role != "chat"] or able or generalists
+
+    def contested(self) -> set[str]:
+        """Return the kinds for which there are two specialists."""
+        kinds = Counter(kind for member in self.members if member.role == "specialist" for kind in member.accuracy)
+        return {kind for kind, count in kinds.items() if count > 1}
 
 
 def draw_pool(choose: random.Random, *, plain: float = 0.2) -> DrawnPool:
@@ -358,8 +364,8 @@ def _answers() -> dict[str, tuple[str, str, tuple[str, ...]]]:
 def worth(member: Member, kind: str, cost_weight: float, among: Iterable[Member]) -> float:
     """Return what asking a candidate is worth by what is said of it: accuracy, less what a tenfold price costs.
 
-    At cost weight 0 only the accuracy counts; at 1 a tenfold price has to be worth 30 points of accuracy.
+    At cost weight 0 only the accuracy counts; at 1 a tenfold price has to be worth 40 points of accuracy.
     """
     cheapest = min(candidate.descriptor.price.prompt for candidate in among)
     price_ratio = math.log10(max(member.descriptor.price.prompt, 1e-9) / max(cheapest, 1e-9))
-    return (member.told(kind) or 0.0) - 0.3 * cost_weight * price_ratio
+    return (member.told(kind) or 0.0) - 0.4 * cost_weight * price_ratio

@@ -44,7 +44,7 @@ WEIGHTS = (0.0, 0.0, 0.0, 0.3, 0.3, 0.6, 0.6, 0.9)
 DEMONSTRATIONS_PER_POOL = 8
 """A batch of training has one pool: what its prompts share is then computed once (see sft.py)."""
 
-SPARE = 3
+SPARE = 5
 """More demonstrations a pool, for those in which a model was wrong: they are left out."""
 
 CODES = ("dialling", "domain")
@@ -52,6 +52,9 @@ CODES = ("dialling", "domain")
 
 LONG = 0.5
 """Share of pools that are asked questions of two hops."""
+
+CONTESTED = 0.6
+"""Share of the demonstrations that ask for a skill which two specialists of the pool have, where there are such."""
 
 Memory = Mapping[tuple[str, Relation | Literal["country"], Relation | None], str]
 """What a router would say without asking: (ISO code, fact, None), or (ISO code, "country", relation it is known by)."""
@@ -175,12 +178,16 @@ def demonstrations(
         others = [KINDS[kind] for member in pool.members for kind in member.accuracy if kind in KINDS]
         strangers = [kind for kind in others if not kind.relation]
         left = DEMONSTRATIONS_PER_POOL + SPARE
+        contested = pool.contested()
         is_long = choose.random() < LONG  # a batch is padded to its longest: questions of two hops stand together
         while left:
             known = strangers if strangers and choose.random() < 0.9 else STRANGERS
             is_strange = choose.random() < (0.4 if strangers else 0.1)
             one = _about_stranger(choose.choice(known), lands, choose) if is_strange else choose.choice(asked)
             if (one.through is not None) != is_long:
+                continue
+            is_contested = bool({one.kind.name, one.through and one.through.name} & contested)
+            if contested and not is_contested and choose.random() < CONTESTED:
                 continue
             weight = choose.choice(WEIGHTS)
             planned = plan(one, weight, pool, memory, choose)
@@ -287,8 +294,30 @@ def _reasons(pool: DrawnPool, kind: Kind, cost_weight: float, needed: str = "") 
     """Return the thought that leads from the descriptors to a name; `needed` says more exactly what is asked for."""
     best = _best(pool, kind.name, cost_weight)
     assert best is not None
-    compared = "; ".join(_told(member, kind.name) for member in pool.candidates(kind.name))
-    return f"Needed: {needed or kind.noun}. {compared}. Best: {best.descriptor.display_name}."
+    among = pool.candidates(kind.name)
+    compared = "; ".join(_told(member, kind.name) for member in among)
+    ranked = _ranked(among, kind.name)
+    return f"Needed: {needed or kind.noun}. {compared}. {ranked}Best: {best.descriptor.display_name}."
+
+
+def _ranked(among: Sequence[Member], kind: str) -> str:
+    """Return who is the most accurate and who the cheapest, as words; nothing where they are the same model.
+
+    A small model does not weigh two numbers against two others in one step. Here each comparison is a step of its own.
+    """
+
+    def accuracy(member: Member) -> float:
+        return member.told(kind) or 0.0
+
+    def price(member: Member) -> float:
+        return member.descriptor.price.prompt
+
+    most_accurate = max(among, key=lambda member: (accuracy(member), -price(member)))
+    cheapest = min(among, key=lambda member: (price(member), -accuracy(member)))
+    if most_accurate is cheapest:
+        return ""
+    names = most_accurate.descriptor.display_name, cheapest.descriptor.display_name
+    return "Most accurate: {}. Cheapest: {}. ".format(*names)
 
 
 def _told(member: Member, kind: str) -> str:
