@@ -179,20 +179,20 @@ class Tally:
         """Compare one run with what the provider counted."""
         expected = [f"{name} parallel {number}" for number in range(PARALLEL)]
         expected += [f"{name} serial {number}" for number in range(1, SERIAL + 1)]
-        hops = {hop["query"]: hop for hop in routing["hops"]}
+        routed_calls = {routed["query"]: routed for routed in routing["calls"]}
         self.runs += 1
         if answer != " | ".join(sorted(expected)):
             self.different.append(f"{name}: {answer!r}")
         for question in expected:
             self.calls += 1
-            hop = hops.get(question)
-            if hop is None or hop["response"] != f"reply to {question}":
+            routed = routed_calls.get(question)
+            if routed is None or routed["response"] != f"reply to {question}":
                 self.lost.append(question)
                 continue
             self.twice += asked[question] > 1
-            if asked[question] > 1 and not hop["maybe_billed_twice"]:
+            if asked[question] > 1 and not routed["maybe_billed_twice"]:
                 self.unreported.append(question)
-            self.false_alarms += asked[question] == 1 and hop["maybe_billed_twice"]
+            self.false_alarms += asked[question] == 1 and routed["maybe_billed_twice"]
 
 
 def run_once(

@@ -100,7 +100,7 @@ class BareState(TypedDict, total=False):
 
     messages: Annotated[list[AnyMessage], add_messages]
     transcript: Annotated[list[str], operator.add]
-    hops: Annotated[list[str], operator.add]
+    calls: Annotated[list[str], operator.add]
     usage: Annotated[list[int], operator.add]
     turn: int
     answer: str
@@ -129,7 +129,7 @@ def bare_graph(*, asynchronous: bool) -> Graph:
         return think(state)
 
     def route(call: BareCall) -> dict[str, list[str]]:
-        return {"hops": [call["query"]]}
+        return {"calls": [call["query"]]}
 
     async def aroute(call: BareCall) -> dict[str, list[str]]:
         return route(call)
@@ -192,10 +192,10 @@ def import_time(module: str) -> tuple[float, list[str]]:
 def check_shapes() -> None:
     """Make sure that both graphs do what is compared here."""
     result = router_graph().invoke(QUESTION)
-    assert (result["answer"], result["routing"]["turns"], len(result["routing"]["hops"])) == ("Lima", ROUTES, ROUTES)
+    assert (result["answer"], result["routing"]["turns"], len(result["routing"]["calls"])) == ("Lima", ROUTES, ROUTES)
     assert result["routing"]["stop_reason"] == "answered"
     bare = bare_graph(asynchronous=False).invoke(QUESTION)
-    assert (bare["answer"], len(bare["transcript"]), len(bare["hops"])) == ("Lima", ROUTES + 1, ROUTES)
+    assert (bare["answer"], len(bare["transcript"]), len(bare["calls"])) == ("Lima", ROUTES + 1, ROUTES)
 
 
 def show(measures: Sequence[Measure], heavy: Sequence[str], machine: dict[str, Any]) -> None:

@@ -133,9 +133,9 @@ async def with_barrier(engine: RouterEngine, registry: ModelRegistry, batch: Bat
             calls.asked += len(flat)
             calls.made += len(flat)
             # Nothing else is to be done meanwhile: blocking the loop is the barrier.
-            hops = iter(list(threads.map(candidates.ask, flat)))
+            routed_calls = iter(list(threads.map(candidates.ask, flat)))
             for transcript, asked in asking:
-                said = "\n".join(next(hops)["response"] for _ in asked)
+                said = "\n".join(next(routed_calls)["response"] for _ in asked)
                 last = "" if turn + 1 < TURNS else "\nNo model can be asked any more. Answer now."
                 transcript.append(observation_segment(engine, protocol.quote(protocol.sanitize(said) + last)))
             active = [transcript for transcript, _ in asking]
@@ -151,7 +151,7 @@ async def at_their_own_pace(
     middleware = share_calls(registry, InMemoryCache(), calls=calls) if shared else []
     rollouts = await rolled_out(engine, registry, batch, tick, middleware)
     if not shared:
-        asked = sum(hop["status"] in {"ok", "error"} for rollout in rollouts for hop in rollout.hops)
+        asked = sum(routed["status"] in {"ok", "error"} for rollout in rollouts for routed in rollout.calls)
         calls.asked += asked
         calls.made += asked
     return sum(sum(rollout.env_mask) for rollout in rollouts)

@@ -51,8 +51,8 @@ def ask(router: Runnable[Any, Any]) -> None:
     result = router.invoke(question)
     print(QUESTION)
     print("Answer:", result["answer"])  # also the text of result["messages"][-1]
-    for hop in result["routing"]["hops"]:
-        print(f"  {hop['model']} was asked {hop['query']!r}, said {hop['response']!r}: ${hop['cost_usd']:.8f}")
+    for call in result["routing"]["calls"]:
+        print(f"  {call['model']} was asked {call['query']!r}, said {call['response']!r}: ${call['cost_usd']:.8f}")
     print(f"Cost: ${result['routing']['cost_usd']:.8f}")
 
     print("\nThe same, as it happens:")

@@ -36,9 +36,9 @@ def main() -> None:
     result = router.invoke({"messages": [("user", options.question)]})
 
     console = Console()
-    for hop in result["routing"]["hops"]:
-        said = hop["response"] if hop["status"] == "ok" else hop["reason"]
-        console.print(printable(f"{hop['model']}: {hop['query']}\n  {said}"), markup=False)
+    for call in result["routing"]["calls"]:
+        said = call["response"] if call["status"] == "ok" else call["reason"]
+        console.print(printable(f"{call['model']}: {call['query']}\n  {said}"), markup=False)
     console.print(printable(result["answer"]), style="bold", markup=False)
     console.print(bill_table([result["routing"]], registry))
 

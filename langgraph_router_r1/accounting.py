@@ -5,12 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from langgraph_router_r1.ledger import FREE, Price, Usage, add_bounds, add_usage, affordable, cost
+from langgraph_router_r1.ledger import (
+    FREE,
+    NO_COST,
+    CostParts,
+    Price,
+    Usage,
+    add_bounds,
+    add_cost_parts,
+    add_usage,
+    affordable,
+    cost,
+)
 from langgraph_router_r1.state import ModelBill, PlannedCall, RoutedCall, RunReport, Spending, StopReason
 
 
 def account(
-    hops: Sequence[RoutedCall],
+    calls: Sequence[RoutedCall],
     *,
     turns: int,
     router_tokens: Usage,
@@ -19,10 +30,10 @@ def account(
     earlier: Spending | None = None,
     before: Spending | None = None,
 ) -> RunReport:
-    """Return the account of a run: its hops in call order, and the sums of what they cost.
+    """Return the account of a run: its calls in call order, and the sums of what they cost.
 
     Args:
-        hops: The routed calls, in any order.
+        calls: The routed calls, in any order.
         turns: Route turns so far.
         router_tokens: All tokens of the router LLM.
         router_price: Their price.
@@ -31,34 +42,36 @@ def account(
         before: What was spent on the thread before this question.
     """
     earlier, before = add_spending(earlier), add_spending(before)
-    hops = sorted(hops, key=lambda hop: (hop["turn"], hop["index"]))
+    calls = sorted(calls, key=lambda call: (call["turn"], call["index"]))
     by_model: dict[str, ModelBill] = {}
-    for hop in hops:
-        if hop["status"] not in {"ok", "error"}:
+    for call in calls:
+        if call["status"] not in {"ok", "error"}:
             continue
-        name = hop["answered_by"] or hop["model"]
+        name = call["answered_by"] or call["model"]
         bill = by_model.setdefault(
             name, {"calls": 0, "failed": 0, "cost_usd": 0.0, "prompt_tokens": 0, "completion_tokens": 0}
         )
         bill["calls"] += 1
-        bill["failed"] += hop["status"] != "ok"
-        bill["cost_usd"] += hop["cost_usd"]
-        bill["prompt_tokens"] += hop["usage"]["prompt_tokens"]
-        bill["completion_tokens"] += hop["usage"]["completion_tokens"]
+        bill["failed"] += call["status"] != "ok"
+        bill["cost_usd"] += call["cost_usd"]
+        bill["prompt_tokens"] += call["usage"]["prompt_tokens"]
+        bill["completion_tokens"] += call["usage"]["completion_tokens"]
     router_cost = cost(router_tokens, router_price)
-    cost_usd = sum(hop["cost_usd"] for hop in hops) + router_cost + earlier["cost_usd"]
+    own: CostParts = {**NO_COST, "router": router_cost}
+    cost_usd = sum(call["cost_usd"] for call in calls) + router_cost + earlier["cost_usd"]
     return {
         "turns": turns,
-        "hops": hops,
+        "calls": calls,
         "cost_usd": cost_usd,
         "router_cost_usd": router_cost,
+        "list_cost_parts": add_cost_parts([*(call["list_cost_parts"] for call in calls), own]),
         "earlier_cost_usd": earlier["cost_usd"],
-        "maybe_cost_usd": add_bounds(earlier["maybe_cost_usd"], *(hop["maybe_cost_usd"] for hop in hops)),
-        "maybe_billed_twice": sum(hop["maybe_billed_twice"] for hop in hops),
+        "maybe_cost_usd": add_bounds(earlier["maybe_cost_usd"], *(call["maybe_cost_usd"] for call in calls)),
+        "maybe_billed_twice": sum(call["maybe_billed_twice"] for call in calls),
         "thread_cost_usd": before["cost_usd"] + cost_usd,
         "by_model": by_model,
         "router_tokens": router_tokens,
-        "candidate_tokens": add_usage(hop["usage"] for hop in hops),
+        "candidate_tokens": add_usage(call["usage"] for call in calls),
         "stop_reason": stop_reason,
     }
 
@@ -124,20 +137,20 @@ def with_earlier(routing: RunReport, earlier: Spending) -> RunReport:
 
 def from_cache(routing: RunReport) -> RunReport:
     """Return the account of a run whose answer came from a cache: list prices stay, and nothing was spent."""
-    hops: list[RoutedCall] = [
+    calls: list[RoutedCall] = [
         {
-            **hop,
+            **call,
             "cost_usd": 0.0,
             "maybe_cost_usd": 0.0,
             "maybe_billed_twice": False,
-            "inner": hop["inner"] and from_cache(hop["inner"]),
+            "inner": call["inner"] and from_cache(call["inner"]),
         }
-        for hop in routing["hops"]
+        for call in routing["calls"]
     ]
     by_model: dict[str, ModelBill] = {name: {**bill, "cost_usd": 0.0} for name, bill in routing["by_model"].items()}
     return {
         **routing,
-        "hops": hops,
+        "calls": calls,
         "by_model": by_model,
         "cost_usd": 0.0,
         "router_cost_usd": 0.0,

@@ -111,7 +111,9 @@ class _Machine:
             registry=self.registry,
             limits=self._limits(state),
             turn=state.get("turn", 0) if started else 0,
-            calls=sorted(state.get("hops", []), key=lambda hop: (hop["turn"], hop["index"])) if started else (),
+            calls=sorted(state.get("calls", []), key=lambda routed: (routed["turn"], routed["index"]))
+            if started
+            else (),
             transcript=state.get("transcript", []) if started else (),
             notes=state.get("notes", {}) if started else {},
             decided=len(state.get("decisions", [])) if started else 0,
@@ -122,7 +124,7 @@ class _Machine:
     def _take_over(self, state: RouterState, error: EngineError) -> FallbackPlan:
         """Return the fallback that decides from here on; without one, raise the error with what the run has cost."""
         if self.fallback is None:
-            begun = {**state, **self._new_run(state), "hops": [], "router_usage": []} if is_fresh(state) else state
+            begun = {**state, **self._new_run(state), "calls": [], "router_usage": []} if is_fresh(state) else state
             error.routing = self._account(cast("RouterState", begun))
             raise error
         logger.warning("the router LLM does not answer, and the fallback takes its place: %s", error)
@@ -194,16 +196,16 @@ class _Machine:
     def route(self, call: PlannedCall) -> dict[str, list[RoutedCall]]:
         stream_call(call)
         again = self.checkpointed and call["refusal"] is None and intents.begin(call)
-        hop = self.candidates.ask(call, again=again)
-        stream_reply(hop)
-        return {"hops": [hop]}
+        routed = self.candidates.ask(call, again=again)
+        stream_reply(routed)
+        return {"calls": [routed]}
 
     async def aroute(self, call: PlannedCall) -> dict[str, list[RoutedCall]]:
         stream_call(call)
         again = self.checkpointed and call["refusal"] is None and await intents.abegin(call)
-        hop = await self.candidates.aask(call, again=again)
-        stream_reply(hop)
-        return {"hops": [hop]}
+        routed = await self.candidates.aask(call, again=again)
+        stream_reply(routed)
+        return {"calls": [routed]}
 
     # answer
 
@@ -226,7 +228,7 @@ class _Machine:
 
     def _account(self, state: RouterState) -> RunReport:
         return account(
-            state.get("hops", []),
+            state.get("calls", []),
             turns=state.get("turn", 0),
             router_tokens=add_usage(state.get("router_usage", [])),
             router_price=self.strategy.price,
@@ -246,7 +248,7 @@ class _Machine:
             "question_id": question_of(state).id,
             "limits": self._limits(state).as_state(),
             "strategy": self.strategy.note(),
-            "hops": Overwrite([]),
+            "calls": Overwrite([]),
             "router_usage": Overwrite([]),
             "turn": 0,
             "notes": {},

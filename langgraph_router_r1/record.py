@@ -24,7 +24,7 @@ RECORD_KEYS = [
     "messages",
     "transcript",
     "decisions",
-    "hops",
+    "calls",
     "router_usage",
     "turn",
     "limits",
@@ -57,7 +57,7 @@ class RunRecord(BaseModel):
     """The routed calls, in call order, with their costs by part."""
     answer: str
     report: RunReport
-    """Turns, tokens, costs and why the run ended; `hops` is empty, as `calls` has them."""
+    """Turns, tokens, costs and why the run ended; its own `calls` is empty, as the record has them."""
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Self:
@@ -71,7 +71,7 @@ class RunRecord(BaseModel):
         """
         strategy: StrategyNote = state["strategy"]
         report = account(
-            state.get("hops", []),
+            state.get("calls", []),
             turns=state.get("turn", 0),
             router_tokens=add_usage(state.get("router_usage", [])),
             router_price=Price(**strategy["price"]),
@@ -87,7 +87,7 @@ class RunRecord(BaseModel):
             strategy=strategy,
             segments=state.get("transcript", []),
             decisions=state.get("decisions", []),
-            calls=report["hops"],
+            calls=report["calls"],
             answer=state.get("answer", ""),
-            report={**report, "hops": []},
+            report={**report, "calls": []},
         )

@@ -79,16 +79,18 @@ class RunReport(TypedDict):
 
     turns: int
     """Turns in which models were asked."""
-    hops: list[RoutedCall]
+    calls: list[RoutedCall]
     cost_usd: float
-    """All that was spent on the question, as far as it is known: hops, router, and `earlier_cost_usd`."""
+    """All that was spent on the question, as far as it is known: calls, router, and `earlier_cost_usd`."""
     router_cost_usd: float
+    list_cost_parts: CostParts
+    """What this run costs at list price by what is paid for, cache hits included; `router` holds its own tokens too."""
     earlier_cost_usd: float
-    """What attempts at the same question cost that broke off before this one; their calls are not in `hops`."""
+    """What attempts at the same question cost that broke off before this one; its calls are not in `calls`."""
     maybe_cost_usd: float | None
     """The most that may have been billed beside `cost_usd`, as in `RoutedCall`. None: no bound is known."""
     maybe_billed_twice: int
-    """How many of the hops may have been billed twice; see `RoutedCall.maybe_billed_twice`."""
+    """How many of the calls may have been billed twice; see `RoutedCall.maybe_billed_twice`."""
     thread_cost_usd: float
     """What all questions of the thread cost so far, this one included; `cost_usd` when there is no checkpointer."""
     by_model: dict[str, ModelBill]
@@ -190,7 +192,7 @@ class RouterState(TypedDict):
     """Id of the message that this run answers; another one at the end of `messages` starts a new run."""
     # A checkpoint holds what was added, not the whole again: a run of 100 turns would write 43 MB.
     transcript: NotRequired[Annotated[list[Segment], DeltaChannel(extend)]]
-    hops: NotRequired[Annotated[list[RoutedCall], DeltaChannel(extend)]]
+    calls: NotRequired[Annotated[list[RoutedCall], DeltaChannel(extend)]]
     router_usage: NotRequired[Annotated[list[Usage], DeltaChannel(extend)]]
     """One entry for each decision that took tokens."""
     turn: NotRequired[int]
@@ -233,9 +235,9 @@ def is_degraded(state: RouterState) -> bool:
 
 
 def calls_are_missing(state: RouterState) -> bool:
-    """Return whether the calls of the latest route turn have left no hop in the state."""
+    """Return whether the calls of the latest route turn have left nothing in the state."""
     last = state.get("turn", 0) - 1
-    return last >= 0 and not any(hop["turn"] == last for hop in state.get("hops", []))
+    return last >= 0 and not any(call["turn"] == last for call in state.get("calls", []))
 
 
 def has_ended(state: RouterState) -> bool:

@@ -59,7 +59,7 @@ def ask(turns: Any, registry: ModelRegistry, question: str = "Which?", **setting
     """Run a scripted router; return everything it knows at the end."""
     router = create_router(ScriptedEngine(turns), registry, **settings)
     return router.invoke(
-        {"messages": [("user", question)]}, output_keys=["messages", "answer", "routing", "transcript", "hops"]
+        {"messages": [("user", question)]}, output_keys=["messages", "answer", "routing", "transcript", "calls"]
     )
 
 

@@ -50,7 +50,7 @@ async def test_an_engine_error_carries_the_account_of_the_run_that_it_ended() ->
             await invoked(router, way, asked())
         assert caught.value.routing is not None
         assert caught.value.routing["cost_usd"] == pytest.approx(CALL_USD)
-        assert [hop["response"] for hop in caught.value.routing["hops"]] == ["Lima"]
+        assert [routed["response"] for routed in caught.value.routing["calls"]] == ["Lima"]
 
 
 async def test_a_chat_model_with_retries_accounts_for_the_attempts_that_failed() -> None:
@@ -62,7 +62,7 @@ async def test_a_chat_model_with_retries_accounts_for_the_attempts_that_failed()
         routing = (await invoked(retrying, way, "?")).response_metadata["routing"]
         assert len(model.calls) == 3
         assert routing["cost_usd"] == pytest.approx(3 * CALL_USD)
-        assert (routing["earlier_cost_usd"], len(routing["hops"])) == (pytest.approx(2 * CALL_USD), 1)
+        assert (routing["earlier_cost_usd"], len(routing["calls"])) == (pytest.approx(2 * CALL_USD), 1)
 
 
 def test_when_the_last_retry_fails_too_the_error_accounts_for_all_attempts() -> None:
@@ -267,7 +267,7 @@ def test_a_failed_call_counts_as_possibly_billed_unless_nothing_was_sent_or_it_w
     routing = ask([search("m: a?"), answer("x")], registry)["routing"]
     assert routing["cost_usd"] == 0
     assert (routing["maybe_cost_usd"] > 500e-6) == may_be_billed  # 512 tokens at $1 a million, and the prompt
-    assert routing["maybe_cost_usd"] == routing["hops"][0]["maybe_cost_usd"] < 1000e-6
+    assert routing["maybe_cost_usd"] == routing["calls"][0]["maybe_cost_usd"] < 1000e-6
 
 
 async def test_each_attempt_and_each_fallback_that_was_given_up_may_have_been_billed() -> None:
@@ -288,7 +288,7 @@ async def test_each_attempt_and_each_fallback_that_was_given_up_may_have_been_bi
     turns = [search("flaky: a?", "b: a?"), answer("x")]
     for way in WAYS:
         router = create_router(ScriptedEngine(turns), registry)
-        first, second = (await invoked(router, way, asked()))["routing"]["hops"]
+        first, second = (await invoked(router, way, asked()))["routing"]["calls"]
         assert (first["status"], second["answered_by"]) == ("error", "c")
         one = second["maybe_cost_usd"]
         assert one > 500e-6
@@ -299,7 +299,7 @@ def test_what_may_have_been_billed_counts_against_the_budget() -> None:
     model = ScriptedChatModel([TimeoutError(), "Lima"])
     registry = ModelRegistry([ModelDescriptor(name="m", model=model, price=1.0, params={"max_tokens": 400})])
     result = ask([search("m: a?"), search("m: a?") + answer("x")], registry, budget_usd=900e-6)  # one call: 590e-6
-    assert (len(model.calls), result["routing"]["hops"][0]["status"]) == (1, "error")
+    assert (len(model.calls), result["routing"]["calls"][0]["status"]) == (1, "error")
     assert result["routing"]["cost_usd"] + result["routing"]["maybe_cost_usd"] <= 900e-6
 
 
@@ -319,7 +319,9 @@ def test_an_answer_from_a_cache_costs_nothing_each_time() -> None:
     assert first["cost_usd"] > CALL_USD
     for routing in hits:
         assert (routing["cost_usd"], routing["router_cost_usd"], routing["thread_cost_usd"]) == (0, 0, 0)
-        assert [(hop["cost_usd"], hop["list_cost_usd"]) for hop in routing["hops"]] == [(0, pytest.approx(CALL_USD))]
+        assert [(routed["cost_usd"], routed["list_cost_usd"]) for routed in routing["calls"]] == [
+            (0, pytest.approx(CALL_USD))
+        ]
         assert [bill["cost_usd"] for bill in routing["by_model"].values()] == [0]
     assert first["cost_usd"] > CALL_USD  # the account that was given out before is left alone
 
@@ -339,11 +341,11 @@ async def test_a_router_as_a_routed_model_passes_its_account_on(form: str) -> No
             ModelRegistry([ModelDescriptor(name="inner", model=model, price="free")]),
         )
         routing = (await invoked(outer, way, asked()))["routing"]
-        hop = routing["hops"][0]
-        assert (hop["response"], hop["status"]) == ("Lima", "ok")
-        assert hop["inner"]["by_model"]["deep"]["cost_usd"] == pytest.approx(CALL_USD)
-        assert routing["cost_usd"] == hop["cost_usd"] == hop["inner"]["cost_usd"] > CALL_USD
-        assert routing["by_model"]["inner"]["cost_usd"] == hop["cost_usd"]
+        routed = routing["calls"][0]
+        assert (routed["response"], routed["status"]) == ("Lima", "ok")
+        assert routed["inner"]["by_model"]["deep"]["cost_usd"] == pytest.approx(CALL_USD)
+        assert routing["cost_usd"] == routed["cost_usd"] == routed["inner"]["cost_usd"] > CALL_USD
+        assert routing["by_model"]["inner"]["cost_usd"] == routed["cost_usd"]
 
 
 def test_a_router_that_breaks_off_as_a_routed_model_is_paid_for_what_it_spent() -> None:
@@ -353,7 +355,7 @@ def test_a_router_that_breaks_off_as_a_routed_model_is_paid_for_what_it_spent() 
         ModelRegistry([ModelDescriptor(name="inner", model=model, price="free")]),
     )
     routing = outer.invoke(asked())["routing"]
-    assert (routing["hops"][0]["status"], routing["cost_usd"] > CALL_USD) == ("error", True)
+    assert (routing["calls"][0]["status"], routing["cost_usd"] > CALL_USD) == ("error", True)
 
 
 async def test_what_routers_spent_before_they_broke_off_is_paid_for_whoever_replies_in_the_end() -> None:
@@ -384,7 +386,7 @@ async def test_what_routers_spent_before_they_broke_off_is_paid_for_whoever_repl
         for way in WAYS:
             router = create_router(ScriptedEngine([search("m: a?", "two: b?"), answer("x")]), registry)
             routing = (await invoked(router, way, asked()))["routing"]
-            as_fallback, two_and_a_reply = routing["hops"]
+            as_fallback, two_and_a_reply = routing["calls"]
             broke_off = as_fallback["inner"]["cost_usd"]
             assert broke_off > CALL_USD
             assert as_fallback["cost_usd"] == as_fallback["list_cost_usd"] == pytest.approx(broke_off)
@@ -404,10 +406,10 @@ def test_what_may_have_been_billed_inside_a_router_and_before_it_was_asked_adds_
             ModelDescriptor(name="inner", model=inner, price="free"),
         ]
     )
-    hop = ask([search("m: a?"), answer("x")], registry)["routing"]["hops"][0]
-    within = hop["inner"]["maybe_cost_usd"]
-    assert (hop["answered_by"], within > 500e-6) == ("inner", True)
-    assert hop["maybe_cost_usd"] == pytest.approx(11 * within, rel=0.01)
+    routed = ask([search("m: a?"), answer("x")], registry)["routing"]["calls"][0]
+    within = routed["inner"]["maybe_cost_usd"]
+    assert (routed["answered_by"], within > 500e-6) == ("inner", True)
+    assert routed["maybe_cost_usd"] == pytest.approx(11 * within, rel=0.01)
 
 
 async def test_a_router_with_retries_as_a_routed_model_passes_on_what_all_of_its_attempts_spent() -> None:
@@ -420,7 +422,7 @@ async def test_a_router_with_retries_as_a_routed_model_passes_on_what_all_of_its
             ModelRegistry([ModelDescriptor(name="inner", model=retrying, price="free")]),
         )
         routing = (await invoked(outer, way, asked()))["routing"]
-        assert (routing["hops"][0]["status"], routing["cost_usd"]) == ("ok", pytest.approx(2 * CALL_USD))
+        assert (routing["calls"][0]["status"], routing["cost_usd"]) == ("ok", pytest.approx(2 * CALL_USD))
 
 
 def test_an_answer_from_a_cache_costs_nothing_in_the_account_of_a_router_in_a_router_either() -> None:
@@ -429,17 +431,17 @@ def test_an_answer_from_a_cache_costs_nothing_in_the_account_of_a_router_in_a_ro
         ModelRegistry([ModelDescriptor(name="inner", model=inner_router(), price="free")]),
     )
     chat = ChatRouterR1(router=outer, cache=InMemoryCache())
-    first, hit = [chat.invoke("?").response_metadata["routing"]["hops"][0]["inner"] for _ in range(2)]
+    first, hit = [chat.invoke("?").response_metadata["routing"]["calls"][0]["inner"] for _ in range(2)]
     assert first["cost_usd"] > CALL_USD
-    assert (hit["cost_usd"], hit["hops"][0]["cost_usd"]) == (0, 0)
-    assert hit["hops"][0]["list_cost_usd"] == pytest.approx(CALL_USD)
+    assert (hit["cost_usd"], hit["calls"][0]["cost_usd"]) == (0, 0)
+    assert hit["calls"][0]["list_cost_usd"] == pytest.approx(CALL_USD)
 
 
 def test_a_failure_that_is_its_own_cause_is_a_failure_like_others() -> None:
     first, second = ValueError("a"), ValueError("b")
     first.__cause__, second.__cause__ = second, first
-    hop = ask([search("m: a?"), answer("x")], pool(m=first))["routing"]["hops"][0]
-    assert (hop["status"], hop["maybe_cost_usd"] > 0) == ("error", True)
+    routed = ask([search("m: a?"), answer("x")], pool(m=first))["routing"]["calls"][0]
+    assert (routed["status"], routed["maybe_cost_usd"] > 0) == ("error", True)
 
 
 def test_under_a_budget_a_router_as_a_routed_model_needs_a_budget_of_its_own() -> None:
@@ -452,5 +454,5 @@ def test_under_a_budget_a_router_as_a_routed_model_needs_a_budget_of_its_own() -
             ]
         )
         result = ask([search("inner: q?"), answer("x")], registry, budget_usd=0.001)
-        assert result["routing"]["hops"][0]["status"] == status
+        assert result["routing"]["calls"][0]["status"] == status
         assert result["routing"]["cost_usd"] <= 0.001

@@ -72,7 +72,7 @@ def runs(kind: str, pool: RecordedPool, weight: float = 0.0, **options: Any) -> 
 
 
 def asked(result: Any) -> list[str]:
-    return [hop["model"] for hop in result["routing"]["hops"]]
+    return [routed["model"] for routed in result["routing"]["calls"]]
 
 
 @pytest.mark.parametrize("kind", LEARNING)
@@ -107,7 +107,7 @@ def test_what_learns_never_sees_the_test_split() -> None:
 def test_fixed_choices_are_what_their_names_say() -> None:
     pool = two_specialists()
     assert {tuple(asked(result)) for _, result in runs("big", pool)} == {("big",)}
-    assert {tuple(asked(result)) for _, result in runs("dearest", pool)} == {("big",)}
+    assert {tuple(asked(result)) for _, result in runs("most_expensive", pool)} == {("big",)}
     assert {tuple(asked(result)) for _, result in runs("cheapest", pool)} == {("caps",)}
     assert {tuple(asked(result)) for _, result in runs("best", pool)} == {("big",)}
     assert {asked(result)[0] for _, result in runs("best", pool, weight=0.9)} <= {"caps", "money"}
@@ -133,14 +133,14 @@ def test_random_choices_are_even_and_repeat_with_their_seed() -> None:
     assert all(0.2 < chosen.count(model) / len(chosen) < 0.47 for model in pool.models)
 
 
-def test_the_majority_wins_and_of_equals_the_dearest() -> None:
+def test_the_majority_wins_and_of_equals_the_most_expensive() -> None:
     def model(name: str, reply: str, price: float) -> ModelDescriptor:
         return ModelDescriptor(name=name, model=ScriptedChatModel([reply]), price=price)
 
     registry = ModelRegistry([model("a", "Lima", 1), model("b", "the lima.", 2), model("c", "Quito", 9)])
     result = create_baseline("majority", registry).invoke({"messages": [("user", "Capital?")]})
     assert result["answer"] == "the lima."
-    assert len(result["routing"]["hops"]) == 3
+    assert len(result["routing"]["calls"]) == 3
     tied = ModelRegistry([model("a", "Lima", 1), model("c", "Quito", 9)])
     assert create_baseline("majority", tied).invoke({"messages": [("user", "Capital?")]})["answer"] == "Quito"
 
@@ -162,8 +162,8 @@ def test_sync_and_async_agree() -> None:
         first, second = baseline.invoke(*given), asyncio.run(baseline.ainvoke(*given))
         assert first["answer"] == second["answer"]
         for result in (first, second):
-            for hop in result["routing"]["hops"]:
-                hop["latency_s"] = 0.0
+            for routed in result["routing"]["calls"]:
+                routed["latency_s"] = 0.0
         assert first["routing"] == second["routing"]
 
 
@@ -187,7 +187,7 @@ def test_the_extractors_answer_counts_and_its_tokens_are_paid() -> None:
     assert result["messages"][-1].response_metadata["reply"] == "It is Lima."
     assert result["routing"]["router_cost_usd"] > 0
     assert math.isclose(
-        result["routing"]["cost_usd"], result["routing"]["router_cost_usd"] + result["routing"]["hops"][0]["cost_usd"]
+        result["routing"]["cost_usd"], result["routing"]["router_cost_usd"] + result["routing"]["calls"][0]["cost_usd"]
     )
 
 
@@ -221,7 +221,7 @@ def test_knn_on_real_scores_is_scikit_learns_and_lies_between_random_and_oracle(
         baseline = create_baseline(kind, registry, records=pool, embeddings=embeddings)
         return [
             baseline.invoke({"messages": [("user", task.question)]}, {"metadata": {"task_id": task.id}})["routing"][
-                "hops"
+                "calls"
             ][0]["model"]
             for task in test
         ]

@@ -32,7 +32,7 @@ from langgraph_router_r1.evaluation.report import Results, frontier, frontier_ar
 from langgraph_router_r1.evaluation.tasks import TaskError
 
 ROOT = Path(__file__).parent.parent
-KINDS = ("models", "random", "cheapest", "dearest", "best", "majority", "oracle")
+KINDS = ("models", "random", "cheapest", "most_expensive", "best", "majority", "oracle")
 
 
 def recorded(directory: Path, rows: str = "", questions: int = 60, head: str = "", forms: str = "") -> Path:
@@ -81,7 +81,7 @@ def test_every_row_is_scored_on_the_same_questions_and_as_by_hand(tmp_path: Path
         assert row.metrics["score"] == row.metrics["contains"]
     assert results["good"].costs == pytest.approx([4e-6] * len(numbers))
     assert results["majority"].calls == {"good": len(numbers), "poor": len(numbers)}
-    assert results["dearest"].calls == results["best"].calls == {"good": len(numbers)}
+    assert results["most_expensive"].calls == results["best"].calls == {"good": len(numbers)}
     assert results["majority"].entropy_bits == pytest.approx(1.0)
     assert results["good"].entropy_bits == 0.0
 
@@ -100,7 +100,7 @@ def test_what_was_run_is_not_run_again_and_rows_can_be_added(tmp_path: Path) -> 
     ended: list[Any] = []
     asyncio.run(Bench.from_file(recorded(tmp_path), tmp_path / "runs").run(ended.append))
     assert (tmp_path / "runs" / RUNS_FILE).read_text().startswith(before)
-    assert {run["row"] for run in ended} == {"good", "poor", "random", "dearest", "majority", "oracle"}
+    assert {run["row"] for run in ended} == {"good", "poor", "random", "most_expensive", "majority", "oracle"}
 
 
 def test_runs_of_another_benchmark_are_not_mixed_in(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_other_records_are_another_benchmark_and_a_cut_off_fingerprint_is_named(
 def test_what_was_known_from_before_took_no_time_that_says_anything(tmp_path: Path, live: Pool) -> None:
     results = run(Bench.from_file(live_benchmark(tmp_path, live), tmp_path / "runs"))
     assert results["good"].median_s is not None
-    assert results["dearest"].median_s is None
+    assert results["most_expensive"].median_s is None
 
 
 def test_two_sets_may_use_the_same_ids(tmp_path: Path) -> None:
@@ -307,8 +307,8 @@ def test_results_survive_their_file_and_a_file_of_something_else_is_named(tmp_pa
 def test_the_frontier_is_the_upper_hull_and_its_area_the_mean_over_budgets(tmp_path: Path) -> None:
     assert frontier([(2.0, 0.3), (1.0, 0.5), (2.0, 0.6), (3.0, 0.9)]) == [(0.0, 0.0), (1.0, 0.5), (3.0, 0.9)]
     assert report._area([(1.0, 0.5)], 2.0) == pytest.approx((0.5 * 0.5 + 0.5) / 2)
-    rows = '[[rows]]\nrouter = "best"\ncost_weights = [0, 1]\n[[rows]]\nrouter = "dearest"\n'
-    head = 'reference = "dearest"\n'
+    rows = '[[rows]]\nrouter = "best"\ncost_weights = [0, 1]\n[[rows]]\nrouter = "most_expensive"\n'
+    head = 'reference = "most_expensive"\n'
     file = recorded(tmp_path, rows=rows)
     file.write_text(file.read_text().replace('reference = "best"\n', head))
     results = run(Bench.from_file(file, tmp_path / "runs"))
@@ -451,7 +451,7 @@ def live_benchmark(directory: Path, server: Pool) -> Path:
         for name, price in (("good", 1.0), ("poor", 0.1))
     )
     (directory / "pool.toml").write_text(registry)
-    rows = "".join(f'[[rows]]\nrouter = "{kind}"\n' for kind in ("models", "random", "majority", "dearest"))
+    rows = "".join(f'[[rows]]\nrouter = "{kind}"\n' for kind in ("models", "random", "majority", "most_expensive"))
     (directory / "questions.jsonl").write_text(
         "".join(
             json.dumps({"id": f"t{n}", "question": f"question {n}?", "golden_answers": [f"right{n}"]}) + "\n"
@@ -531,7 +531,7 @@ def test_runs_in_which_a_model_failed_are_made_again_when_asked_for_and_only_the
 def calls_of(file: Path) -> set[str]:
     """The calls of all runs whose line is whole."""
     lines = file.read_text().split("\n")[:-1] if file.exists() else []
-    return {f"{hop['model']}: {hop['query']}" for line in lines for hop in json.loads(line)["hops"]}
+    return {f"{routed['model']}: {routed['query']}" for line in lines for routed in json.loads(line)["calls"]}
 
 
 def bench_in_a_process(file: Path, output: Path, *options: str) -> subprocess.Popen[bytes]:

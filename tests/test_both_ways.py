@@ -178,7 +178,7 @@ async def test_a_second_question_without_the_router_llm_keeps_nothing_of_the_fir
         config: Any = {"configurable": {"thread_id": "1"}}
         await run(way, router, config=config)
         events, values = await run(way, router, {"messages": [("user", "another")]}, config)
-        assert (events[0]["turn"], values["transcript"], len(values["routing"]["hops"])) == (0, [], 1)
+        assert (events[0]["turn"], values["transcript"], len(values["routing"]["calls"])) == (0, [], 1)
 
 
 async def test_with_routing_off_a_turn_does_not_end_at_a_search() -> None:
@@ -204,7 +204,7 @@ async def test_a_router_llm_that_is_down_from_the_start_and_a_fallback() -> None
     assert events[0]["turn"] == 0
     assert "the fallback asks b, then a" in events[0]["text"]
     assert (values["answer"], values["routing"]["stop_reason"]) == ("Lima", "degraded")
-    assert [(hop["turn"], hop["index"], hop["model"]) for hop in values["routing"]["hops"]] == [
+    assert [(routed["turn"], routed["index"], routed["model"]) for routed in values["routing"]["calls"]] == [
         (0, 0, "b"),
         (1, 0, "a"),
     ]
@@ -236,14 +236,14 @@ async def test_a_fallback_that_the_budget_does_not_pay_for() -> None:
 
 async def test_a_router_llm_that_is_down_and_no_fallback() -> None:
     for way in WAYS:
-        for turns, hops in (((), 0), ((search("m: a?"),), 1)):
+        for turns, routed_calls in (((), 0), ((search("m: a?"),), 1)):
             router = create_router(ScriptedEngine(dies_after(*turns)), pool(m="Lima"), checkpointer=InMemorySaver())
             with pytest.raises(EngineUnavailableError) as caught:
                 await run(way, router, config={"configurable": {"thread_id": "1"}})
             assert caught.value.routing is not None
-            assert len(caught.value.routing["hops"]) == hops
+            assert len(caught.value.routing["calls"]) == routed_calls
             assert caught.value.routing["stop_reason"] is None
-            assert caught.value.routing["turns"] == hops
+            assert caught.value.routing["turns"] == routed_calls
 
 
 async def test_the_account_on_an_error_is_that_of_its_own_question() -> None:
@@ -255,7 +255,7 @@ async def test_the_account_on_an_error_is_that_of_its_own_question() -> None:
         with pytest.raises(EngineUnavailableError) as caught:
             await run(way, router, {"messages": [("user", "another")]}, config)
         assert caught.value.routing is not None
-        assert (caught.value.routing["hops"], caught.value.routing["cost_usd"]) == ([], 0)
+        assert (caught.value.routing["calls"], caught.value.routing["cost_usd"]) == ([], 0)
         assert caught.value.routing["thread_cost_usd"] == pytest.approx(11e-6)
 
 
@@ -267,8 +267,8 @@ async def test_refused_calls_with_a_checkpointer() -> None:
         return create_router(ScriptedEngine(turns), pool(m="Lima"), max_parallel=1, checkpointer=InMemorySaver())
 
     _, values = await both(fresh, config={"configurable": {"thread_id": "1"}})
-    assert [hop["status"] for hop in values["routing"]["hops"]] == ["ok", "denied", "unknown_model"]
-    assert [hop["maybe_cost_usd"] for hop in values["routing"]["hops"]] == [0, 0, 0]
+    assert [routed["status"] for routed in values["routing"]["calls"]] == ["ok", "denied", "unknown_model"]
+    assert [routed["maybe_cost_usd"] for routed in values["routing"]["calls"]] == [0, 0, 0]
 
 
 async def test_limits_of_a_context() -> None:
@@ -290,16 +290,18 @@ def test_before_the_first_turn_tokens_are_estimated_without_the_engine() -> None
         model.model_copy(update={"model": ScriptedChatModel(["x" * 399], usage=False)}) for model in pool(m="")
     )
     router = create_router(NoTokenizer(dies_after()), registry, fallback=InOrder("m"))
-    hop = router.invoke(QUESTION)["routing"]["hops"][0]
-    assert (hop["status"], hop["usage"]["completion_tokens"], hop["usage"]["estimated"]) == ("ok", 100, True)
+    routed = router.invoke(QUESTION)["routing"]["calls"][0]
+    assert (routed["status"], routed["usage"]["completion_tokens"], routed["usage"]["estimated"]) == ("ok", 100, True)
 
 
 def test_once_a_turn_is_sampled_tokens_are_counted_with_the_routers_tokenizer() -> None:
     registry = ModelRegistry(
         model.model_copy(update={"model": ScriptedChatModel(["x" * 399], usage=False)}) for model in pool(m="")
     )
-    hop = create_router(ScriptedEngine([search("m: a?"), answer("x")]), registry).invoke(QUESTION)["routing"]["hops"][0]
-    assert hop["usage"]["completion_tokens"] == 399  # the tokens of the scripted router are bytes
+    routed = create_router(ScriptedEngine([search("m: a?"), answer("x")]), registry).invoke(QUESTION)["routing"][
+        "calls"
+    ][0]
+    assert routed["usage"]["completion_tokens"] == 399  # the tokens of the scripted router are bytes
 
 
 def test_the_compiled_graph_has_the_name_store_interrupts_and_debugging_that_were_asked_for() -> None:

@@ -148,8 +148,8 @@ async def test_providers_that_echo_headers_get_no_key_into_anything(
                 events = stream(QUESTION, THREAD, stream_mode=modes)
                 seen = [event async for event in events] if way == "ainvoke" else list(events)
                 state = await router.aget_state(THREAD) if way == "ainvoke" else router.get_state(THREAD)
-        hops = state.values["routing"]["hops"]
-        assert [hop["status"] for hop in hops] == ["error"] * 3
+        routed_calls = state.values["routing"]["calls"]
+        assert [routed["status"] for routed in routed_calls] == ["error"] * 3
         assert_clean(
             events=seen, state=state, checkpoint=stored_in(tmp_path), registry=f"{registry!r}{list(registry)!r}"
         )

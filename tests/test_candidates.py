@@ -80,8 +80,8 @@ def completion(text: str, **usage: Any) -> httpx2.Response:
 )
 async def test_a_providers_failure_becomes_a_hop_with_a_short_public_reason(status: int, reason: str) -> None:
     model = openai_model(lambda request: httpx2.Response(status, json={"error": {"message": f"bad key {KEY}"}}))
-    for hop in (hop_of(model), await async_hop_of(model)):
-        assert (hop["status"], hop["reason"], hop["cost_usd"]) == ("error", reason, 0)
+    for routed in (hop_of(model), await async_hop_of(model)):
+        assert (routed["status"], routed["reason"], routed["cost_usd"]) == ("error", reason, 0)
 
 
 def refuse(request: httpx2.Request) -> httpx2.Response:
@@ -95,7 +95,7 @@ def test_a_reply_from_a_cache_that_reports_no_usage_costs_nothing() -> None:
     assert (first["cost_usd"] > 0, second["cost_usd"], second["usage"]["estimated"]) == (True, 0, True)
 
 
-async def test_no_secret_is_in_hops_events_messages_or_logs(caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_secret_is_in_calls_events_messages_or_logs(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", logger="langgraph_router_r1")
     registry = pool(
         one=openai_model(lambda request: httpx2.Response(401, json={"error": {"message": f"Incorrect key: {KEY}"}})),
@@ -122,27 +122,32 @@ async def test_prompt_cached_and_completion_tokens_reach_the_bill() -> None:
     model = openai_model(lambda request: completion("Lima", **usage))
     price = {"prompt": 1.0, "completion": 10.0, "cached": 0.1}
     registry = ModelRegistry([ModelDescriptor(name="m", model=model, price=price)])
-    for hop in (Candidates(registry, len).ask(CALL), await Candidates(registry, len).aask(CALL)):
-        assert hop["usage"] == {"prompt_tokens": 100, "cached_tokens": 64, "completion_tokens": 7, "estimated": False}
-        assert hop["cost_usd"] == pytest.approx((36 * 1.0 + 64 * 0.1 + 7 * 10.0) / 1e6)
+    for routed in (Candidates(registry, len).ask(CALL), await Candidates(registry, len).aask(CALL)):
+        assert routed["usage"] == {
+            "prompt_tokens": 100,
+            "cached_tokens": 64,
+            "completion_tokens": 7,
+            "estimated": False,
+        }
+        assert routed["cost_usd"] == pytest.approx((36 * 1.0 + 64 * 0.1 + 7 * 10.0) / 1e6)
 
 
 def test_usage_that_is_not_reported_is_estimated_and_flagged() -> None:
-    hop = hop_of(ScriptedChatModel(["It is Lima"], usage=False))
+    routed = hop_of(ScriptedChatModel(["It is Lima"], usage=False))
     asked = len(CALL_PROMPT.format(query=CALL["query"]).split())
-    assert hop["usage"] == {
+    assert routed["usage"] == {
         "prompt_tokens": asked,
         "cached_tokens": 0,
         "completion_tokens": 3,
         "estimated": True,
     }
-    assert hop["cost_usd"] == pytest.approx((asked + 3) / 1e6)
+    assert routed["cost_usd"] == pytest.approx((asked + 3) / 1e6)
 
 
 def test_an_empty_reply_that_reports_no_usage_is_estimated_too() -> None:
-    hop = hop_of(ScriptedChatModel([""], usage=False))
-    assert (hop["reason"], hop["usage"]["estimated"]) == ("m gave an empty reply", True)
-    assert (hop["usage"]["prompt_tokens"] > 0, hop["usage"]["completion_tokens"]) == (True, 0)
+    routed = hop_of(ScriptedChatModel([""], usage=False))
+    assert (routed["reason"], routed["usage"]["estimated"]) == ("m gave an empty reply", True)
+    assert (routed["usage"]["prompt_tokens"] > 0, routed["usage"]["completion_tokens"]) == (True, 0)
 
 
 def test_each_byte_of_a_query_may_be_a_token_in_the_worst_case() -> None:
@@ -167,16 +172,16 @@ def test_a_reply_from_a_cache_costs_nothing_and_keeps_its_list_price() -> None:
 
 @pytest.mark.parametrize("reply", ["", "   ", "<think>only this</think>", AIMessage("")])
 def test_an_empty_reply_is_an_error_that_is_billed(reply: Any) -> None:
-    hop = hop_of(ScriptedChatModel([reply]))
-    assert (hop["status"], hop["reason"]) == ("error", "m gave an empty reply")
-    assert hop["cost_usd"] > 0
+    routed = hop_of(ScriptedChatModel([reply]))
+    assert (routed["status"], routed["reason"]) == ("error", "m gave an empty reply")
+    assert routed["cost_usd"] > 0
 
 
 async def test_a_model_that_hangs_is_given_up_in_time_in_both_worlds() -> None:
     model = ScriptedChatModel(["late"], delay_s=2.0)
     started = time.monotonic()
-    for hop in (hop_of(model, timeout_s=0.2), await async_hop_of(model, timeout_s=0.2)):
-        assert (hop["status"], hop["reason"]) == ("error", "m gave no reply within 0.2 s")
+    for routed in (hop_of(model, timeout_s=0.2), await async_hop_of(model, timeout_s=0.2)):
+        assert (routed["status"], routed["reason"]) == ("error", "m gave no reply within 0.2 s")
     assert time.monotonic() - started < 1.5
 
 
@@ -197,9 +202,9 @@ def test_the_fallback_that_answered_is_billed() -> None:
         ]
     )
     result = ask([search("m: a?"), answer("x")], registry)
-    hop = result["routing"]["hops"][0]
-    assert (hop["model"], hop["answered_by"], hop["status"]) == ("m", "other", "ok")
-    assert hop["cost_usd"] == pytest.approx(11 * 5.0 / 1e6)
+    routed = result["routing"]["calls"][0]
+    assert (routed["model"], routed["answered_by"], routed["status"]) == ("m", "other", "ok")
+    assert routed["cost_usd"] == pytest.approx(11 * 5.0 / 1e6)
     assert list(result["routing"]["by_model"]) == ["other"]
 
 
@@ -212,8 +217,8 @@ async def test_a_model_that_hangs_leaves_its_fallback_to_answer_in_both_worlds()
         ]
     )
     candidates = Candidates(registry, count_tokens=len)
-    for hop in (candidates.ask(CALL), await candidates.aask(CALL)):
-        assert (hop["response"], hop["answered_by"]) == ("Lima", "other")
+    for routed in (candidates.ask(CALL), await candidates.aask(CALL)):
+        assert (routed["response"], routed["answered_by"]) == ("Lima", "other")
 
 
 async def test_a_model_that_can_not_be_set_up_stands_in_nobodys_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,8 +229,8 @@ async def test_a_model_that_can_not_be_set_up_stands_in_nobodys_way(monkeypatch:
     well = ModelDescriptor(name="m", model=ScriptedChatModel(["Lima"]), price=1.0, fallbacks=("keyless",))
     candidates = Candidates(ModelRegistry([keyless, well]), count_tokens=len)
     for name in ("m", "keyless"):
-        for hop in (candidates.ask({**CALL, "model": name}), await candidates.aask({**CALL, "model": name})):
-            assert (hop["response"], hop["answered_by"]) == ("Lima", "m")
+        for routed in (candidates.ask({**CALL, "model": name}), await candidates.aask({**CALL, "model": name})):
+            assert (routed["response"], routed["answered_by"]) == ("Lima", "m")
 
 
 def test_an_interrupt_of_a_model_is_no_failure_that_a_fallback_is_paid_for() -> None:
@@ -250,9 +255,9 @@ def test_usage_that_can_not_be_is_estimated(count: Any) -> None:
     usage: Any = {"input_tokens": count, "output_tokens": 5, "total_tokens": 5}
     reply = AIMessage("It is Lima")
     reply.usage_metadata = usage
-    hop = hop_of(RunnableLambda(lambda _: reply))
-    assert hop["usage"]["estimated"]
-    assert hop["cost_usd"] > 0
+    routed = hop_of(RunnableLambda(lambda _: reply))
+    assert routed["usage"]["estimated"]
+    assert routed["cost_usd"] > 0
 
 
 def test_calls_that_come_together_share_one_rate_limit() -> None:
@@ -260,7 +265,7 @@ def test_calls_that_come_together_share_one_rate_limit() -> None:
     candidates = Candidates(ModelRegistry([model]), count_tokens=len)
     started = time.monotonic()
     with ThreadPoolExecutor(8) as threads:
-        states = [hop["status"] for hop in threads.map(candidates.ask, [CALL] * 8)]
+        states = [routed["status"] for routed in threads.map(candidates.ask, [CALL] * 8)]
     assert states == ["ok"] * 8
     assert time.monotonic() - started > 0.6
 
@@ -272,16 +277,16 @@ async def test_a_rate_limit_spaces_the_calls_of_a_model_and_of_a_fallback() -> N
         candidates = Candidates(ModelRegistry([broken, limited]), count_tokens=len)
         started = time.monotonic()
         for _ in range(3):
-            hop = getattr(candidates, ask_once)(CALL)
-            assert (await hop if ask_once == "aask" else hop)["answered_by"] == "other"
+            routed = getattr(candidates, ask_once)(CALL)
+            assert (await routed if ask_once == "aask" else routed)["answered_by"] == "other"
         assert time.monotonic() - started > 0.35
 
 
 def test_a_missing_key_names_its_variable_and_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ROUTER_R1_TEST_KEY", raising=False)
-    hop = hop_of("openai:gpt-x", api_key_env="ROUTER_R1_TEST_KEY")
-    assert hop["status"] == "error"
-    assert "the environment variable 'ROUTER_R1_TEST_KEY' is not set" in hop["reason"]
+    routed = hop_of("openai:gpt-x", api_key_env="ROUTER_R1_TEST_KEY")
+    assert routed["status"] == "error"
+    assert "the environment variable 'ROUTER_R1_TEST_KEY' is not set" in routed["reason"]
     descriptor = ModelDescriptor(name="m", model="openai:gpt-x", price=1.0, api_key_env="ROUTER_R1_TEST_KEY")
     with pytest.raises(MissingKeyError, match="m: the environment variable 'ROUTER_R1_TEST_KEY' is not set"):
         build_model(descriptor)
@@ -300,14 +305,14 @@ def test_a_hundred_kilobytes_of_reply_end_no_run(reply: str) -> None:
 
 
 def test_half_a_character_in_a_reply_is_replaced() -> None:
-    hop = hop_of(ScriptedChatModel(["Lima \ud83d"]))
-    assert (hop["response"], hop["status"]) == ("Lima ?", "ok")
+    routed = hop_of(ScriptedChatModel(["Lima \ud83d"]))
+    assert (routed["response"], routed["status"]) == ("Lima ?", "ok")
 
 
 def test_an_account_in_the_reply_of_a_model_that_is_no_router_is_not_believed() -> None:
-    reply = AIMessage("Lima", response_metadata={"routing": {"cost_usd": -1e6, "hops": []}})
-    hop = hop_of(ScriptedChatModel([reply]))
-    assert (hop["status"], hop["inner"], hop["cost_usd"] > 0) == ("ok", None, True)
+    reply = AIMessage("Lima", response_metadata={"routing": {"cost_usd": -1e6, "calls": []}})
+    routed = hop_of(ScriptedChatModel([reply]))
+    assert (routed["status"], routed["inner"], routed["cost_usd"] > 0) == ("ok", None, True)
 
 
 def test_a_graph_on_another_server_is_no_router_of_ours() -> None:
@@ -329,8 +334,8 @@ def test_a_request_that_never_left_is_not_billed_when_its_failure_is_wrapped(
             raise RuntimeError("in the client")
 
     for model in (as_its_cause, as_its_context):
-        hop = hop_of(RunnableLambda(model), params={"max_tokens": 100})
-        assert (hop["maybe_cost_usd"] > 0) == may_be_billed
+        routed = hop_of(RunnableLambda(model), params={"max_tokens": 100})
+        assert (routed["maybe_cost_usd"] > 0) == may_be_billed
 
 
 async def test_what_a_call_may_have_cost_is_that_of_its_own_query() -> None:
@@ -340,19 +345,19 @@ async def test_what_a_call_may_have_cost_is_that_of_its_own_query() -> None:
     worst = candidates.worst_case("m", long["query"])
     assert worst > 5000e-6
     for again in (False, True):
-        for hop in (candidates.ask(long, again=again), await candidates.aask(long, again=again)):
-            assert hop["maybe_cost_usd"] == pytest.approx((1 + again) * worst)
-            assert hop["maybe_billed_twice"] == again
-            assert 0 < hop["latency_s"] < 10
-    for hop in (candidates.ask(long), await candidates.aask(long)):
-        assert not hop["maybe_billed_twice"]
+        for routed in (candidates.ask(long, again=again), await candidates.aask(long, again=again)):
+            assert routed["maybe_cost_usd"] == pytest.approx((1 + again) * worst)
+            assert routed["maybe_billed_twice"] == again
+            assert 0 < routed["latency_s"] < 10
+    for routed in (candidates.ask(long), await candidates.aask(long)):
+        assert not routed["maybe_billed_twice"]
 
 
 async def test_a_refused_call_was_not_made_and_bills_nothing() -> None:
     refused = {**CALL, "refusal": {"status": "denied", "reason": "one too many"}}
     candidates = Candidates(ModelRegistry([ModelDescriptor(name="m", model="openai:x", price=1.0)]), count_tokens=len)
-    for hop in (candidates.ask(refused), await candidates.aask(refused)):
-        assert (hop["maybe_cost_usd"], hop["maybe_billed_twice"], hop["reason"]) == (0, False, "one too many")
+    for routed in (candidates.ask(refused), await candidates.aask(refused)):
+        assert (routed["maybe_cost_usd"], routed["maybe_billed_twice"], routed["reason"]) == (0, False, "one too many")
 
 
 async def test_a_trace_tells_which_model_of_the_pool_was_asked() -> None:
@@ -370,9 +375,9 @@ async def test_a_trace_tells_which_model_of_the_pool_was_asked() -> None:
 
 
 def test_a_plain_runnable_that_gives_a_string_can_be_asked() -> None:
-    hop = hop_of(RunnableLambda(lambda messages: f"asked: {messages[-1].content}"))
-    assert hop["response"].endswith("Capital of Peru?")
-    assert hop["usage"]["estimated"]
+    routed = hop_of(RunnableLambda(lambda messages: f"asked: {messages[-1].content}"))
+    assert routed["response"].endswith("Capital of Peru?")
+    assert routed["usage"]["estimated"]
 
 
 def test_parameters_reach_the_model() -> None:

@@ -19,7 +19,7 @@ CONFIG: Any = {"configurable": {"thread_id": "1"}}
 
 
 def lengths(values: Any) -> tuple[int, ...]:
-    return tuple(len(values.get(key, ())) for key in ("transcript", "hops", "router_usage", "decisions"))
+    return tuple(len(values.get(key, ())) for key in ("transcript", "calls", "router_usage", "decisions"))
 
 
 @pytest.mark.parametrize("durability", ["sync", "async", "exit"])
@@ -61,5 +61,5 @@ def test_a_run_of_a_hundred_turns_writes_no_more_than_five_megabytes_of_checkpoi
         result = router.invoke({"messages": [("user", "?")]}, config)
         assert result["routing"]["turns"] == 100
         state = router.get_state(config).values
-        assert (len(state["hops"]), len(state["transcript"])) == (100, 202)
+        assert (len(state["calls"]), len(state["transcript"])) == (100, 202)
     assert path.stat().st_size < 5e6

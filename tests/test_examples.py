@@ -122,7 +122,7 @@ def chat_completion(text: str, prompt_tokens: int, completion_tokens: int) -> di
 # 01: the quickstart
 
 
-def test_the_quickstart_answers_offline_and_shows_hops_cost_and_events() -> None:
+def test_the_quickstart_answers_offline_and_shows_calls_cost_and_events() -> None:
     printed = run("01_quickstart.py")
     assert "Answer: Sol" in printed
     assert "capitals was asked 'Which country has the capital Lima?', said 'Peru': $0.00000110" in printed
@@ -288,7 +288,7 @@ async def test_the_studio_graph_answers_every_question_without_a_server(monkeypa
     for question in ("Who are you?", "Capital of Peru?"):
         result = await graph.ainvoke({"messages": [{"type": "human", "content": question}]})
         assert "ROUTER_R1_URL" in result["answer"]
-        assert [hop["model"] for hop in result["routing"]["hops"]] == ["helper"]
+        assert [routed["model"] for routed in result["routing"]["calls"]] == ["helper"]
 
 
 def test_the_studio_graph_has_schemas_to_make_forms_of(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,5 +347,5 @@ async def test_the_studio_graph_uses_a_running_router_and_neither_blocks_nor_ask
         assert server.requests == []
         result = await graph.ainvoke({"messages": [("user", "What is the capital of Peru?")]})
     assert result["answer"] == "Lima"
-    assert [(hop["model"], hop["status"]) for hop in result["routing"]["hops"]] == [("capitals", "ok")]
+    assert [(routed["model"], routed["status"]) for routed in result["routing"]["calls"]] == [("capitals", "ok")]
     assert [body["model"] for body in server.requests] == ["router", "capitals", "router"]

@@ -39,7 +39,7 @@ def with_fallbacks(*models: Any, **fields: Any) -> Candidates:
     return Candidates(registry, count_tokens=len)
 
 
-async def hops(*models: Any, **fields: Any) -> list[Any]:
+async def routed_calls(*models: Any, **fields: Any) -> list[Any]:
     """What comes of the call when it is made blocking, and when it is not."""
     candidates = with_fallbacks(*models, **fields)
     return [candidates.ask(CALL), await candidates.aask(CALL)]
@@ -56,19 +56,24 @@ async def test_fallbacks_are_asked_in_order_until_one_replies() -> None:
         return RunnableLambda(reply)
 
     never = ScriptedChatModel(["never"])
-    for hop in await hops(failing("m"), failing("f1"), ScriptedChatModel(["Lima"]), never):
-        assert (hop["status"], hop["response"], hop["answered_by"], hop["model"]) == ("ok", "Lima", "f2", "m")
+    for routed in await routed_calls(failing("m"), failing("f1"), ScriptedChatModel(["Lima"]), never):
+        assert (routed["status"], routed["response"], routed["answered_by"], routed["model"]) == (
+            "ok",
+            "Lima",
+            "f2",
+            "m",
+        )
     assert asked == ["m", "f1"] * 2
     assert never.calls == []
 
 
-async def test_when_all_fail_the_hop_says_why_the_model_itself_failed() -> None:
+async def test_when_all_fail_the_call_says_why_the_model_itself_failed() -> None:
     """The router asked for this one: what its last fallback said tells it nothing."""
     limited, broken = ScriptedChatModel([ModelRateLimitError("429")]), ScriptedChatModel([ValueError("x")])
-    for hop in await hops(limited, broken, broken):
-        assert (hop["status"], hop["reason"]) == ("error", "m is rate limited (429)")
-        assert (hop["answered_by"], hop["cost_usd"], hop["response"]) == (None, 0, "")
-        assert hop["latency_s"] > 0
+    for routed in await routed_calls(limited, broken, broken):
+        assert (routed["status"], routed["reason"]) == ("error", "m is rate limited (429)")
+        assert (routed["answered_by"], routed["cost_usd"], routed["response"]) == (None, 0, "")
+        assert routed["latency_s"] > 0
 
 
 def test_the_worst_case_of_a_call_is_that_of_the_most_expensive_model_that_may_answer() -> None:
@@ -87,17 +92,25 @@ def test_the_worst_case_of_a_call_is_that_of_the_most_expensive_model_that_may_a
     assert view.least_worst_case_usd == candidates.worst_case("cheap", "?")
 
 
-async def test_a_hop_carries_the_place_and_the_query_of_its_call() -> None:
-    for hop in [*await hops(ScriptedChatModel(["Lima"])), *await hops(ScriptedChatModel([ValueError("x")]))]:
-        assert (hop["turn"], hop["index"], hop["model"], hop["query"]) == (3, 2, "m", "Capital of Peru?")
+async def test_a_routed_call_carries_the_place_and_the_query_of_its_call() -> None:
+    for routed in [
+        *await routed_calls(ScriptedChatModel(["Lima"])),
+        *await routed_calls(ScriptedChatModel([ValueError("x")])),
+    ]:
+        assert (routed["turn"], routed["index"], routed["model"], routed["query"]) == (3, 2, "m", "Capital of Peru?")
 
 
 async def test_a_call_that_was_refused_is_not_made() -> None:
     model = ScriptedChatModel(["Lima"])
     candidates = with_fallbacks(model)
     refused = {**CALL, "refusal": {"status": "denied", "reason": "one too many"}}
-    for hop in (candidates.ask(refused), await candidates.aask(refused)):
-        assert (hop["status"], hop["reason"], hop["cost_usd"], hop["latency_s"]) == ("denied", "one too many", 0, 0)
+    for routed in (candidates.ask(refused), await candidates.aask(refused)):
+        assert (routed["status"], routed["reason"], routed["cost_usd"], routed["latency_s"]) == (
+            "denied",
+            "one too many",
+            0,
+            0,
+        )
     assert model.calls == []
 
 
@@ -160,8 +173,8 @@ async def test_a_provider_is_asked_as_often_as_the_descriptor_says_and_never_mor
     """A client that tries again by itself makes calls that are paid for and in no account."""
     with provider(500) as (url, requests):
         candidates = Candidates(ModelRegistry([hosted(url, max_retries=retries)]), count_tokens=len)
-        for hop in (candidates.ask(CALL), await candidates.aask(CALL)):
-            assert (hop["status"], hop["reason"]) == ("error", "m had a server error (5xx)")
+        for routed in (candidates.ask(CALL), await candidates.aask(CALL)):
+            assert (routed["status"], routed["reason"]) == ("error", "m had a server error (5xx)")
         assert len(requests) == 2 * (retries + 1)
 
 
@@ -170,8 +183,8 @@ def test_a_model_given_by_a_string_is_set_up_as_its_descriptor_says(monkeypatch:
     monkeypatch.setenv("ROUTER_R1_TEST_KEY", "a key")
     with provider(200) as (url, requests):
         for fields in ({}, {"params": {"max_tokens": 33, "temperature": 0.5}, "api_key_env": "ROUTER_R1_TEST_KEY"}):
-            hop = Candidates(ModelRegistry([hosted(url, **fields)]), count_tokens=len).ask(CALL)
-            assert (hop["status"], hop["response"]) == ("ok", "Lima")
+            routed = Candidates(ModelRegistry([hosted(url, **fields)]), count_tokens=len).ask(CALL)
+            assert (routed["status"], routed["response"]) == ("ok", "Lima")
     plain, set_up = requests
     assert (plain["path"], plain["model"], plain["key"]) == ("/v1/chat/completions", "x", "Bearer none")
     assert (plain["temperature"], plain["max_completion_tokens"]) == (0, 512)
@@ -220,7 +233,7 @@ async def degraded(turns: Sequence[str], registry: ModelRegistry, fallback: Any,
 
 
 def asked(result: Any) -> list[tuple[str, str]]:
-    return [(hop["model"], hop["status"]) for hop in result["routing"]["hops"]]
+    return [(routed["model"], routed["status"]) for routed in result["routing"]["calls"]]
 
 
 async def test_a_fallback_that_fails_leaves_the_cheapest_to_be_asked_first() -> None:
@@ -255,8 +268,8 @@ async def test_the_fallback_asks_the_whole_question_until_one_replies() -> None:
     first, second, third = ScriptedChatModel([""]), ScriptedChatModel(["Lima"]), ScriptedChatModel(["never"])
     for result in await degraded([], pool(a=first, b=second, c=third), Order("a", "b", "c")):
         assert asked(result) == [("a", "error"), ("b", "ok")]
-        assert [hop["query"] for hop in result["routing"]["hops"]] == ["Capital of Peru?"] * 2
-        assert [hop["turn"] for hop in result["routing"]["hops"]] == [0, 1]
+        assert [routed["query"] for routed in result["routing"]["calls"]] == ["Capital of Peru?"] * 2
+        assert [routed["turn"] for routed in result["routing"]["calls"]] == [0, 1]
     assert third.calls == []
 
 

@@ -57,11 +57,13 @@ def test_a_run_gives_the_answer_as_a_message_and_an_account() -> None:
     assert [type(message) for message in result["messages"]] == [HumanMessage, AIMessage]
     routing = result["routing"]
     assert set(routing) == {
-        "turns", "hops", "cost_usd", "router_cost_usd", "earlier_cost_usd", "maybe_cost_usd", "maybe_billed_twice",
+        "turns", "calls", "cost_usd", "router_cost_usd", "earlier_cost_usd", "maybe_cost_usd", "maybe_billed_twice",
         "thread_cost_usd", "by_model", "router_tokens", "candidate_tokens", "stop_reason",
     }  # fmt: skip
     assert routing["turns"] == 2
-    assert [(hop["model"], hop["query"], hop["response"], hop["status"]) for hop in routing["hops"]] == [
+    assert [
+        (routed["model"], routed["query"], routed["response"], routed["status"]) for routed in routing["calls"]
+    ] == [
         ("capitals", "Country of Lima?", "Peru", "ok"),
         ("currencies", "Currency of Peru?", "Sol", "ok"),
     ]
@@ -92,7 +94,7 @@ def test_a_long_reply_before_a_short_one_takes_the_room_that_the_short_one_leave
 
 def test_each_line_of_a_block_says_whose_reply_it_is_also_of_names_that_there_are_not() -> None:
     result = ask([search("nobody: x?", "m: a?", "m: b?"), answer("x")], pool(m="Lima"), max_parallel=2)
-    assert [hop["status"] for hop in result["routing"]["hops"]] == ["unknown_model", "ok", "denied"]
+    assert [routed["status"] for routed in result["routing"]["calls"]] == ["unknown_model", "ok", "denied"]
     block = result["transcript"][2]["text"]
     assert "nobody: No reply: 'nobody' is not in the registry; it has: 'm'.\nm: Lima\n1 more not asked" in block
 
@@ -120,7 +122,7 @@ def test_several_calls_of_a_turn_run_in_parallel_and_come_back_in_call_order() -
     slow, quick = ScriptedChatModel(["slow one"], delay_s=0.2), ScriptedChatModel(["quick one"])
     result = ask([search("slow: a?", "quick: b?"), answer("x")], pool(slow=slow, quick=quick))
     assert "slow: slow one\nquick: quick one" in result["transcript"][2]["text"]
-    assert [hop["index"] for hop in result["routing"]["hops"]] == [0, 1]
+    assert [routed["index"] for routed in result["routing"]["calls"]] == [0, 1]
 
 
 async def test_parallel_calls_take_as_long_as_the_slowest() -> None:
@@ -242,14 +244,14 @@ def test_with_max_turns_zero_no_model_is_asked() -> None:
 def test_calls_over_max_parallel_are_denied_and_the_router_is_told() -> None:
     model = ScriptedChatModel(["x"])
     result = ask([search("m: a?", "m: b?", "m: c?"), answer("x")], pool(m=model), max_parallel=2)
-    assert [hop["status"] for hop in result["routing"]["hops"]] == ["ok", "ok", "denied"]
+    assert [routed["status"] for routed in result["routing"]["calls"]] == ["ok", "ok", "denied"]
     assert len(model.calls) == 2
     assert "at most 2 models can be asked a turn" in result["transcript"][2]["text"]
 
 
 def test_an_unknown_name_gets_the_valid_names_back() -> None:
     result = ask([search("capitls: Peru?"), answer("x")], two_hop_pool())
-    assert result["routing"]["hops"][0]["status"] == "unknown_model"
+    assert result["routing"]["calls"][0]["status"] == "unknown_model"
     assert result["routing"]["by_model"] == {}
     assert "'capitls' is not in the registry; it has: 'capitals', 'currencies'" in result["transcript"][2]["text"]
 
@@ -262,7 +264,7 @@ def test_under_neutral_names_the_router_calls_models_by_them_and_the_account_by_
     assert "Name: model-1." in prompt
     assert "model-2: Sol\nmodel-1: Lima" in replies
     assert "'capitals' is not in the registry; it has: 'model-1', 'model-2'. <" in refusal
-    assert [(hop["model"], hop["status"]) for hop in result["routing"]["hops"]] == [
+    assert [(routed["model"], routed["status"]) for routed in result["routing"]["calls"]] == [
         ("currencies", "ok"), ("capitals", "ok"), ("capitals", "unknown_model"),
     ]  # fmt: skip
 
@@ -274,7 +276,7 @@ def test_under_other_names_a_failed_call_is_told_by_the_name_that_the_router_kno
     assert (
         "model-1: No reply: model-1 failed (RuntimeError).\nmodel-2: No reply: model-2 gave an empty reply." in replies
     )
-    assert [hop["reason"] for hop in result["routing"]["hops"]] == [
+    assert [routed["reason"] for routed in result["routing"]["calls"]] == [
         "capitals failed (RuntimeError)", "currencies gave an empty reply",
     ]  # fmt: skip
 
@@ -368,16 +370,16 @@ def test_no_question_and_no_reply_changes_the_action_the_answer_or_the_mask(ques
 # Money
 
 
-def test_hop_costs_and_router_cost_add_up_to_the_reported_cost() -> None:
+def test_call_costs_and_router_cost_add_up_to_the_reported_cost() -> None:
     result = ask(TWO_HOPS, two_hop_pool(), router_price={"prompt": 0.5, "completion": 2.0})
     routing = result["routing"]
     assert routing["router_cost_usd"] == pytest.approx(cost(routing["router_tokens"], Price(0.5, 2.0)))
     assert routing["router_cost_usd"] > 0
     assert routing["cost_usd"] == pytest.approx(
-        sum(hop["cost_usd"] for hop in routing["hops"]) + routing["router_cost_usd"]
+        sum(routed["cost_usd"] for routed in routing["calls"]) + routing["router_cost_usd"]
     )
     assert sum(bill["cost_usd"] for bill in routing["by_model"].values()) == pytest.approx(22e-6)
-    assert routing["candidate_tokens"] == add_usage(hop["usage"] for hop in routing["hops"])
+    assert routing["candidate_tokens"] == add_usage(routed["usage"] for routed in routing["calls"])
 
 
 @given(
@@ -407,7 +409,7 @@ def test_spending_never_exceeds_the_budget(
         max_tokens=200,
     )
     assert result["routing"]["cost_usd"] <= budget
-    assert all(hop["status"] in {"ok", "over_budget"} for hop in result["routing"]["hops"])
+    assert all(routed["status"] in {"ok", "over_budget"} for routed in result["routing"]["calls"])
 
 
 def test_a_call_over_the_budget_is_not_made_and_the_router_is_told() -> None:
@@ -419,7 +421,7 @@ def test_a_call_over_the_budget_is_not_made_and_the_router_is_told() -> None:
         ]
     )
     result = ask([search("dear: a?", "cheap: a?"), answer("x")], registry, budget_usd=0.001)
-    assert [hop["status"] for hop in result["routing"]["hops"]] == ["over_budget", "ok"]
+    assert [routed["status"] for routed in result["routing"]["calls"]] == ["over_budget", "ok"]
     assert (len(dear.calls), len(cheap.calls)) == (0, 1)
     assert "of the budget is left" in result["transcript"][2]["text"]
 
@@ -430,7 +432,7 @@ def test_calls_of_one_turn_are_reserved_together() -> None:
     )
     worst_case = 600e-6  # about 120 bytes of prompt, 64 tokens around it, 400 tokens back
     result = ask([search("m: a?", "m: a?"), answer("x")], registry, budget_usd=1.5 * worst_case)
-    assert [hop["status"] for hop in result["routing"]["hops"]] == ["ok", "over_budget"]
+    assert [routed["status"] for routed in result["routing"]["calls"]] == ["ok", "over_budget"]
 
 
 def test_when_nothing_is_affordable_the_router_must_answer() -> None:
@@ -465,8 +467,8 @@ def test_a_model_that_can_not_be_told_a_limit_is_not_asked_under_a_budget() -> N
 
     registry = pool(chatty=RunnableLambda(lambda messages: "word " * 50_000), m="x")
     result = ask([search("chatty: a?", "m: a?"), answer("x")], registry, budget_usd=0.001)
-    assert [hop["status"] for hop in result["routing"]["hops"]] == ["over_budget", "ok"]
-    assert ask([search("chatty: a?"), answer("x")], registry)["routing"]["hops"][0]["status"] == "ok"
+    assert [routed["status"] for routed in result["routing"]["calls"]] == ["over_budget", "ok"]
+    assert ask([search("chatty: a?"), answer("x")], registry)["routing"]["calls"][0]["status"] == "ok"
 
 
 def test_a_chat_model_is_always_told_its_limit() -> None:
@@ -497,7 +499,7 @@ def test_the_worst_case_of_a_call_counts_its_fallbacks() -> None:
         ]
     )
     result = ask([search("cheap: a?", "other: a?"), answer("x")], registry, budget_usd=0.001)
-    assert [hop["status"] for hop in result["routing"]["hops"]] == ["over_budget", "ok"]
+    assert [routed["status"] for routed in result["routing"]["calls"]] == ["over_budget", "ok"]
 
 
 # Threads, crashes, embedding
@@ -510,7 +512,7 @@ def test_a_second_turn_on_a_thread_starts_with_clean_counters() -> None:
     config: Any = {"configurable": {"thread_id": "1"}}
     router.invoke({"messages": [("user", "one")]}, config)
     second = router.invoke({"messages": [("user", "two")]}, config)
-    assert (second["answer"], second["routing"]["turns"], second["routing"]["hops"]) == ("two", 0, [])
+    assert (second["answer"], second["routing"]["turns"], second["routing"]["calls"]) == ("two", 0, [])
     assert second["routing"]["cost_usd"] == 0
     assert [message.content for message in second["messages"]] == ["one", "Sol", "two", "two"]
     third = router.invoke({"messages": [("user", "three")]}, config)
@@ -528,7 +530,7 @@ def test_a_run_that_broke_off_leaves_no_trace_in_the_next_question() -> None:
     with pytest.raises(EngineUnavailableError):
         router.invoke({"messages": [("user", "one")]}, config)
     result = router.invoke({"messages": [("user", "two")]}, config)
-    assert (result["answer"], result["routing"]["hops"]) == ("two", [])
+    assert (result["answer"], result["routing"]["calls"]) == ("two", [])
 
 
 def test_a_routed_call_that_was_paid_for_is_never_paid_again_after_a_crash(tmp_path: Path) -> None:
@@ -563,7 +565,7 @@ def test_a_routed_call_that_was_paid_for_is_never_paid_again_after_a_crash(tmp_p
             router = create_router(ScriptedEngine(write), registry, checkpointer=saver)
             config = {"configurable": {"thread_id": "1"}}
             result = router.invoke({"messages": [("user", "?")]} if crash else None, config)
-            print(result["answer"], len(result["routing"]["hops"]), result["routing"]["cost_usd"] > 0)
+            print(result["answer"], len(result["routing"]["calls"]), result["routing"]["cost_usd"] > 0)
         """
     )
     crashed = subprocess.run([sys.executable, "-c", script, str(tmp_path), "crash"], capture_output=True, text=True)
@@ -591,10 +593,10 @@ async def test_sync_async_stream_and_invoke_give_the_same_result() -> None:
     question: Any = {"messages": [HumanMessage("?", id="1")]}
 
     def comparable(result: Any) -> Any:
-        hops = [{**hop, "latency_s": 0} for hop in result["routing"]["hops"]]
+        routed_calls = [{**routed, "latency_s": 0} for routed in result["routing"]["calls"]]
         return (
             result["answer"],
-            {**result["routing"], "hops": hops},
+            {**result["routing"], "calls": routed_calls},
             [message.content for message in result["messages"]],
         )
 
@@ -639,7 +641,7 @@ def test_a_question_that_waits_for_approval_does_not_show_the_account_of_the_one
     router.invoke({"messages": [("user", "one")]}, config)
     assert router.invoke(None, config)["routing"]["cost_usd"] > 0
     waiting = router.invoke({"messages": [("user", "two")]}, config)
-    assert (waiting["answer"], waiting["routing"]["hops"], waiting["routing"]["stop_reason"]) == ("", [], None)
+    assert (waiting["answer"], waiting["routing"]["calls"], waiting["routing"]["stop_reason"]) == ("", [], None)
     assert waiting["routing"]["cost_usd"] == 0
 
 
@@ -659,7 +661,7 @@ def test_a_question_sent_again_after_its_calls_were_cut_off_starts_anew() -> Non
     with pytest.raises(KeyboardInterrupt):
         router.invoke(question, config)  # type: ignore[arg-type]
     result = router.invoke(question, config)  # type: ignore[arg-type]
-    assert [hop["response"] for hop in result["routing"]["hops"]] == ["Lima"]
+    assert [routed["response"] for routed in result["routing"]["calls"]] == ["Lima"]
     assert (result["answer"], result["routing"]["turns"]) == ("Lima", 1)
 
 
@@ -700,8 +702,8 @@ def test_a_context_overrides_what_was_built_for_one_run() -> None:
     assert result["routing"]["turns"] == 0
     for context in (RouterContext(budget_usd=0.0), RouterContext(max_parallel=1)):
         other = create_router(ScriptedEngine([search("m: a?", "m: b?") + answer("x"), answer("x")]), pool(m="x"))
-        hops = other.invoke({"messages": [("user", "?")]}, context=context)["routing"]["hops"]
-        assert sum(hop["status"] == "ok" for hop in hops) == (context.max_parallel or 0)
+        routed_calls = other.invoke({"messages": [("user", "?")]}, context=context)["routing"]["calls"]
+        assert sum(routed["status"] == "ok" for routed in routed_calls) == (context.max_parallel or 0)
     assert "Cost weight: 0.9" in bytes(engine.prompts[0]).decode()
     router.invoke({"messages": [("user", "?")]})
     assert "Cost weight: 0.1" in bytes(engine.prompts[1]).decode()

@@ -689,7 +689,7 @@ def test_rollouts_that_earned_enough_become_examples_the_best_of_each_task() -> 
     def rolled(task: Task, token: int, **fields: Any) -> Rollout:
         given: dict[str, Any] = {
             "task": task, "cost_weight": 0.0, "prompt_ids": [1, 2], "completion_ids": [token, 9], "env_mask": [1, 0],
-            "logprobs": [-1.0, 0.0], "answer": "x", "hops": [], "router_cost_usd": 0.0, "completion_cost_usd": 0.0,
+            "logprobs": [-1.0, 0.0], "answer": "x", "calls": [], "router_cost_usd": 0.0, "completion_cost_usd": 0.0,
             "format_ok": True, "turns": 0, "stop_reason": "answered",
         }  # fmt: skip
         return Rollout(**{**given, **fields})
@@ -782,7 +782,7 @@ def test_what_vllm_samples_is_the_trainers_policy_token_for_token(tmp_path: Path
         def rolled_out_as_the_trainer_says() -> None:
             rollouts = runner.run(trainer._sample([trainer.groups[key] for key in trainer.order]))
             assert [rollout.failed for rollout in rollouts] == [None] * 4
-            assert any(rollout.hops for rollout in rollouts)
+            assert any(rollout.calls for rollout in rollouts)
             for rollout in rollouts:
                 parts = zip(rollout.completion_ids, rollout.env_mask, rollout.logprobs, strict=True)
                 said = trainer.logprobs(rollout.prompt_ids, rollout.completion_ids)
@@ -792,7 +792,7 @@ def test_what_vllm_samples_is_the_trainers_policy_token_for_token(tmp_path: Path
                     token for token, own in zip(rollout.completion_ids, rollout.env_mask, strict=True) if not own
                 ]
                 told = tokenizer.decode(inserted)
-                assert all(str(hop["response"]) in told for hop in rollout.hops if hop["status"] == "ok")
+                assert all(str(routed["response"]) in told for routed in rollout.calls if routed["status"] == "ok")
 
         trainer.sync_weights()
         assert engine.model == "router-v1"

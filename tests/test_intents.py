@@ -68,8 +68,8 @@ PROGRAM = textwrap.dedent(
         with SqliteSaver.from_conn_string(f"{folder}/checkpoints.sqlite") as saver:
             result = router(saver).invoke(question, config)
     routing = result["routing"]
-    hops = len(routing["hops"])
-    print(result["answer"] or "none", hops, routing["maybe_billed_twice"], routing["maybe_cost_usd"] > 100e-6)
+    routed_calls = len(routing["calls"])
+    print(result["answer"] or "none", routed_calls, routing["maybe_billed_twice"], routing["maybe_cost_usd"] > 100e-6)
     """
 )
 
@@ -115,8 +115,8 @@ def test_a_run_that_was_stopped_and_resumed_in_one_process_reports_it_too() -> N
     router = create_router(engine, registry, checkpointer=InMemorySaver())
     with pytest.raises(KeyboardInterrupt):
         router.invoke(QUESTION, THREAD)
-    hops = router.invoke(None, THREAD)["routing"]["hops"]
-    assert (hops[0]["response"], hops[0]["maybe_billed_twice"]) == ("Lima", True)
+    routed_calls = router.invoke(None, THREAD)["routing"]["calls"]
+    assert (routed_calls[0]["response"], routed_calls[0]["maybe_billed_twice"]) == ("Lima", True)
 
 
 def embedded(router: Any) -> Any:

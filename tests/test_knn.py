@@ -85,7 +85,7 @@ class Order:
 
 
 def tried(result: Any) -> list[tuple[str, str]]:
-    return [(hop["model"], hop["status"]) for hop in result["routing"]["hops"]]
+    return [(routed["model"], routed["status"]) for routed in result["routing"]["calls"]]
 
 
 def ended(result: Any) -> tuple[str, str]:
@@ -104,10 +104,15 @@ def test_a_router_that_is_down_from_the_start_is_replaced_and_the_whole_question
     assert ended(result) == ("Lima", "degraded")
     assert result["messages"][-1].content == "Lima"
     assert result["messages"][-1].response_metadata == {"stop_reason": "degraded"}
-    (hop,) = result["routing"]["hops"]
-    assert (hop["model"], hop["query"], hop["turn"], hop["status"]) == ("large", "Capital of Peru?", 0, "ok")
+    (routed,) = result["routing"]["calls"]
+    assert (routed["model"], routed["query"], routed["turn"], routed["status"]) == (
+        "large",
+        "Capital of Peru?",
+        0,
+        "ok",
+    )
     assert fallback.asked == [("Capital of Peru?", 0.3)]
-    assert result["routing"]["cost_usd"] == hop["cost_usd"] > 0
+    assert result["routing"]["cost_usd"] == routed["cost_usd"] > 0
     assert result["transcript"] == []
 
 
@@ -117,7 +122,7 @@ def test_a_router_that_dies_in_mid_run_leaves_what_it_found_out_in_the_account()
     result = router.invoke(QUESTION, output_keys=["answer", "routing", "transcript"])
     assert ended(result) == ("Lima", "degraded")
     routing = result["routing"]
-    assert [(hop["turn"], hop["index"], hop["model"]) for hop in routing["hops"]] == [
+    assert [(routed["turn"], routed["index"], routed["model"]) for routed in routing["calls"]] == [
         (0, 0, "small"),
         (0, 1, "large"),
         (1, 0, "large"),
@@ -125,7 +130,7 @@ def test_a_router_that_dies_in_mid_run_leaves_what_it_found_out_in_the_account()
     assert routing["turns"] == 2
     assert routing["router_cost_usd"] > 0
     assert routing["cost_usd"] == pytest.approx(
-        routing["router_cost_usd"] + sum(hop["cost_usd"] for hop in routing["hops"])
+        routing["router_cost_usd"] + sum(routed["cost_usd"] for routed in routing["calls"])
     )
     assert [segment["kind"] for segment in result["transcript"]] == ["prompt", "policy"]
 
@@ -166,7 +171,7 @@ def test_when_a_model_fails_the_next_one_is_asked_and_the_dead_router_is_not() -
     result = router.invoke(QUESTION)
     assert ended(result) == ("Lima", "degraded")
     assert tried(result) == [("a", "error"), ("b", "error"), ("c", "ok")]
-    assert [hop["turn"] for hop in result["routing"]["hops"]] == [0, 1, 2]
+    assert [routed["turn"] for routed in result["routing"]["calls"]] == [0, 1, 2]
     assert (engine.tried, result["routing"]["turns"]) == (1, 3)
 
 
@@ -275,7 +280,7 @@ def test_a_run_that_degrades_keeps_to_its_budget_too(
     )
     routing = router.invoke(QUESTION)["routing"]
     assert routing["cost_usd"] <= budget
-    assert sum(hop["turn"] >= lives for hop in routing["hops"]) <= 3
+    assert sum(routed["turn"] >= lives for routed in routing["calls"]) <= 3
 
 
 # Sync and async, threads, crashes
@@ -288,8 +293,8 @@ async def test_sync_async_and_stream_agree_on_a_degraded_run(lives: int) -> None
         return create_router(engine, pool(a=ScriptedChatModel(["a"]), b=DOWN), fallback=Order("b", "a"))
 
     def comparable(result: Any) -> Any:
-        hops = [{**hop, "latency_s": 0} for hop in result["routing"]["hops"]]
-        return result["answer"], {**result["routing"], "hops": hops}
+        routed_calls = [{**routed, "latency_s": 0} for routed in result["routing"]["calls"]]
+        return result["answer"], {**result["routing"], "calls": routed_calls}
 
     context = RouterContext(cost_weight=0.5)
     results = [
@@ -361,7 +366,7 @@ def test_the_next_question_of_a_thread_returns_to_the_router_once_it_is_back() -
     engine.lives = 10
     result = router.invoke({"messages": [("user", "two")]}, THREAD)
     assert ended(result) == ("two", "answered")
-    assert (result["routing"]["turns"], len(result["routing"]["hops"])) == (1, 1)
+    assert (result["routing"]["turns"], len(result["routing"]["calls"])) == (1, 1)
     assert [type(message) for message in result["messages"]] == [HumanMessage, AIMessage] * 3
     engine.lives = 0
     result = router.invoke({"messages": [("user", "three")]}, THREAD)

@@ -66,7 +66,7 @@ async def run(way: str, middleware: list[CallMiddleware], pool: ModelRegistry | 
     engine = ScriptedEngine([search("small: Capital of Peru?"), answer("Lima")])
     router = create_router(engine, pool or registry(), middleware=middleware)
     result = await router.ainvoke(QUESTION) if way == "ainvoke" else router.invoke(QUESTION)
-    [call] = result["routing"]["hops"]
+    [call] = result["routing"]["calls"]
     return call
 
 

@@ -198,9 +198,9 @@ def test_a_call_that_the_budget_does_not_pay_for_says_what_it_may_cost_and_what_
             ModelDescriptor(name="cheap", model=ScriptedChatModel(["x"]), price="free"),
         ]
     )
-    hops = ask([search("m: a?", "unbounded: b?"), answer("x")], registry, budget_usd=0.001)["routing"]["hops"]
+    routed_calls = ask([search("m: a?", "unbounded: b?"), answer("x")], registry, budget_usd=0.001)["routing"]["calls"]
     worst = Candidates(registry, len).worst_case("m", "a?")
-    assert [(hop["status"], hop["reason"]) for hop in hops] == [
+    assert [(routed["status"], routed["reason"]) for routed in routed_calls] == [
         ("over_budget", f"the call may cost ${worst:.2g} and $0.001 of the budget is left"),
         ("over_budget", "the call has no upper bound of its cost and $0.001 of the budget is left"),
     ]
@@ -224,23 +224,25 @@ async def test_a_budget_of_nothing_pays_for_what_is_free() -> None:
         await create_router(ScriptedEngine(turns), registry, budget_usd=0.0).ainvoke({"messages": [("user", "?")]}),
     ]
     for result in results:
-        assert [hop["status"] for hop in result["routing"]["hops"]] == ["ok"] * 3
+        assert [routed["status"] for routed in result["routing"]["calls"]] == ["ok"] * 3
         assert (result["answer"], result["routing"]["cost_usd"]) == ("x", 0)
 
 
 def test_a_free_model_that_takes_no_limit_can_be_asked_under_a_budget() -> None:
     registry = ModelRegistry([ModelDescriptor(name="m", model=RunnableLambda(lambda _: "Lima"), price="free")])
     result = ask([search("m: a?"), answer("x")], registry, budget_usd=0.0)
-    assert [hop["status"] for hop in result["routing"]["hops"]] == ["ok"]
+    assert [routed["status"] for routed in result["routing"]["calls"]] == ["ok"]
 
 
 def test_a_budget_that_pays_for_the_worst_case_to_the_last_cent_pays_for_the_call() -> None:
     registry = ModelRegistry([bounded("m", ScriptedChatModel(["x"]))])
     worst = Candidates(registry, len).worst_case("m", "Capital of Peru?")
     for budget, status in ((worst, "ok"), (worst * 0.999, "over_budget")):
-        hops = ask([search("m: Capital of Peru?"), answer("x")], registry, budget_usd=budget)["routing"]["hops"]
-        assert [hop["status"] for hop in hops] == [status]
-        assert hops[0]["reason"] is None or f"${budget:.2g} of the budget is left" in hops[0]["reason"]
+        routed_calls = ask([search("m: Capital of Peru?"), answer("x")], registry, budget_usd=budget)["routing"][
+            "calls"
+        ]
+        assert [routed["status"] for routed in routed_calls] == [status]
+        assert routed_calls[0]["reason"] is None or f"${budget:.2g} of the budget is left" in routed_calls[0]["reason"]
 
 
 def test_the_worst_case_bounds_what_any_tokenizer_makes_of_the_prompt() -> None:
@@ -269,10 +271,10 @@ def test_only_what_was_paid_is_taken_from_the_budget() -> None:
     worst = Candidates(registry, len).worst_case("m", "a?")
     turns = [*[search("m: a?")] * 4, answer("x")]
     routing = ask(turns, registry, budget_usd=1.7 * worst)["routing"]
-    assert [hop["status"] for hop in routing["hops"]] == ["ok"] * 4
-    assert routing["hops"][3]["cost_usd"] == 0
-    assert routing["hops"][3]["list_cost_usd"] == routing["hops"][0]["cost_usd"] > 0.3 * worst
-    assert routing["cost_usd"] == pytest.approx(routing["hops"][0]["cost_usd"])
+    assert [routed["status"] for routed in routing["calls"]] == ["ok"] * 4
+    assert routing["calls"][3]["cost_usd"] == 0
+    assert routing["calls"][3]["list_cost_usd"] == routing["calls"][0]["cost_usd"] > 0.3 * worst
+    assert routing["cost_usd"] == pytest.approx(routing["calls"][0]["cost_usd"])
 
 
 def test_what_one_turn_cost_is_missing_in_the_next() -> None:
@@ -280,7 +282,7 @@ def test_what_one_turn_cost_is_missing_in_the_next() -> None:
     worst = Candidates(registry, len).worst_case("m", "a?")
     turns = [*[search("m: a?") + answer("forced")] * 4, answer("x")]
     routing = ask(turns, registry, budget_usd=1.7 * worst)["routing"]
-    assert [hop["status"] for hop in routing["hops"]].count("ok") == 2
+    assert [routed["status"] for routed in routing["calls"]].count("ok") == 2
     assert routing["cost_usd"] <= 1.7 * worst
 
 
@@ -294,9 +296,9 @@ def test_a_call_that_costs_its_worst_case_leaves_the_router_enough_to_answer() -
     for budget in range(1500, 9000, 150):
         settings: Any = {"router_price": 1.0, "max_tokens": 200, "max_info_tokens": 300}
         result = ask(turns, registry, budget_usd=budget / 1e6, **settings)
-        calls += len(result["routing"]["hops"])
+        calls += len(result["routing"]["calls"])
         assert result["routing"]["cost_usd"] <= budget / 1e6
-        if result["routing"]["hops"]:
+        if result["routing"]["calls"]:
             assert (result["answer"], result["routing"]["stop_reason"] != "budget_exhausted") == ("Lima", True)
     assert calls > 20
 
@@ -330,7 +332,7 @@ def test_the_parts_of_an_account_add_up_to_its_cost() -> None:
         ]
     )
     routing = ask(turns, registry, router_price={"prompt": 0.5, "completion": 2.0})["routing"]
-    calls = sum(hop["cost_usd"] for hop in routing["hops"])
+    calls = sum(routed["cost_usd"] for routed in routing["calls"])
     assert calls == pytest.approx((2 * 13 * 1.0 + 10 * 3 + 1 * 9) / 1e6)
     assert calls == pytest.approx(sum(bill["cost_usd"] for bill in routing["by_model"].values()))
     tokens = routing["router_tokens"]
@@ -340,4 +342,4 @@ def test_the_parts_of_an_account_add_up_to_its_cost() -> None:
     )
     assert routing["cost_usd"] == pytest.approx(calls + routing["router_cost_usd"])
     assert routing["candidate_tokens"] == used(30, 0, 7)
-    assert [(hop["turn"], hop["index"]) for hop in routing["hops"]] == [(0, 0), (0, 1), (1, 0)]
+    assert [(routed["turn"], routed["index"]) for routed in routing["calls"]] == [(0, 0), (0, 1), (1, 0)]

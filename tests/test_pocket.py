@@ -109,7 +109,7 @@ def test_two_hop_questions_take_two_routes_and_specialists_know_their_facts(pock
     result = pocket_router(pocket.base_url).invoke(
         {"messages": [("user", "What currency is used in the country whose capital is Lima?")]}
     )
-    assert [hop["model"] for hop in result["routing"]["hops"]] == ["capitals", "currencies"]
+    assert [routed["model"] for routed in result["routing"]["calls"]] == ["capitals", "currencies"]
     assert result["answer"] == "Sol"
 
 

@@ -1,7 +1,7 @@
-"""Broken providers on loopback: the run always ends with the router's answer, and the hop says what came of the call.
+"""Broken providers on loopback: each run ends with the router's answer, and the account says what came of the call.
 
 Each row of `FAULTS` is a kind of broken OpenAI-compatible server: its name, what it does to a connection, and what the
-hop says: its reply, or its reason. Each kind is run synchronously and asynchronously.
+routed says: its reply, or its reason. Each kind is run synchronously and asynchronously.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ UNREACHED = "m can't be reached"
 
 
 EITHER = "either"
-"""What the hop says depends on the client's leniency: a reply, or any reason."""
+"""What the account says depends on the client's leniency: a reply, or any reason."""
 ANY_REASON = (
     r"m (failed \(\w+\)|can't be reached|had a server error \(5xx\)|gave an empty reply|rejected the request \(400\))"
 )
@@ -61,7 +61,7 @@ class Fault(NamedTuple):
     name: str
     serve: Serve | None
     says: str
-    """`reply: ` and the hop's response, or a pattern of its reason."""
+    """`reply: ` and the call's response, or a pattern of its reason."""
     timeout_s: float = PATIENT_S
 
 
@@ -259,7 +259,7 @@ def router_over(url: str, timeout_s: float) -> Any:
 
 
 QUESTION: Any = {"messages": [("user", "Which?")]}
-OUTPUTS = ["answer", "routing", "hops", "transcript", "messages"]
+OUTPUTS = ["answer", "routing", "calls", "transcript", "messages"]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
@@ -287,13 +287,13 @@ async def test_a_broken_provider_is_data_in_the_hop_and_the_run_ends_in_time(
         )
     assert time.monotonic() - started < fault.timeout_s + GRACE_S
     for result in results:
-        (hop,) = result["hops"]
+        (routed,) = result["calls"]
         assert (result["answer"], result["routing"]["stop_reason"]) == ("the end", "answered")
-        assert 0 <= hop["cost_usd"] == pytest.approx(result["routing"]["cost_usd"])
-        if hop["status"] == "ok":
-            assert fault.says in {EITHER, f"reply: {hop['response']}"}
+        assert 0 <= routed["cost_usd"] == pytest.approx(result["routing"]["cost_usd"])
+        if routed["status"] == "ok":
+            assert fault.says in {EITHER, f"reply: {routed['response']}"}
         else:
-            assert re.fullmatch(ANY_REASON if fault.says == EITHER else fault.says, hop["reason"])
+            assert re.fullmatch(ANY_REASON if fault.says == EITHER else fault.says, routed["reason"])
     # HTTP clients log the headers that a server sent, even where it repeats the key.
     logs = [record.getMessage() for record in caplog.records if not record.name.startswith("httpcore")]
     assert KEY not in f"{results}{logs}"

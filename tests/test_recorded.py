@@ -68,9 +68,9 @@ def test_through_the_router_the_reply_is_the_tasks_whatever_is_asked() -> None:
         lambda router: router.invoke({"messages": [("user", "Capital of Peru?")]}, RUN),
         lambda router: asyncio.run(router.ainvoke({"messages": [("user", "Capital of Peru?")]}, RUN)),
     ):
-        [hop] = run(create_router(ScriptedEngine(turns), pool().registry()))["routing"]["hops"]
-        assert (hop["response"], hop["status"]) == ("It is\nLima.", "ok")
-        assert hop["cost_usd"] == pytest.approx(40e-6)
+        [routed] = run(create_router(ScriptedEngine(turns), pool().registry()))["routing"]["calls"]
+        assert (routed["response"], routed["status"]) == ("It is\nLima.", "ok")
+        assert routed["cost_usd"] == pytest.approx(40e-6)
 
 
 def test_a_recorded_model_streams_its_reply_with_its_usage() -> None:
@@ -141,7 +141,7 @@ def test_what_a_recorder_wrote_a_recorded_pool_replays(tmp_path: Path) -> None:
         {"messages": [("user", task.question)]}, RUN
     )
     for result in (live, replayed):
-        result["routing"]["hops"][0]["latency_s"] = 0.0
+        result["routing"]["calls"][0]["latency_s"] = 0.0
     assert live["routing"] == replayed["routing"]
     assert json.loads((tmp_path / "answers.jsonl").read_text())["golden_answers"] == ["Lima"]
 
@@ -155,7 +155,7 @@ def test_what_a_model_says_to_a_part_of_a_task_is_not_what_it_says_to_the_task(t
         result = create_router(ScriptedEngine(turns), real, middleware=[recorder]).invoke(
             {"messages": [("user", task.question)]}, RUN
         )
-    assert [hop["response"] for hop in result["routing"]["hops"]] == ["Peru", "Sol"]
+    assert [routed["response"] for routed in result["routing"]["calls"]] == ["Peru", "Sol"]
     assert not (tmp_path / "answers.jsonl").read_text()
 
 
@@ -181,7 +181,7 @@ def test_the_same_question_to_the_same_model_is_asked_once_and_listed_at_its_pri
     turns = [search("small: Peru?"), search("small: Peru?"), answer("Lima")]
     router = create_router(ScriptedEngine(turns), registry, middleware=[CallCache(InMemoryCache())])
     routing = router.invoke({"messages": [("user", "Peru?")]})["routing"]
-    first, second = routing["hops"]
+    first, second = routing["calls"]
     assert len(model.calls) == 1
     assert first["response"] == second["response"] == "Lima"
     assert first["cost_usd"] == first["list_cost_usd"] == second["list_cost_usd"] > second["cost_usd"] == 0

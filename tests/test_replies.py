@@ -44,21 +44,24 @@ def test_a_reply_is_cut_before_anything_counts_or_stores_it() -> None:
     model = ScriptedChatModel(["x" * 10_000_000], usage=False)
     router = create_router(Counting([search("m: a?"), answer("Lima")]), one(model, max_reply_chars=1000))
     result = router.invoke(QUESTION, output_keys=["routing", "transcript"])
-    hop = result["routing"]["hops"][0]
-    assert (hop["status"], hop["finish_reason"], hop["response"]) == ("ok", "too_long", "x" * 1000)
+    routed = result["routing"]["calls"][0]
+    assert (routed["status"], routed["finish_reason"], routed["response"]) == ("ok", "too_long", "x" * 1000)
     assert max(counted) < 1200
     assert len(json.dumps(result)) < 20_000
     assert "(This reply was cut off.)" in result["transcript"][2]["text"]
     # What was cut off was generated and is paid for: here, a token is a byte.
-    assert hop["usage"]["completion_tokens"] == 10_000_000
+    assert routed["usage"]["completion_tokens"] == 10_000_000
 
 
 def test_a_hundred_thousand_characters_are_kept_unless_the_descriptor_says_otherwise() -> None:
-    hops = [
-        ask([search("m: a?"), answer("x")], one(ScriptedChatModel(["x" * length])))["routing"]["hops"][0]
+    routed_calls = [
+        ask([search("m: a?"), answer("x")], one(ScriptedChatModel(["x" * length])))["routing"]["calls"][0]
         for length in (100_000, 100_001)
     ]
-    assert [(len(hop["response"]), hop["finish_reason"]) for hop in hops] == [(100_000, "stop"), (100_000, "too_long")]
+    assert [(len(routed["response"]), routed["finish_reason"]) for routed in routed_calls] == [
+        (100_000, "stop"),
+        (100_000, "too_long"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -80,29 +83,29 @@ def test_why_a_reply_ended_is_in_its_hop_and_the_router_is_told_when_it_was_cut(
 ) -> None:
     reply = AIMessage("It is Li", response_metadata=metadata)
     result = ask([search("m: a?"), answer("x")], pool(m=reply))
-    assert result["routing"]["hops"][0]["finish_reason"] == finish
+    assert result["routing"]["calls"][0]["finish_reason"] == finish
     assert ("(This reply was cut off.) It is Li" in result["transcript"][2]["text"]) == (finish != "stop")
 
 
 def test_a_call_without_a_reply_has_no_finish_reason() -> None:
     turns = [search("m: a?"), search("nobody: b?"), answer("x")]
-    hops = ask(turns, pool(m=ValueError("no")))["routing"]["hops"]
-    assert [hop["finish_reason"] for hop in hops] == [None, None]
+    routed_calls = ask(turns, pool(m=ValueError("no")))["routing"]["calls"]
+    assert [routed["finish_reason"] for routed in routed_calls] == [None, None]
 
 
 def test_a_provider_that_cuts_at_its_limit_of_tokens_is_understood() -> None:
     with Provider(reply=lambda _: "It is Li", finish_reason="length") as provider:
         model = ChatOpenAI(model="gpt-x", base_url=provider.base_url, api_key="k", max_retries=0)
-        hop = ask([search("m: a?"), answer("x")], one(model))["routing"]["hops"][0]
-    assert (hop["response"], hop["finish_reason"]) == ("It is Li", "length")
+        routed = ask([search("m: a?"), answer("x")], one(model))["routing"]["calls"][0]
+    assert (routed["response"], routed["finish_reason"]) == ("It is Li", "length")
 
 
 @pytest.mark.parametrize("content", [["a", {"type": "text", "text": "b"}], [{"type": "image"}], []])
 async def test_content_in_blocks_ends_no_run(content: Any) -> None:
     router = create_router(ScriptedEngine([search("m: a?"), answer("x")] * 2), pool(m=AIMessage(content)))
     for way in WAYS:
-        hop = (await invoked(router, way, QUESTION))["routing"]["hops"][0]
-        assert (hop["response"], hop["status"]) in {("ab", "ok"), ("", "error")}
+        routed = (await invoked(router, way, QUESTION))["routing"]["calls"][0]
+        assert (routed["response"], routed["status"]) in {("ab", "ok"), ("", "error")}
 
 
 @pytest.mark.parametrize(
@@ -118,9 +121,9 @@ async def test_content_in_blocks_ends_no_run(content: Any) -> None:
 def test_usage_that_no_call_can_have_is_estimated_instead(usage: Any) -> None:
     reply = AIMessage("It is Lima")
     reply.usage_metadata = usage
-    hop = ask([search("m: a?"), answer("x")], one(RunnableLambda(lambda _: reply)))["routing"]["hops"][0]
-    assert (hop["status"], hop["usage"]["estimated"]) == ("ok", True)
-    assert 0 < hop["cost_usd"] < 1e-3
+    routed = ask([search("m: a?"), answer("x")], one(RunnableLambda(lambda _: reply)))["routing"]["calls"][0]
+    assert (routed["status"], routed["usage"]["estimated"]) == ("ok", True)
+    assert 0 < routed["cost_usd"] < 1e-3
 
 
 @pytest.mark.parametrize("details", [[1], None, "x", {"cache_read": -5}, {"cache_read": 10**9}])
@@ -129,8 +132,10 @@ def test_details_of_usage_that_make_no_sense_never_make_a_call_cheaper_than_cach
     reply.usage_metadata = {"input_tokens": 100, "output_tokens": 1, "total_tokens": 101}
     reply.usage_metadata["input_token_details"] = details
     price = {"prompt": 1.0, "completion": 0.0, "cached": 0.5}
-    hop = ask([search("m: a?"), answer("x")], one(RunnableLambda(lambda _: reply), price=price))["routing"]["hops"][0]
-    assert 49.9e-6 < hop["cost_usd"] < 100.1e-6
+    routed = ask([search("m: a?"), answer("x")], one(RunnableLambda(lambda _: reply), price=price))["routing"]["calls"][
+        0
+    ]
+    assert 49.9e-6 < routed["cost_usd"] < 100.1e-6
 
 
 # Several event loops in one process
@@ -147,9 +152,9 @@ def test_routed_calls_work_in_every_event_loop_of_a_process(form: str) -> None:
             registry = one(model if form == "object" else model.bind(temperature=0))
         router = create_router(ScriptedEngine([search("m: a?", "m: b?"), answer("x")] * 4), registry)
         for _ in range(3):
-            hops = asyncio.run(router.ainvoke(QUESTION))["routing"]["hops"]
-            assert [(hop["response"], hop["status"]) for hop in hops] == [("Lima", "ok")] * 2
-        assert router.invoke(QUESTION)["routing"]["hops"][0]["status"] == "ok"
+            routed_calls = asyncio.run(router.ainvoke(QUESTION))["routing"]["calls"]
+            assert [(routed["response"], routed["status"]) for routed in routed_calls] == [("Lima", "ok")] * 2
+        assert router.invoke(QUESTION)["routing"]["calls"][0]["status"] == "ok"
         assert len(provider.requests) == 8
 
 
@@ -158,8 +163,8 @@ def test_a_call_in_a_second_event_loop_is_given_up_in_time() -> None:
         model = ChatOpenAI(model="gpt-x", base_url=provider.base_url, api_key="k", max_retries=0)
         router = create_router(ScriptedEngine([search("m: a?"), answer("x")] * 2), one(model, timeout_s=0.3))
         for _ in range(2):
-            hop = asyncio.run(router.ainvoke(QUESTION))["routing"]["hops"][0]
-            assert hop["reason"] == "m gave no reply within 0.3 s"
+            routed = asyncio.run(router.ainvoke(QUESTION))["routing"]["calls"][0]
+            assert routed["reason"] == "m gave no reply within 0.3 s"
 
 
 def test_the_command_line_routes_by_a_chat_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,22 +212,22 @@ async def test_an_agent_can_be_a_routed_model_and_all_of_its_tokens_are_paid_for
         graph = agent(said("Let me look.", 3), said("Lima", 2))
         registry = one(graph if form == "graph" else graph.bind(debug=False))
         router = create_router(ScriptedEngine([search("m: a?"), answer("x")]), registry)
-        hop = (await invoked(router, way, QUESTION))["routing"]["hops"][0]
-        assert (hop["response"], hop["status"]) == ("Lima", "ok")
-        assert (hop["usage"]["prompt_tokens"], hop["usage"]["completion_tokens"]) == (20, 5)
-        assert hop["cost_usd"] == pytest.approx(25e-6)
+        routed = (await invoked(router, way, QUESTION))["routing"]["calls"][0]
+        assert (routed["response"], routed["status"]) == ("Lima", "ok")
+        assert (routed["usage"]["prompt_tokens"], routed["usage"]["completion_tokens"]) == (20, 5)
+        assert routed["cost_usd"] == pytest.approx(25e-6)
 
 
 def test_an_agent_that_reports_no_tokens_is_estimated() -> None:
-    hop = ask([search("m: a?"), answer("x")], one(agent(said("Lima"))))["routing"]["hops"][0]
-    assert (hop["response"], hop["usage"]["estimated"]) == ("Lima", True)
+    routed = ask([search("m: a?"), answer("x")], one(agent(said("Lima"))))["routing"]["calls"][0]
+    assert (routed["response"], routed["usage"]["estimated"]) == ("Lima", True)
 
 
 def test_an_agent_has_no_upper_bound_of_its_cost_unless_its_parameters_vouch_for_one() -> None:
     turns = [search("m: a?") + answer("x"), answer("x")]
-    assert ask(turns, one(agent(said("Lima"))), budget_usd=1.0)["routing"]["hops"] == []
+    assert ask(turns, one(agent(said("Lima"))), budget_usd=1.0)["routing"]["calls"] == []
     bounded = one(agent(said("Lima")), params={"max_tokens": 100})
-    assert ask(turns, bounded, budget_usd=1.0)["routing"]["hops"][0]["status"] == "ok"
+    assert ask(turns, bounded, budget_usd=1.0)["routing"]["calls"][0]["status"] == "ok"
 
 
 # Images and results of tools
@@ -294,5 +299,5 @@ def test_a_reply_in_blocks_is_its_text_and_has_no_reason() -> None:
     blocks = AIMessage([{"type": "text", "text": "Li"}, {"type": "text", "text": "ma"}])
     model = ModelDescriptor(name="m", model=RunnableLambda(lambda _: blocks), price=1.0)
     router = create_router(ScriptedEngine([search("m: a?"), answer("x")]), ModelRegistry([model]))
-    [hop] = router.invoke({"messages": [("user", "?")]})["routing"]["hops"]
-    assert (hop["response"], hop["status"], hop["reason"]) == ("Lima", "ok", None)
+    [routed] = router.invoke({"messages": [("user", "?")]})["routing"]["calls"]
+    assert (routed["response"], routed["status"], routed["reason"]) == ("Lima", "ok", None)

@@ -21,7 +21,7 @@ TASK = Task("t1", "Capital of Peru?", ("Lima",), "mine")
 def made(*, correct: bool = True, cost: float = 1e-5, weight: float = 0.5, **fields: Any) -> Rollout:
     given: dict[str, Any] = {
         "task": TASK, "cost_weight": weight, "prompt_ids": [1], "completion_ids": [2], "env_mask": [1],
-        "logprobs": [0.0], "answer": "Lima" if correct else "Quito", "hops": [], "router_cost_usd": cost,
+        "logprobs": [0.0], "answer": "Lima" if correct else "Quito", "calls": [], "router_cost_usd": cost,
         "completion_cost_usd": cost, "format_ok": True, "turns": 1, "stop_reason": "answered",
     }  # fmt: skip
     return Rollout(**{**given, **fields})

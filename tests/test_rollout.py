@@ -56,8 +56,8 @@ def test_ids_mask_and_logprobs_align_and_the_mask_is_one_on_what_was_sampled() -
 
 def test_costs_count_everything_or_completions_alone() -> None:
     rollout = rolled([search("small: Capital of Peru?"), answer("Lima")], pool(small="Lima it is."))
-    [hop] = rollout.hops
-    assert rollout.cost_usd() == hop["list_cost_usd"] == pytest.approx(13e-6)
+    [routed] = rollout.calls
+    assert rollout.cost_usd() == routed["list_cost_usd"] == pytest.approx(13e-6)
     assert rollout.cost_usd("completion") == pytest.approx(3e-6)
 
 
@@ -157,7 +157,7 @@ def test_each_model_has_turns_of_its_own() -> None:
     registry = ModelRegistry(models)
     shared = share_calls(registry, InMemoryCache(), per_model=1)
     asked = [f"{name}: Capital of {land}?" for name in ("one", "other") for land in ("Peru", "Chile")]
-    assert len(rolled([search(*asked), answer("Lima")], registry, middleware=shared).hops) == 4
+    assert len(rolled([search(*asked), answer("Lima")], registry, middleware=shared).calls) == 4
     assert (both.most, both.calls) == (2, 4)
 
 
@@ -192,7 +192,7 @@ def test_identical_calls_in_flight_are_made_once_across_trajectories_and_take_on
     assert busy.calls == 1
     assert (calls.asked, calls.made) == (12, 1)
     assert calls.made_share == pytest.approx(1 / 12)
-    assert {rollout.hops[0]["response"] for rollout in rollouts} == {"Lima"}
+    assert {rollout.calls[0]["response"] for rollout in rollouts} == {"Lima"}
 
 
 def test_replies_survive_an_epoch_on_disk_and_the_reward_sees_list_price_either_way(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_replies_survive_an_epoch_on_disk_and_the_reward_sees_list_price_either_
         cache._conn.close()
     assert (busy.calls, calls.asked, calls.made) == (3, 6, 3)
     first, second = epochs
-    assert [rollout.hops[0]["cost_usd"] for rollout in second] == [0.0] * 3
+    assert [rollout.calls[0]["cost_usd"] for rollout in second] == [0.0] * 3
     assert [rollout.cost_usd() for rollout in first] == [rollout.cost_usd() for rollout in second]
     assert first[0].cost_usd() == pytest.approx(11e-6)
     assert [reward.total for reward in rewards(first, scale())] == [reward.total for reward in rewards(second, scale())]
@@ -219,7 +219,7 @@ def test_a_model_of_a_drawn_pool_is_not_answered_for_by_one_of_the_same_name() -
     shared = share_calls(registry, InMemoryCache())
     for models, said in ((registry, "Quito"), (drawn, "Lima"), (registry, "Quito")):
         rollout = rolled([search("small: Capital of Peru?"), answer("Lima")], models, middleware=shared)
-        assert rollout.hops[0]["response"] == said
+        assert rollout.calls[0]["response"] == said
 
 
 def test_another_model_of_the_same_name_is_not_answered_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +230,7 @@ def test_another_model_of_the_same_name_is_not_answered_for(monkeypatch: pytest.
         registry = ModelRegistry([ModelDescriptor(name="small", model=model, price=1.0)])
         shared = share_calls(registry, cache)
         rollout = rolled([search("small: Capital of Peru?"), answer("Lima")], registry, middleware=shared)
-        assert rollout.hops[0]["response"] == said
+        assert rollout.calls[0]["response"] == said
 
 
 def test_routers_that_share_a_limit_and_clients_ask_no_faster_together() -> None:

@@ -47,7 +47,7 @@ def test_a_strategy_of_ten_lines_gets_calls_events_and_the_account_from_the_grap
             result = chunk
     assert result["answer"] == "from small"
     assert [event["type"] for event in events] == ["router_r1.route", "router_r1.info", "router_r1.done"]
-    [call] = result["routing"]["hops"]
+    [call] = result["routing"]["calls"]
     assert (call["model"], call["query"]) == ("small", "Capital of Peru?")
     assert result["routing"]["cost_usd"] == call["cost_usd"] > 0
     assert result["routing"]["stop_reason"] == "answered"
@@ -75,7 +75,7 @@ async def test_a_strategy_is_stopped_before_its_call_and_goes_on_from_the_checkp
 def test_the_budget_holds_for_every_strategy() -> None:
     router = create_router(strategy=AskAll(), registry=pool(a=1.0, b=1.0), budget_usd=1e-12)
     result = router.invoke(QUESTION)
-    assert [call["status"] for call in result["routing"]["hops"]] == ["over_budget", "over_budget"]
+    assert [call["status"] for call in result["routing"]["calls"]] == ["over_budget", "over_budget"]
     assert result["routing"]["cost_usd"] == 0
 
 
@@ -88,12 +88,12 @@ def test_what_a_strategy_keeps_for_itself_is_not_spent_on_calls() -> None:
     registry = pool(a=1.0)
     for strategy, status in ((AskAll(), "ok"), (Keeps(), "over_budget")):
         result = create_router(strategy=strategy, registry=registry, budget_usd=0.9).invoke(QUESTION)
-        assert [call["status"] for call in result["routing"]["hops"]] == [status]
+        assert [call["status"] for call in result["routing"]["calls"]] == [status]
 
 
 def test_the_limit_of_calls_a_turn_holds_for_every_strategy() -> None:
     result = create_router(strategy=AskAll(), registry=pool(a=1.0, b=1.0, c=1.0), max_parallel=2).invoke(QUESTION)
-    assert [call["status"] for call in result["routing"]["hops"]] == ["ok", "ok", "denied"]
+    assert [call["status"] for call in result["routing"]["calls"]] == ["ok", "ok", "denied"]
 
 
 def test_a_strategy_that_never_answers_is_ended_after_its_turns_with_the_last_reply() -> None:
@@ -115,7 +115,7 @@ def test_a_model_that_there_is_not_is_told_as_such() -> None:
             return Answer("none") if view.calls else Ask.one("oracle", view.question)
 
     result = create_router(strategy=AsksNobodyKnown(), registry=pool(a=1.0)).invoke(QUESTION)
-    assert [call["status"] for call in result["routing"]["hops"]] == ["unknown_model"]
+    assert [call["status"] for call in result["routing"]["calls"]] == ["unknown_model"]
 
 
 def test_asking_no_model_at_all_is_an_error_that_names_the_strategy() -> None:
@@ -175,7 +175,7 @@ def test_models_in_an_order_are_asked_until_a_reply_is_accepted(accept: Any, ask
 
     router = create_router(strategy=AskInOrder(rank, accept), registry=pool(a=1.0, b=1.0, c=1.0))
     result = router.invoke(QUESTION)
-    assert [call["model"] for call in result["routing"]["hops"]] == asked
+    assert [call["model"] for call in result["routing"]["calls"]] == asked
     assert len(ranked) == 1
 
 

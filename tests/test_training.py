@@ -162,7 +162,7 @@ def test_every_lesson_is_well_formed_and_nearly_all_end_in_the_answer_unless_mem
 def test_demonstrations_always_ask_at_cost_weight_0_and_ask_less_the_more_cost_counts(taught: Any) -> None:
     asking: dict[float, list[bool]] = {0.0: [], 0.3: [], 0.6: [], 0.9: []}
     for demo, result in taught:
-        asking[demo.cost_weight].append(bool(result["routing"]["hops"]))
+        asking[demo.cost_weight].append(bool(result["routing"]["calls"]))
     shares = [sum(asked) / len(asked) for asked in asking.values()]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == 1
@@ -225,8 +225,8 @@ def test_who_is_asked_follows_from_the_descriptors(taught: Any) -> None:
     """No model is asked for a kind when another one that costs no more is said to be better at it."""
     checked = 0
     for demo, result in taught:
-        for hop in result["routing"]["hops"]:
-            chosen = demo.pool[hop["model"]]
+        for routed in result["routing"]["calls"]:
+            chosen = demo.pool[routed["model"]]
             if len(chosen.skills) != 1:
                 continue
             [(skill, value)] = chosen.skills.items()
@@ -242,7 +242,7 @@ def test_demonstrations_know_pools_in_which_nobody_speaks_of_what_is_asked_for(t
     asked = [(demo, result) for demo, result in taught if any(noun in demo.question for noun in names)]
     assert len(asked) > 20
     by_others = [
-        demo.pool[result["routing"]["hops"][-1]["model"]]
+        demo.pool[result["routing"]["calls"][-1]["model"]]
         for demo, result in asked
         if not any(noun in str(demo.pool.describe()) for noun in names if noun in demo.question)
     ]
@@ -276,9 +276,9 @@ def test_over_recorded_models_the_teacher_asks_who_is_worth_most_by_what_each_fo
     asked = []
     for demo in taught:
         best = demo.pool.by_alias(demo.turn([]).partition("<search> ")[2].partition(":")[0])
-        dearest = max(model.price.completion for model in demo.pool)
+        most_expensive = max(model.price.completion for model in demo.pool)
         worth = {
-            model.name: sum(model.skills.values()) * (1 - demo.cost_weight * model.price.completion / dearest)
+            model.name: sum(model.skills.values()) * (1 - demo.cost_weight * model.price.completion / most_expensive)
             for model in demo.pool
         }
         assert worth[best.name] == max(worth.values())

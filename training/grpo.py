@@ -129,7 +129,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
             super().__init__(
                 model=model,
-                reward_funcs=[self.earned],
+                reward_funcs=[self.total_reward],
                 args=args,
                 train_dataset=Dataset.from_dict({"prompt": self.order}),
                 eval_dataset=Dataset.from_dict({"prompt": [g.id for g in eval_groups]}) if eval_groups else None,
@@ -253,7 +253,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             ],
         }
 
-    def earned(self, *, total: list[float | None], log_metric: Callable[[str, float], None], **_: Any) -> Any:
+    def total_reward(self, *, total: list[float | None], log_metric: Callable[[str, float], None], **_: Any) -> Any:
         """Return the rewards that came with the rollouts: TRL's own completions hold what others wrote, too."""
         for name, value in self._figures.items():
             log_metric(name, value)

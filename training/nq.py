@@ -73,8 +73,8 @@ def demonstrations(pool: RecordedPool, registry: ModelRegistry, *, rounds: int, 
 def _demonstration(
     task: Task, pool: RecordedPool, form: ModelRegistry, cost_weight: float, block: int
 ) -> Demonstration:
-    dearest = max(model.price.completion for model in form)
-    best = max(form, key=lambda model: _worth(model, cost_weight, dearest))
+    most_expensive = max(model.price.completion for model in form)
+    best = max(form, key=lambda model: _worth(model, cost_weight, most_expensive))
     answer = answer_in(pool.outcomes[task.id][best.name].response or "", task)
     thought = f"{'; '.join(_told(model) for model in form)}. Best: {best.display_name}."
     turns = (
@@ -104,10 +104,10 @@ def told_otherwise(registry: ModelRegistry, choose: random.Random) -> ModelRegis
     )
 
 
-def _worth(model: ModelDescriptor, cost_weight: float, dearest: float) -> float:
+def _worth(model: ModelDescriptor, cost_weight: float, most_expensive: float) -> float:
     """Return what asking a model earns by what is said of it (the gated reward: see rewards.py)."""
     [accuracy] = model.skills.values()
-    return accuracy * (1 - cost_weight * model.price.completion / dearest)
+    return accuracy * (1 - cost_weight * model.price.completion / most_expensive)
 
 
 def _told(model: ModelDescriptor) -> str:

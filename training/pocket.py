@@ -285,7 +285,7 @@ async def _routed_runs(base_url: str, chosen: Sequence[PocketQuestion], cost_wei
             "turns": result["routing"]["turns"],
             "cost_usd": result["routing"]["cost_usd"],
             "router_tokens": result["routing"]["router_tokens"],
-            "calls": [(hop["model"], hop["query"], hop["response"]) for hop in result["routing"]["hops"]],
+            "calls": [(routed["model"], routed["query"], routed["response"]) for routed in result["routing"]["calls"]],
         }
 
     return await asyncio.gather(*(one(question) for question in chosen))

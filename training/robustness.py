@@ -146,7 +146,7 @@ async def _ask(
             for pool_of_two, names, asked in _rivals(sample_size=len(sample)):
                 made = await ask(pool_of_two, asked, weight)
                 runs += made
-                called = [hop["answered_by"] for run in made for hop in run.hops if hop["answered_by"] in names]
+                called = [call["answered_by"] for run in made for call in run.calls if call["answered_by"] in names]
                 cheaper += [name == names[0] for name in called]
             _print(RIVALS, weight, runs, cheaper_share=round(statistics.mean(cheaper or [0]), 4), rivals=len(cheaper))
     if recorded is None and NEWCOMER.startswith(only):
@@ -208,11 +208,11 @@ def _newcomers(pool: ModelRegistry) -> Iterator[tuple[str, ModelDescriptor]]:
 
 def _share(runs: Sequence[Rollout], model: str) -> float:
     """Return in which share of the runs a model was asked."""
-    return round(statistics.mean(any(hop["answered_by"] == model for hop in run.hops) for run in runs), 4)
+    return round(statistics.mean(any(call["answered_by"] == model for call in run.calls) for run in runs), 4)
 
 
 def _print(name: str, cost_weight: float, runs: Sequence[Rollout], **fields: float) -> None:
-    calls = [hop["answered_by"] for run in runs for hop in run.hops]
+    calls = [call["answered_by"] for run in runs for call in run.calls]
     figures = {
         "form": name,
         "cost_weight": cost_weight,

@@ -53,7 +53,7 @@ class Rollout:
     logprobs: list[float]
     """Of the sampled tokens as they were sampled, not a number where the engine recorded none; 0 elsewhere."""
     answer: str
-    hops: list[RoutedCall]
+    calls: list[RoutedCall]
     router_cost_usd: float
     completion_cost_usd: float
     """What the routed models' completion tokens cost at list price."""
@@ -72,7 +72,7 @@ class Rollout:
         """Return what it cost at list price, in dollars: everything, or the completions alone (as the paper counts)."""
         if basis == "completion":
             return self.completion_cost_usd
-        return sum(hop["list_cost_usd"] for hop in self.hops) + self.router_cost_usd
+        return sum(call["list_cost_usd"] for call in self.calls) + self.router_cost_usd
 
 
 async def roll_out(
@@ -141,9 +141,9 @@ def flatten(task: Task, cost_weight: float, result: dict[str, Any], registry: Mo
     for segment in rest:
         unknown = math.nan if segment["kind"] == "policy" else 0.0
         logprobs += segment.get("logprobs", [unknown] * len(segment["token_ids"]))
-    hops: list[RoutedCall] = result["routing"]["hops"]
+    calls: list[RoutedCall] = result["routing"]["calls"]
     segments = [(segment["kind"], segment["text"]) for segment in transcript]
-    broken = [hop["reason"] for hop in hops if hop["status"] == "error"]
+    broken = [call["reason"] for call in calls if call["status"] == "error"]
     return Rollout(
         task=task,
         cost_weight=cost_weight,
@@ -152,9 +152,9 @@ def flatten(task: Task, cost_weight: float, result: dict[str, Any], registry: Mo
         env_mask=sampled_mask(rest),
         logprobs=logprobs,
         answer=result["answer"],
-        hops=hops,
+        calls=calls,
         router_cost_usd=result["routing"]["router_cost_usd"],
-        completion_cost_usd=sum(hop["list_cost_parts"]["completion"] for hop in hops),
+        completion_cost_usd=sum(call["list_cost_parts"]["completion"] for call in calls),
         format_ok=protocol.check_format(segments, registry.aliases) is None,
         turns=result["routing"]["turns"],
         stop_reason=result["routing"]["stop_reason"],

@@ -144,7 +144,7 @@ def figures(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     """Return how often the newcomer was asked, at all and by kind of question, and what came of it."""
     unscorable = sum(rollout.failed is not None for rollout in rollouts)
     rollouts = [rollout for rollout in rollouts if rollout.failed is None]
-    was_asked = [float(any(hop["answered_by"] == NAME for hop in rollout.hops)) for rollout in rollouts]
+    was_asked = [float(any(routed["answered_by"] == NAME for routed in rollout.calls)) for rollout in rollouts]
     found: dict[str, Any] = {
         "questions": len(rollouts),
         "unscorable": unscorable,

@@ -166,7 +166,7 @@ def _facts(rollout: Rollout, reward: Reward) -> dict[str, Any]:
         "task": rollout.task.id,
         "question": rollout.task.question,
         "cost_weight": rollout.cost_weight,
-        "calls": [[hop["answered_by"] or hop["model"], hop["query"], hop["response"]] for hop in rollout.hops],
+        "calls": [[call["answered_by"] or call["model"], call["query"], call["response"]] for call in rollout.calls],
         "answer": rollout.answer,
         "golden_answers": rollout.task.golden_answers,
         "cost_usd": rollout.cost_usd(),
@@ -215,7 +215,9 @@ def measure(
         }
         for start in range(0, len(rollouts), generations)
     ]
-    asked = [hop["answered_by"] or hop["model"] for rollout, _ in both for hop in rollout.hops if hop["status"] == "ok"]
+    asked = [
+        call["answered_by"] or call["model"] for rollout, _ in both for call in rollout.calls if call["status"] == "ok"
+    ]
     shares = {name: asked.count(name) / len(asked) if asked else 0.0 for name in names}
     right = [float(METRICS["em"](rollout.answer, rollout.task.golden_answers)) for rollout, _ in both]
     figures = {
@@ -228,7 +230,7 @@ def measure(
         "well_formed": _mean([rollout.format_ok for rollout, _ in both]),
         "unscorable": 1 - len(both) / len(rollouts),
         "groups_without_signal": _mean([len(totals) < 2 for totals in groups]),
-        "calls_a_rollout": _mean([len(rollout.hops) for rollout, _ in both]),
+        "calls_a_rollout": _mean([len(rollout.calls) for rollout, _ in both]),
         "call_entropy": -sum(share * float(torch.tensor(share).log()) for share in shares.values() if share),
         **{f"calls/{name}": share for name, share in shares.items()},
     }

@@ -80,7 +80,7 @@ class Candidates:
 
         Args:
             call: Which model to ask what.
-            again: Whether the call may have been made before, by a run that was stopped; the hop then says so.
+            again: Whether the call may have been made before, by a run that was stopped; the result then says so.
         """
         if call["refusal"]:
             return _refused(call)
@@ -145,7 +145,7 @@ class Candidates:
         model = outcome.sent_to or request.model  # a middleware may have chosen another one
         text, whole_length = _text_of(model, reply)
         response = strip_thought(text)
-        hop: RoutedCall = {
+        routed: RoutedCall = {
             **self._spent(outcome),
             "response": response,
             "status": "ok" if response else "error",
@@ -154,7 +154,7 @@ class Candidates:
             "finish_reason": "too_long" if whole_length > len(text) else finish_of(reply.response_metadata),
         }
         # What was sent is in the account already; this was answered by a middleware, such as a cache.
-        return self._priced(hop, model, reply) if outcome.sent_to is None else hop
+        return self._priced(routed, model, reply) if outcome.sent_to is None else routed
 
     def _failed(self, outcome: _Outcome) -> RoutedCall:
         reason = public_reason(self.registry[outcome.call["model"]], outcome.failures[0])
@@ -162,22 +162,26 @@ class Candidates:
         return {**self._spent(outcome), "reason": reason}
 
     def _spent(self, outcome: _Outcome) -> RoutedCall:
-        """Return the hop with the costs of all replies that came, also of those that a middleware did not pass on."""
-        hop = outcome.hop()
+        """Return the routed call with the costs of all replies that came, also of those that middleware kept back."""
+        routed = outcome.routed()
         for model, reply in outcome.replies:
-            hop = self._priced(hop, model, reply)
-        return hop
+            routed = self._priced(routed, model, reply)
+        return routed
 
-    def _priced(self, hop: RoutedCall, model: ModelDescriptor, reply: AIMessage) -> RoutedCall:
-        """Return the hop with the usage and the cost of a reply added."""
+    def _priced(self, routed: RoutedCall, model: ModelDescriptor, reply: AIMessage) -> RoutedCall:
+        """Return the routed call with the usage and the cost of a reply added."""
         if is_router(model) and "routing" in reply.response_metadata:
             # What a router spends is the sum of its own account, not its tokens at a price.
-            return _with_account(hop, reply.response_metadata["routing"])
+            return _with_account(routed, reply.response_metadata["routing"])
         usage, from_cache = reported_usage(reply.usage_metadata)
         if usage is None:
-            usage = self._estimated(hop["query"], *_text_of(model, reply))
+            usage = self._estimated(routed["query"], *_text_of(model, reply))
         spent = 0.0 if from_cache else cost(usage, model.price)
-        added: RoutedCall = {**hop, "usage": add_usage([hop["usage"], usage]), "cost_usd": hop["cost_usd"] + spent}
+        added: RoutedCall = {
+            **routed,
+            "usage": add_usage([routed["usage"], usage]),
+            "cost_usd": routed["cost_usd"] + spent,
+        }
         return _with_cost(added, cost_parts(usage, model.price))
 
     def _estimated(self, query: str, text: str, whole_length: int) -> Usage:
@@ -237,15 +241,15 @@ class _Outcome:
         """Note what a router had spent when it broke off."""
         self._accounts.append(account)
 
-    def hop(self) -> RoutedCall:
-        """Return the hop, as far as it does not depend on the reply."""
-        hop: RoutedCall = {
-            **_blank_hop(self.call),
+    def routed(self) -> RoutedCall:
+        """Return the routed call, as far as it does not depend on the reply."""
+        routed: RoutedCall = {
+            **_blank(self.call),
             "latency_s": time.perf_counter() - self._started,
             "maybe_cost_usd": self._maybe_usd,
             "maybe_billed_twice": self._again,
         }
-        return functools.reduce(_with_account, self._accounts, hop)
+        return functools.reduce(_with_account, self._accounts, routed)
 
 
 def _text_of(model: ModelDescriptor, reply: AIMessage) -> tuple[str, int]:
@@ -255,26 +259,25 @@ def _text_of(model: ModelDescriptor, reply: AIMessage) -> tuple[str, int]:
     return whole[: model.max_reply_chars].encode("utf-8", "replace").decode(), len(whole)
 
 
-def _with_account(hop: RoutedCall, account: RunReport) -> RoutedCall:
-    """Return the hop of a call to a router, with what that router spent besides what the hop holds already."""
-    own: CostParts = {**NO_COST, "router": account["router_cost_usd"]}
+def _with_account(routed: RoutedCall, account: RunReport) -> RoutedCall:
+    """Return a call to a router, with what that router spent besides what the call holds already."""
     spent: RoutedCall = {
-        **hop,
-        "usage": add_usage([hop["usage"], account["router_tokens"], account["candidate_tokens"]]),
-        "cost_usd": hop["cost_usd"] + account["cost_usd"],
-        "maybe_cost_usd": add_bounds(hop["maybe_cost_usd"], account["maybe_cost_usd"]),
+        **routed,
+        "usage": add_usage([routed["usage"], account["router_tokens"], account["candidate_tokens"]]),
+        "cost_usd": routed["cost_usd"] + account["cost_usd"],
+        "maybe_cost_usd": add_bounds(routed["maybe_cost_usd"], account["maybe_cost_usd"]),
         "inner": account,
     }
-    return _with_cost(spent, *(inner["list_cost_parts"] for inner in account["hops"]), own)
+    return _with_cost(spent, account["list_cost_parts"])
 
 
-def _with_cost(hop: RoutedCall, *parts: CostParts) -> RoutedCall:
-    """Return the hop with this cost at list price added."""
-    total = add_cost_parts([hop["list_cost_parts"], *parts])
-    return {**hop, "list_cost_parts": total, "list_cost_usd": sum_of(total)}
+def _with_cost(routed: RoutedCall, parts: CostParts) -> RoutedCall:
+    """Return the routed call with this cost at list price added."""
+    total = add_cost_parts([routed["list_cost_parts"], parts])
+    return {**routed, "list_cost_parts": total, "list_cost_usd": sum_of(total)}
 
 
-def _blank_hop(call: PlannedCall) -> RoutedCall:
+def _blank(call: PlannedCall) -> RoutedCall:
     return {
         "turn": call["turn"],
         "index": call["index"],
@@ -299,4 +302,4 @@ def _blank_hop(call: PlannedCall) -> RoutedCall:
 def _refused(call: PlannedCall) -> RoutedCall:
     assert call["refusal"] is not None
     status: CallStatus = call["refusal"]["status"]
-    return {**_blank_hop(call), "status": status, "reason": call["refusal"]["reason"]}
+    return {**_blank(call), "status": status, "reason": call["refusal"]["reason"]}

@@ -195,10 +195,14 @@ def check(
         for entry in pool:
             call = {"turn": 0, "index": 0, "model": entry.name, "query": "Say: yes", "refusal": None}
             with telling(f"asking {entry.name}"):
-                hop = candidates.ask(call)  # type: ignore[arg-type]
-            healthy = healthy and hop["status"] == "ok"
-            result = f"{hop['latency_s']:.2f} s, ${hop['cost_usd']:.2g}" if hop["status"] == "ok" else hop["reason"]
-            mark = "✓" if hop["status"] == "ok" else "✗"
+                routed = candidates.ask(call)  # type: ignore[arg-type]
+            healthy = healthy and routed["status"] == "ok"
+            result = (
+                f"{routed['latency_s']:.2f} s, ${routed['cost_usd']:.2g}"
+                if routed["status"] == "ok"
+                else routed["reason"]
+            )
+            mark = "✓" if routed["status"] == "ok" else "✗"
             table.add_row(mark, Text(printable(entry.name)), Text(printable(result or "")))
         console.print(table)
     if not healthy:

@@ -36,7 +36,17 @@ from langgraph_router_r1.strategies import Answer, Ask, AskInOrder, Call, Decisi
 from langgraph_router_r1.strategies.knn import KNNStrategy, Matrix, MiniLM, Predictor, embed, observations, utility
 
 Kind = Literal[
-    "random", "cheapest", "dearest", "best", "oracle", "majority", "cascade", "knn", "logistic", "mlp", "contrastive"
+    "random",
+    "cheapest",
+    "most_expensive",
+    "best",
+    "oracle",
+    "majority",
+    "cascade",
+    "knn",
+    "logistic",
+    "mlp",
+    "contrastive",
 ]
 """`best`: the single model that did best on the train split. `oracle`: for each question the cheapest model that was
 right, which nobody can know beforehand. `majority`: the answer most models give. `cascade`: by price until a
@@ -227,7 +237,7 @@ def _cheapest(setting: _Setting) -> Strategy:
     return _always(_by_price(setting.registry, setting.records and setting.records.of_split("train"))[0])
 
 
-def _dearest(setting: _Setting) -> Strategy:
+def _most_expensive(setting: _Setting) -> Strategy:
     return _always(_by_price(setting.registry, setting.records and setting.records.of_split("train"))[-1])
 
 
@@ -350,7 +360,7 @@ def _by_prediction(setting: _Setting, predictor: Callable[[], Predictor] | None 
 _STRATEGIES: dict[str, Callable[[_Setting], Strategy]] = {
     "random": _random,
     "cheapest": _cheapest,
-    "dearest": _dearest,
+    "most_expensive": _most_expensive,
     "best": _best,
     "oracle": _oracle,
     "majority": _majority,

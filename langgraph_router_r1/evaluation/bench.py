@@ -366,7 +366,7 @@ class Bench:
         )
         latency_s = time.perf_counter() - started
         routing = result["routing"]
-        parts = add_cost_parts(hop["list_cost_parts"] for hop in routing["hops"])
+        parts = add_cost_parts(call["list_cost_parts"] for call in routing["calls"])
         reply = result["messages"][-1].response_metadata.get("reply", result["answer"])
         run: dict[str, Any] = {
             "row": row.name,
@@ -380,26 +380,26 @@ class Bench:
             "reply": reply,
             "stop_reason": routing["stop_reason"],
             "turns": routing["turns"],
-            "hops": routing["hops"],
+            "calls": routing["calls"],
             "router_tokens": routing["router_tokens"],
             "cost_usd": {**parts, "router": parts["router"] + routing["router_cost_usd"]},
             "latency_s": round(latency_s, 4),
             "date": datetime.now(UTC).date().isoformat(),
         }
         if self.spec.pool.records:
-            run["score"] = self._recorded_score(task, routing["hops"], reply)
+            run["score"] = self._recorded_score(task, routing["calls"], reply)
         if "transcript" in result:
             segments = [(segment["kind"], segment["text"]) for segment in result["transcript"]]
             run["format_problem"] = protocol.check_format(segments, registry.aliases)
         return run
 
-    def _recorded_score(self, task: Task, hops: Sequence[Any], reply: str) -> float | None:
+    def _recorded_score(self, task: Task, calls: Sequence[Any], reply: str) -> float | None:
         """Return how the record judges the reply that was passed on; None where it can't tell."""
         assert self.records is not None
         # The last one that said so: who escalates passes on where it ends.
-        for hop in reversed(hops):
-            if hop["status"] == "ok" and hop["response"] == reply:
-                return quality(task, self.records.outcome(task.id, hop["model"]))
+        for call in reversed(calls):
+            if call["status"] == "ok" and call["response"] == reply:
+                return quality(task, self.records.outcome(task.id, call["model"]))
         return None
 
 

@@ -74,7 +74,7 @@ class RunStore:
                     "give this one a 'name' of its own, or remove the lines of that one"
                 )
         if retry_failed:
-            runs = {key: run for key, run in runs.items() if all(hop["status"] != "error" for hop in run["hops"])}
+            runs = {key: run for key, run in runs.items() if all(call["status"] != "error" for call in run["calls"])}
         return runs
 
     def writer(self) -> JsonLinesWriter:

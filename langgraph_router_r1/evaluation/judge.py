@@ -53,6 +53,8 @@ class Judge:
     async def ajudge(self, task: Task, reply: str) -> Verdict:
         """Return what the judge says of a reply."""
         query = PROMPT.format(question=task.question, golden=" or ".join(task.golden_answers), reply=reply)
-        hop = await self._candidates.aask({"turn": 0, "index": 0, "model": self.model, "query": query, "refusal": None})
-        word = normalise(hop["response"]).partition(" ")[0]
-        return Verdict({"yes": 1.0, "no": 0.0}.get(word), hop["cost_usd"])
+        call = await self._candidates.aask(
+            {"turn": 0, "index": 0, "model": self.model, "query": query, "refusal": None}
+        )
+        word = normalise(call["response"]).partition(" ")[0]
+        return Verdict({"yes": 1.0, "no": 0.0}.get(word), call["cost_usd"])

@@ -181,13 +181,13 @@ class _Run:
             self._progress(standing)
             return
         call: PlannedCall = {"turn": 0, "index": 0, "model": name, "query": task.question, "refusal": None}
-        hop: RoutedCall = await self._ask.ainvoke(call, {"metadata": {TASK_ID: task.id}})
-        await self._purse.settle(worst, hop["cost_usd"])
+        routed: RoutedCall = await self._ask.ainvoke(call, {"metadata": {TASK_ID: task.id}})
+        await self._purse.settle(worst, routed["cost_usd"])
         standing.done += 1
-        standing.spent_usd += hop["cost_usd"]
-        if hop["status"] != "ok":
+        standing.spent_usd += routed["cost_usd"]
+        if routed["status"] != "ok":
             standing.failed += 1
-            standing.last_failure = hop["reason"]
+            standing.last_failure = routed["reason"]
             if not self._outcome(task, name):
                 self._unanswered[name].add(task.id)
             if standing.failed == standing.done >= MAX_FAILURES_WITHOUT_REPLY:

@@ -189,11 +189,11 @@ def score_runs(
                 cost_usd={part: [run["cost_usd"][part] for run in of_row] for part in COST_PARTS},
                 calls=dict(
                     Counter(
-                        hop["answered_by"] for run in of_row for hop in run["hops"] if hop["answered_by"]
+                        call["answered_by"] for run in of_row for call in run["calls"] if call["answered_by"]
                     ).most_common()
                 ),
                 turns=[run["turns"] for run in of_row],
-                latency_s=[None if any(map(_was_known, run["hops"])) else run["latency_s"] for run in of_row],
+                latency_s=[None if any(map(_was_known, run["calls"])) else run["latency_s"] for run in of_row],
                 failures=_failures(of_row),
                 form=(forms or {}).get(name, ""),
             )
@@ -201,13 +201,13 @@ def score_runs(
     return Results(metrics=tuple(metrics), tasks=tasks, rows=tuple(scored), **about)
 
 
-def _was_known(hop: Mapping[str, Any]) -> bool:
-    return bool(hop["cost_usd"] == 0 < hop["list_cost_usd"])
+def _was_known(call: Mapping[str, Any]) -> bool:
+    return bool(call["cost_usd"] == 0 < call["list_cost_usd"])
 
 
 def _failures(runs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     counted = Counter(run["stop_reason"] for run in runs if run["stop_reason"] != "answered")
-    counted.update(f"call {hop['status']}" for run in runs for hop in run["hops"] if hop["status"] != "ok")
+    counted.update(f"call {call['status']}" for run in runs for call in run["calls"] if call["status"] != "ok")
     malformed = sum(run.get("format_problem") is not None for run in runs)
     return dict(counted) | ({"malformed": malformed} if malformed else {})
 
@@ -396,9 +396,9 @@ def families(results: Results) -> dict[str, list[Scores]]:
 def frontier_areas(results: Results, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
     """Return for each family of several cost weights its mean quality over all budgets, with a bootstrap interval.
 
-    A budget lies between nothing and what the dearest row costs. A router may be mixed of a family's settings, and of
-    giving no answer at no cost, so its frontier is their upper convex hull; the measure is the area under it over
-    the range (as RouterBench's AIQ, arXiv 2403.12031, from nothing on). Tasks are resampled for all rows alike.
+    A budget lies between nothing and what the most expensive row costs. A router may be mixed of a family's settings,
+    and of giving no answer at no cost, so its frontier is their upper convex hull; the measure is the area under it
+    over the range (as RouterBench's AIQ, arXiv 2403.12031, from nothing on). Tasks are resampled for all rows alike.
     """
     draws = np.random.default_rng(seed).integers(len(results.tasks), size=(resamples, len(results.tasks)))
     everything = np.arange(len(results.tasks))[None]
