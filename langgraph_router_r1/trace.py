@@ -25,29 +25,21 @@ class ConsoleTrace:
         >>> trace = ConsoleTrace(Console())
         >>> for event in router.stream(question, stream_mode="custom"):                    # doctest: +SKIP
         ...     trace.show(event)
-        >>> trace.answer
-        ''
     """
 
     def __init__(self, console: Console) -> None:
         """Draw on this console."""
         self.console = console
-        self.answer = ""
         self.routing: RunReport | None = None
+        """The report of the run, once it has ended."""
 
     def question(self, text: str) -> None:
         """Draw the question."""
         self.console.print()
         self._line("?", text, "bold")
 
-    def keep(self, event: Any) -> None:
-        """Remember what the last event says, and draw nothing."""
-        if event["type"] == "router_r1.done":
-            self.answer, self.routing = event["answer"], event["routing"]
-
     def show(self, data: Any) -> None:
         """Draw one `RouterEvent`, as the stream yields it."""
-        self.keep(data)
         event: RouterEvent = data
         if event["type"] == "router_r1.think":
             for thought in _THOUGHT.findall(event["text"]):
@@ -59,7 +51,7 @@ class ConsoleTrace:
             facts = f"   (${event['cost_usd']:.8f}, {event['latency_s']:.2f} s)"
             self._line("←", _shorten(said), "green" if event["status"] == "ok" else "yellow", facts)
         else:
-            routing = event["routing"]
+            routing = self.routing = event["routing"]
             stopped = "" if routing["stop_reason"] == "answered" else f", {routing['stop_reason']}"
             facts = f"   ({routing['turns']} routes, ${routing['cost_usd']:.8f}{stopped})"
             self._line("=", event["answer"] or "(no answer)", "bold magenta", facts)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,11 +24,12 @@ from langgraph_router_r1.cli import cli
 from langgraph_router_r1.evaluation import report
 from langgraph_router_r1.evaluation.bench import Bench
 from langgraph_router_r1.evaluation.bench_file import BenchError
-from langgraph_router_r1.evaluation.bench_store import RUNS_FILE
+from langgraph_router_r1.evaluation.bench_store import PACKED_FILE, RUNS_FILE, read_runs
 from langgraph_router_r1.evaluation.files import JsonLinesWriter
 from langgraph_router_r1.evaluation.page import publish, results_page
 from langgraph_router_r1.evaluation.report import Results, frontier, frontier_areas
-from langgraph_router_r1.evaluation.tasks import TaskError
+from langgraph_router_r1.evaluation.tasks import TaskError, json_lines
+from langgraph_router_r1.record import RunRecord
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("models", "random", "cheapest", "most_expensive", "best", "majority", "oracle")
@@ -96,10 +96,11 @@ def test_the_same_seed_gives_the_same_numbers_and_another_one_others(tmp_path: P
 def test_what_was_run_is_not_run_again_and_rows_can_be_added(tmp_path: Path) -> None:
     file = recorded(tmp_path, rows='[[rows]]\nrouter = "cheapest"\n[[rows]]\nrouter = "best"\n')
     run(Bench.from_file(file, tmp_path / "runs"))
-    before = (tmp_path / "runs" / RUNS_FILE).read_text()
+    before = read_runs(tmp_path / "runs")
     ended: list[Any] = []
     asyncio.run(Bench.from_file(recorded(tmp_path), tmp_path / "runs").run(ended.append))
-    assert (tmp_path / "runs" / RUNS_FILE).read_text().startswith(before)
+    assert before
+    assert read_runs(tmp_path / "runs").items() >= before.items()
     assert {run["row"] for run in ended} == {"good", "poor", "random", "most_expensive", "majority", "oracle"}
 
 
@@ -186,16 +187,56 @@ def test_runs_of_ones_own_adapters_are_not_mixed_with_those_of_newer_ones(tmp_pa
 def test_a_line_that_a_crash_cut_off_is_run_again(tmp_path: Path) -> None:
     bench = Bench.from_file(recorded(tmp_path), tmp_path / "runs")
     whole = run(bench)
-    file = tmp_path / "runs" / RUNS_FILE
+    file = unpacked(tmp_path / "runs")
     text = file.read_text()
     file.write_text(text[: len(text) // 2])
     assert figures(run(bench)) == figures(whole)
 
 
+def test_finished_runs_are_compressed_and_each_holds_its_whole_record(tmp_path: Path) -> None:
+    bench = Bench.from_file(recorded(tmp_path), tmp_path / "runs")
+    run(bench)
+    assert (tmp_path / "runs" / RUNS_FILE).stat().st_size == 0
+    runs = read_runs(tmp_path / "runs")
+    assert runs == bench.finished()
+    assert (tmp_path / "runs" / PACKED_FILE).stat().st_size < len(json.dumps(list(runs.values()))) / 10
+    for (row, task), one in runs.items():
+        record = RunRecord.model_validate(one["record"])
+        assert record.question == f"question {task.removeprefix('t')}?"
+        if row == "best":
+            assert one["reply"] == record.calls[-1]["response"]
+
+
+def test_a_benchmark_killed_while_its_runs_are_compressed_loses_and_doubles_none(tmp_path: Path) -> None:
+    bench = Bench.from_file(recorded(tmp_path), tmp_path / "runs")
+    whole = run(bench)
+    runs = (tmp_path / "runs" / PACKED_FILE).read_bytes()
+    unpacked(tmp_path / "runs")
+    (tmp_path / "runs" / PACKED_FILE).write_bytes(runs)  # written, and the other file not yet emptied
+    (tmp_path / "runs" / f".{PACKED_FILE}.partial").write_bytes(runs[:100])
+    assert figures(run(bench)) == figures(whole)
+    assert (tmp_path / "runs" / RUNS_FILE).stat().st_size == 0
+    assert len(list(json_lines(tmp_path / "runs" / PACKED_FILE))) == len(whole.rows) * len(whole.tasks)
+
+
+def test_runs_of_an_older_format_and_damaged_ones_are_named(tmp_path: Path) -> None:
+    bench = Bench.from_file(recorded(tmp_path), tmp_path / "runs")
+    run(bench)
+    packed, about = tmp_path / "runs" / PACKED_FILE, tmp_path / "runs" / "benchmark.json"
+    fingerprint = json.loads(about.read_text())
+    about.write_text(json.dumps({key: value for key, value in fingerprint.items() if key != "format"}))
+    with pytest.raises(BenchError, match=r"another version of 'small' .*format is 1 and must be 2"):
+        run(bench)
+    about.write_text(json.dumps(fingerprint))
+    packed.write_bytes(b"no frame" + packed.read_bytes())
+    with pytest.raises(TaskError, match=r"runs\.jsonl\.zst' can't be decompressed"):
+        run(bench)
+
+
 def test_looking_at_the_runs_changes_no_file(tmp_path: Path) -> None:
     bench = Bench.from_file(recorded(tmp_path), tmp_path / "runs")
     run(bench)
-    file = tmp_path / "runs" / RUNS_FILE
+    file = unpacked(tmp_path / "runs")
     file.write_bytes(half := file.read_bytes()[:-20])
     assert len(bench.finished()) == half.count(b"\n")
     assert file.read_bytes() == half, "another process may be writing that line"
@@ -229,7 +270,7 @@ def test_a_file_of_replies_that_is_no_cache_is_a_clear_error(tmp_path: Path) -> 
     bench = Bench.from_file(recorded(tmp_path), tmp_path / "runs")
     run(bench)
     (tmp_path / "runs" / "calls.sqlite").write_text("no database" * 100)
-    (tmp_path / "runs" / RUNS_FILE).unlink()
+    (tmp_path / "runs" / PACKED_FILE).unlink()
     with pytest.raises(BenchError, match=r"calls\.sqlite' can't be used: file is not a database"):
         run(bench)
 
@@ -254,7 +295,7 @@ def test_a_hostile_benchmark_file_is_a_clear_error_without_secrets(tmp_path: Pat
 def test_runs_can_be_scored_anew_from_their_file(tmp_path: Path) -> None:
     bench = Bench.from_file(recorded(tmp_path), tmp_path / "runs")
     results = run(bench)
-    lines = [json.loads(line) for line in (tmp_path / "runs" / RUNS_FILE).read_text().splitlines()]
+    lines = read_runs(tmp_path / "runs").values()
     again = report.score_runs(
         sorted(lines, key=lambda line: (line["row"], results.tasks.index(line["task_id"]))),
         [(row.name, row.family, row.cost_weight) for row in bench.rows],
@@ -429,8 +470,8 @@ def test_a_router_may_be_on_a_server_of_its_own_and_then_no_other_is_started(
     file.write_text(file.read_text().replace(', "score"', ""))
     results = run(Bench.from_file(file, tmp_path / "runs"))
     assert len(results["mine"].metrics["em"]) == 3
-    runs = [json.loads(line) for line in (tmp_path / "runs" / RUNS_FILE).read_text().splitlines()]
-    assert all(run["router_tokens"]["completion_tokens"] for run in runs if run["row"] == "mine")
+    mine = [run for (row, _), run in read_runs(tmp_path / "runs").items() if row == "mine"]
+    assert all(run["record"]["report"]["router_tokens"]["completion_tokens"] for run in mine)
 
 
 @pytest.fixture
@@ -489,11 +530,12 @@ def test_ten_kills_change_no_figure_and_no_reply_is_paid_for_twice(tmp_path: Pat
         process.send_signal(signal.SIGKILL)
         killed = time.time()
         process.wait()
-        kills.append((killed, calls_of(tmp_path / "killed" / RUNS_FILE)))
+        kills.append((killed, calls_of(tmp_path / "killed")))
+        written_out = tmp_path / "killed" / RUNS_FILE
+        lines = list(json_lines(written_out, may_be_cut_off=True)) if written_out.exists() else []
+        assert len({(run["row"], run["task_id"]) for _, run in lines}) == len(lines)
     assert bench_in_a_process(file, tmp_path / "killed").wait(timeout=120) == 0
 
-    runs = [json.loads(line) for line in (tmp_path / "killed" / RUNS_FILE).read_text().splitlines()]
-    assert max(Counter((run["row"], run["task_id"]) for run in runs).values()) == 1
     assert figures(Results.load(tmp_path / "killed" / "live.jsonl")) == figures(
         Results.load(tmp_path / "whole" / "live.jsonl")
     )
@@ -528,10 +570,18 @@ def test_runs_in_which_a_model_failed_are_made_again_when_asked_for_and_only_the
     assert figures(bench("runs")) == expected
 
 
-def calls_of(file: Path) -> set[str]:
+def unpacked(output: Path) -> Path:
+    """Return the file of runs as it was before the last of them ended."""
+    runs = read_runs(output).values()
+    (output / PACKED_FILE).unlink()
+    (output / RUNS_FILE).write_text("".join(json.dumps(run) + "\n" for run in runs))
+    return output / RUNS_FILE
+
+
+def calls_of(output: Path) -> set[str]:
     """The calls of all runs whose line is whole."""
-    lines = file.read_text().split("\n")[:-1] if file.exists() else []
-    return {f"{routed['model']}: {routed['query']}" for line in lines for routed in json.loads(line)["calls"]}
+    runs = read_runs(output).values()
+    return {f"{routed['model']}: {routed['query']}" for run in runs for routed in run["record"]["calls"]}
 
 
 def bench_in_a_process(file: Path, output: Path, *options: str) -> subprocess.Popen[bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -83,7 +82,7 @@ def ask(
         typer.Option(min=0, callback=finite, help="Price of the router's own tokens, in dollars per million."),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object and nothing else: question, answer, routing.")
+        bool, typer.Option("--json", help="Print the record of the run, one JSON object, and nothing else.")
     ] = False,
     record: Annotated[
         Path | None, typer.Option(help="Write the record of the run into this JSON file, also when it breaks off.")
@@ -116,15 +115,13 @@ def ask(
             ):
                 if mode == "values":
                     state = cast("dict[str, Any]", chunk)
-                elif as_json:
-                    trace.keep(chunk)
-                else:
+                elif not as_json:
                     trace.show(chunk)
         finally:
             if record is not None and "decisions" in state:
                 replace_file(record, RunRecord.of(state).model_dump_json(indent=2) + "\n")
         if as_json:
-            typer.echo(json.dumps({"question": question, "answer": trace.answer, "routing": trace.routing}))
+            typer.echo(RunRecord.of(state).model_dump_json())
         elif trace.routing:
             console.print(bill_table([trace.routing], pool))
 

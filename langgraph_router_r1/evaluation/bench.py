@@ -1,9 +1,9 @@
 """Any routers on any tasks: a benchmark file in, a file of runs out.
 
-    benchmarks/nq_recorded.toml  ->  runs/bench/nq_recorded/runs.jsonl
+    benchmarks/nq_recorded.toml  ->  runs/bench/nq_recorded/runs.jsonl.zst
 
-Every run is written as it ends, so a benchmark that was stopped or killed continues where it stopped, and scores can
-be recomputed from the file. Live and recorded pools differ in `[pool]` only.
+Every run is written as it ends, with its whole record, so a benchmark that was stopped or killed continues where it
+stopped, and scores can be recomputed from the file. Live and recorded pools differ in `[pool]` only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from langgraph_router_r1.evaluation.metrics import METRICS
 from langgraph_router_r1.evaluation.recorded import TASK_ID, RecordedPool, quality
 from langgraph_router_r1.evaluation.report import Results, score_runs
 from langgraph_router_r1.evaluation.tasks import Task, data_dir, distinct, draw, load_tasks, read_tasks
-from langgraph_router_r1.ledger import add_cost_parts
+from langgraph_router_r1.record import RECORD_KEYS, RunRecord
 from langgraph_router_r1.registry import ModelRegistry, RegistryError, UnknownModelError
 from langgraph_router_r1.state import RouterContext
 
@@ -287,7 +287,7 @@ class Bench:
             TaskError: The file of runs can't be written, or another process writes it. What was run stays.
         """
         done = self.finished(retry_failed=retry_failed)
-        if self._missing(done):
+        if self._missing(done) or not self._store.is_packed:
             with self._store.writer() as file:
                 # Again, now that no other process can add to the file.
                 done = self.finished(retry_failed=retry_failed)
@@ -299,6 +299,7 @@ class Bench:
 
                 self._store.write_fingerprint()
                 await self._run(self._missing(done), keep)
+                await asyncio.to_thread(self._store.pack, file)
         return [done[row.name, task.id] for row in self.rows for task in self.tasks]
 
     def _missing(self, done: Container[tuple[str, str]]) -> list[tuple[Row, Task]]:
@@ -362,34 +363,27 @@ class Bench:
             {"messages": [("user", task.question)]},
             {"metadata": {TASK_ID: task.id}},
             context=RouterContext(cost_weight=row.cost_weight),
-            **({"output_keys": ["messages", "answer", "routing", "transcript"]} if row.routes else {}),
+            output_keys=RECORD_KEYS,
         )
         latency_s = time.perf_counter() - started
-        routing = result["routing"]
-        parts = add_cost_parts(call["list_cost_parts"] for call in routing["calls"])
-        reply = result["messages"][-1].response_metadata.get("reply", result["answer"])
+        record = RunRecord.of(result)
+        reply = result["messages"][-1].response_metadata.get("reply", record.answer)
         run: dict[str, Any] = {
             "row": row.name,
             "settings": row.settings,
             "task_id": task.id,
             "dataset": task.dataset,
             "kind": task.kind,
-            "question": task.question,
             "golden_answers": list(task.golden_answers),
-            "answer": result["answer"],
             "reply": reply,
-            "stop_reason": routing["stop_reason"],
-            "turns": routing["turns"],
-            "calls": routing["calls"],
-            "router_tokens": routing["router_tokens"],
-            "cost_usd": {**parts, "router": parts["router"] + routing["router_cost_usd"]},
             "latency_s": round(latency_s, 4),
             "date": datetime.now(UTC).date().isoformat(),
+            "record": record.model_dump(mode="json"),
         }
         if self.spec.pool.records:
-            run["score"] = self._recorded_score(task, routing["calls"], reply)
-        if "transcript" in result:
-            segments = [(segment["kind"], segment["text"]) for segment in result["transcript"]]
+            run["score"] = self._recorded_score(task, record.calls, reply)
+        if row.routes:
+            segments = [(segment["kind"], segment["text"]) for segment in record.segments]
             run["format_problem"] = protocol.check_format(segments, registry.aliases)
         return run
 

@@ -118,6 +118,18 @@ class JsonLinesWriter:
         self._end += len(self._unwritten)
         self._unwritten = b""
 
+    def clear(self) -> None:
+        """Remove all objects from the file, those too that wait in memory.
+
+        Raises:
+            TaskError: The file could not be emptied, and is as it was.
+        """
+        try:
+            self._file.truncate(0)
+        except OSError as error:
+            raise TaskError(f"{str(self.path)!r} can't be written: {error.strerror}") from None
+        self._end, self._unwritten = 0, b""
+
     def close(self) -> None:
         """Write what waits in memory, close the file and release the lock.
 
@@ -143,15 +155,15 @@ class JsonLinesWriter:
         self.close()
 
 
-def replace_file(path: str | Path, text: str, *, mode_of: Path | None = None) -> None:
-    """Write a text file as a whole: a reader sees the old file or the new one, never a part of one.
+def replace_file(path: str | Path, content: str | bytes, *, mode_of: Path | None = None) -> None:
+    """Write a file as a whole: a reader sees the old file or the new one, never a part of one.
 
-    The text is first written to the file `.NAME.partial` beside it. If the process is killed, that file stays, and the
+    It is first written to the file `.NAME.partial` beside it. If the process is killed, that file stays, and the
     next call overwrites it. Only one process may write the same file at a time. A symbolic link stays one.
 
     Args:
         path: The file, in a directory that exists.
-        text: What it is to hold.
+        content: What it is to hold; text is written as UTF-8.
         mode_of: The file whose permissions it gets; by default those of a new file.
 
     Raises:
@@ -161,7 +173,7 @@ def replace_file(path: str | Path, text: str, *, mode_of: Path | None = None) ->
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(text.encode())
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         if mode_of is not None:

@@ -152,7 +152,7 @@ def score(run: Mapping[str, Any], metric: str) -> float:
     """Return one score of a run as it stands in a run file."""
     if metric in {"score", "judge"}:  # judged elsewhere; no verdict counts as wrong
         return float(run.get(metric) or 0.0)
-    said = without_tags(run["reply"]) if metric in ON_THE_REPLY else run["answer"]
+    said = without_tags(run["reply"]) if metric in ON_THE_REPLY else run["record"]["answer"]
     return float(METRICS[metric](said, run["golden_answers"]))
 
 
@@ -180,20 +180,25 @@ def score_runs(
     scored = []
     for name, family, weight in rows:
         of_row = [by_row[name][task] for task in tasks]
+        records = [run["record"] for run in of_row]
         scored.append(
             Scores(
                 row=name,
                 family=family,
                 cost_weight=weight,
                 metrics={metric: [score(run, metric) for run in of_row] for metric in metrics},
-                cost_usd={part: [run["cost_usd"][part] for run in of_row] for part in COST_PARTS},
+                cost_usd={
+                    part: [record["report"]["list_cost_parts"][part] for record in records] for part in COST_PARTS
+                },
                 calls=dict(
                     Counter(
-                        call["answered_by"] for run in of_row for call in run["calls"] if call["answered_by"]
+                        call["answered_by"] for record in records for call in record["calls"] if call["answered_by"]
                     ).most_common()
                 ),
-                turns=[run["turns"] for run in of_row],
-                latency_s=[None if any(map(_was_known, run["calls"])) else run["latency_s"] for run in of_row],
+                turns=[record["report"]["turns"] for record in records],
+                latency_s=[
+                    None if any(map(_was_known, run["record"]["calls"])) else run["latency_s"] for run in of_row
+                ],
                 failures=_failures(of_row),
                 form=(forms or {}).get(name, ""),
             )
@@ -206,8 +211,10 @@ def _was_known(call: Mapping[str, Any]) -> bool:
 
 
 def _failures(runs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    counted = Counter(run["stop_reason"] for run in runs if run["stop_reason"] != "answered")
-    counted.update(f"call {call['status']}" for run in runs for call in run["calls"] if call["status"] != "ok")
+    records = [run["record"] for run in runs]
+    reasons = [record["report"]["stop_reason"] for record in records]
+    counted = Counter(reason for reason in reasons if reason != "answered")
+    counted.update(f"call {call['status']}" for record in records for call in record["calls"] if call["status"] != "ok")
     malformed = sum(run.get("format_problem") is not None for run in runs)
     return dict(counted) | ({"malformed": malformed} if malformed else {})
 
@@ -235,7 +242,7 @@ class Running:
     def add(self, run: Mapping[str, Any]) -> None:
         """Take a run that has ended."""
         self._scores[run["row"]].append(score(run, self.metric))
-        self._costs[run["row"]].append(math.fsum(run["cost_usd"].values()))
+        self._costs[run["row"]].append(math.fsum(run["record"]["report"]["list_cost_parts"].values()))
 
     @property
     def done(self) -> int:

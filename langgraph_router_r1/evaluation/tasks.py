@@ -165,7 +165,7 @@ def json_lines(path: Path, *, may_be_cut_off: bool = False) -> Iterator[tuple[in
     """Yield the objects of a JSON-lines file with their line numbers, from 1.
 
     Args:
-        path: The file.
+        path: The file; one whose name ends in `.zst` is decompressed.
         may_be_cut_off: Leave out a last line without a line break that is no JSON: its writer was killed, or writes.
 
     Raises:
@@ -173,7 +173,7 @@ def json_lines(path: Path, *, may_be_cut_off: bool = False) -> Iterator[tuple[in
     """
     try:
         # Not splitlines: other line separators may stand inside a string.
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = _contents(path).decode("utf-8").split("\n")
     except OSError as error:
         raise TaskError(f"{str(path)!r} can't be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -192,6 +192,24 @@ def json_lines(path: Path, *, may_be_cut_off: bool = False) -> Iterator[tuple[in
         if not isinstance(row, dict):
             raise TaskError(f"{path.name}, line {number}: is a {type(row).__name__}; it must be an object")
         yield number, row
+
+
+def _contents(path: Path) -> bytes:
+    """Return what a file holds.
+
+    Raises:
+        OSError: It can't be read.
+        TaskError: It can't be decompressed.
+    """
+    if path.suffix != ".zst":
+        return path.read_bytes()
+    import zstandard
+
+    try:
+        with path.open("rb") as file, zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(file) as reader:
+            return reader.read()
+    except zstandard.ZstdError as error:
+        raise TaskError(f"{str(path)!r} can't be decompressed: {error}") from None
 
 
 def data_dir() -> Path | None:
