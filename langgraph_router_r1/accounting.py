@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from langgraph_router_r1.ledger import (
     FREE,
@@ -42,7 +42,7 @@ def account(
         before: What was spent on the thread before this question.
     """
     earlier, before = add_spending(earlier), add_spending(before)
-    calls = sorted(calls, key=lambda call: (call["turn"], call["index"]))
+    calls = in_call_order(calls)
     by_model: dict[str, ModelBill] = {}
     for call in calls:
         if call["status"] not in {"ok", "error"}:
@@ -74,6 +74,11 @@ def account(
         "candidate_tokens": add_usage(call["usage"] for call in calls),
         "stop_reason": stop_reason,
     }
+
+
+def in_call_order(calls: Iterable[RoutedCall]) -> list[RoutedCall]:
+    """Return the routed calls by turn, and by place in the turn: those of one turn end in any order."""
+    return sorted(calls, key=lambda call: (call["turn"], call["index"]))
 
 
 def empty_account(earlier: Spending | None, before: Spending | None) -> RunReport:

@@ -30,6 +30,7 @@ from langgraph_router_r1.accounting import (
     add_spending,
     at_most,
     empty_account,
+    in_call_order,
     refuse_expensive,
     spending,
 )
@@ -111,9 +112,7 @@ class _Machine:
             registry=self.registry,
             limits=self._limits(state),
             turn=state.get("turn", 0) if started else 0,
-            calls=sorted(state.get("calls", []), key=lambda routed: (routed["turn"], routed["index"]))
-            if started
-            else (),
+            calls=in_call_order(state.get("calls", [])) if started else (),
             transcript=state.get("transcript", []) if started else (),
             notes=state.get("notes", {}) if started else {},
             decided=len(state.get("decisions", [])) if started else 0,

@@ -57,7 +57,8 @@ def test_a_run_gives_the_answer_as_a_message_and_an_account() -> None:
     assert [type(message) for message in result["messages"]] == [HumanMessage, AIMessage]
     routing = result["routing"]
     assert set(routing) == {
-        "turns", "calls", "cost_usd", "router_cost_usd", "earlier_cost_usd", "maybe_cost_usd", "maybe_billed_twice",
+        "turns", "calls", "cost_usd", "router_cost_usd", "list_cost_parts", "earlier_cost_usd", "maybe_cost_usd",
+        "maybe_billed_twice",
         "thread_cost_usd", "by_model", "router_tokens", "candidate_tokens", "stop_reason",
     }  # fmt: skip
     assert routing["turns"] == 2

@@ -30,7 +30,9 @@ from langgraph_router_r1 import ModelDescriptor, ModelRegistry
 from langgraph_router_r1.engines import EngineUnavailableError, TransformersEngine, VLLMEngine
 from langgraph_router_r1.evaluation.tasks import Task, load_tasks
 from langgraph_router_r1.prompts import RouterPrompt
+from langgraph_router_r1.record import RunRecord
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
+from langgraph_router_r1.transcript import token_ids
 
 pytest.importorskip("torch")
 pytest.importorskip("trl", reason="the [train] extra is not installed")
@@ -689,8 +691,7 @@ def test_rollouts_that_earned_enough_become_examples_the_best_of_each_task() -> 
     def rolled(task: Task, token: int, **fields: Any) -> Rollout:
         given: dict[str, Any] = {
             "task": task, "cost_weight": 0.0, "prompt_ids": [1, 2], "completion_ids": [token, 9], "env_mask": [1, 0],
-            "logprobs": [-1.0, 0.0], "answer": "x", "calls": [], "router_cost_usd": 0.0, "completion_cost_usd": 0.0,
-            "format_ok": True, "turns": 0, "stop_reason": "answered",
+            "logprobs": [-1.0, 0.0], "record": None, "format_ok": True,
         }  # fmt: skip
         return Rollout(**{**given, **fields})
 
@@ -718,9 +719,12 @@ def test_what_a_run_wrote_down_can_be_learned_from_and_names_its_steps(tmp_path:
     told = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["step"] for row in told] == [1] * 8 + [2] * 8
     assert all(row["wrote"] for row in told)
-    assert [example.token_ids for example in read_examples(path)] == [row["token_ids"] for row in told]
+    records = [RunRecord.model_validate(row["record"]) for row in told]
+    examples = read_examples(path)
+    assert [example.token_ids for example in examples] == [token_ids(record.segments) for record in records]
+    assert all(any(example.mask) for example in examples)
     best = read_examples(path, at_least=0.7, per_task=1)
-    assert [example.token_ids for example in best] == [told[place]["token_ids"] for place in (1, 5, 9, 13)]
+    assert best == [examples[place] for place in (1, 5, 9, 13)]
     assert len(read_examples(path, per_task=1)) == 4, "the best of each task, whatever they earned"
     latest = trainer.rollouts[1]
     assert best[2].token_ids == [*latest.prompt_ids, *latest.completion_ids]

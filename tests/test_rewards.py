@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langgraph_router_r1.evaluation.tasks import Task
+from langgraph_router_r1.ledger import NO_COST
+from langgraph_router_r1.record import RunRecord
 
 pytest.importorskip("numpy", reason="the [train] extra is not installed")
 
@@ -18,11 +20,16 @@ from training.rollout import Rollout, unscorable
 TASK = Task("t1", "Capital of Peru?", ("Lima",), "mine")
 
 
+def recorded(answer: str, cost: float = 1e-5, of_completions: float = 0.0) -> RunRecord:
+    """A record of a run that answered this, for so much in all and so much for completions."""
+    parts = {**NO_COST, "completion": of_completions, "router": cost - of_completions}
+    return RunRecord.model_construct(answer=answer, calls=[], report={"turns": 1, "list_cost_parts": parts})
+
+
 def made(*, correct: bool = True, cost: float = 1e-5, weight: float = 0.5, **fields: Any) -> Rollout:
     given: dict[str, Any] = {
         "task": TASK, "cost_weight": weight, "prompt_ids": [1], "completion_ids": [2], "env_mask": [1],
-        "logprobs": [0.0], "answer": "Lima" if correct else "Quito", "calls": [], "router_cost_usd": cost,
-        "completion_cost_usd": cost, "format_ok": True, "turns": 1, "stop_reason": "answered",
+        "logprobs": [0.0], "record": recorded("Lima" if correct else "Quito", cost, cost), "format_ok": True,
     }  # fmt: skip
     return Rollout(**{**given, **fields})
 
@@ -179,7 +186,7 @@ def test_the_cost_weight_moves_the_reward_from_the_answer_to_the_cost() -> None:
 @pytest.mark.parametrize(("basis", "earned"), [("full", 0.0), ("completion", 1.0), (None, 0.0)])
 def test_the_basis_says_which_cost_is_paid(basis: Any, earned: float) -> None:
     """Its completions are cheap and everything together is expensive."""
-    rollout = made(cost=1e4, completion_cost_usd=0.0, weight=1.0)
+    rollout = made(record=recorded("Lima", 1e4, 0.0), weight=1.0)
     options = {} if basis is None else {"basis": basis}
     assert reward(rollout, squares(*range(101)), **options).total == pytest.approx(earned)
 
@@ -195,7 +202,7 @@ def test_the_basis_says_which_cost_is_paid(basis: Any, earned: float) -> None:
     ],
 )
 def test_the_metric_says_what_a_right_answer_is(metric: Any, answer: str, earned: float) -> None:
-    rollout = made(answer=answer, weight=0.0)
+    rollout = made(record=recorded(answer), weight=0.0)
     options = {} if metric is None else {"metric": metric}
     assert reward(rollout, scale(), **options).outcome == pytest.approx(earned)
     assert rewards([rollout], CostScale(), **options)[0].outcome == pytest.approx(earned)
@@ -204,8 +211,10 @@ def test_the_metric_says_what_a_right_answer_is(metric: Any, answer: str, earned
 def test_a_batch_is_scored_by_the_mode_the_metric_and_the_basis_that_were_asked_for() -> None:
     """Right by `contains` only, and cheap by its completions only."""
     batch = [
-        made(answer="It is Lima", cost=cost, completion_cost_usd=9.0 - cost, weight=0.5) for cost in (0.0, 9.0)
-    ] + [made(answer="Quito", cost=9.0, completion_cost_usd=0.0, weight=0.5)]
+        made(record=recorded("It is Lima", 0.0, 9.0)),
+        made(record=recorded("It is Lima", 9.0, 0.0)),
+        made(record=recorded("Quito", 9.0, 0.0)),
+    ]
 
     def totals(**options: Any) -> list[float | None]:
         return [scored.total for scored in rewards(batch, CostScale(), **options)]
@@ -218,7 +227,7 @@ def test_a_batch_is_scored_by_the_mode_the_metric_and_the_basis_that_were_asked_
 
 def test_the_costs_of_a_batch_enter_the_window_by_the_basis_and_before_it_is_scored() -> None:
     window = CostScale()
-    batch = [made(cost=16.0, completion_cost_usd=4.0), made(cost=9.0, completion_cost_usd=1.0, format_ok=False)]
+    batch = [made(record=recorded("Lima", 16.0, 4.0)), made(record=recorded("Lima", 9.0, 1.0), format_ok=False)]
     rewards(batch, window, basis="completion")
     assert window.state_dict()["roots"] == [2.0, 1.0]
     rewards(batch, window)

@@ -125,4 +125,5 @@ def test_the_script_of_the_papers_setting_trains_a_tiny_model(tmp_path: Path) ->
     told = [json.loads(line) for line in (tmp_path / "run/rollouts.jsonl").read_text().splitlines()]
     assert len(told) == 2 * 4
     assert {rollout["cost_weight"] for rollout in told} <= {0, 0.3, 0.6, 0.9}
-    assert all(rollout["question"].startswith("question") and rollout["reward"] is not None for rollout in told)
+    assert all(rollout["record"]["question"].startswith("question") for rollout in told)
+    assert all(rollout["reward"] is not None for rollout in told)

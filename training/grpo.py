@@ -248,8 +248,8 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             "env_mask": [row[2] for row in rows],
             "logprobs": [row[3] for row in rows],
             "total": [
-                earned.total if rollout.is_scorable else None
-                for rollout, earned in zip(own, scored[start : start + len(own)], strict=True)
+                reward.total if rollout.is_scorable else None
+                for rollout, reward in zip(own, scored[start : start + len(own)], strict=True)
             ],
         }
 

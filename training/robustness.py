@@ -220,7 +220,7 @@ def _print(name: str, cost_weight: float, runs: Sequence[Rollout], **fields: flo
         "exact_match": round(statistics.mean(exact_match(run.answer, run.task.golden_answers) for run in runs), 4),
         **fields,
         "micro_usd": round(1e6 * statistics.mean(run.cost_usd() for run in runs), 2),
-        "router_tokens": round(statistics.mean(run.router_cost_usd for run in runs) / (PER_MILLION * ROUTER_PRICE)),
+        "router_tokens": round(statistics.mean(run.cost_parts["router"] for run in runs) / ROUTER_PRICE / PER_MILLION),
         "turns": round(statistics.mean(run.turns for run in runs), 3),
         "calls": {model: calls.count(model) for model in sorted(set(map(str, calls)))},
     }

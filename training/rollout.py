@@ -29,16 +29,15 @@ from langgraph_router_r1.calls.middleware import AsyncSend, RateLimit, Send
 from langgraph_router_r1.engines import EngineError
 from langgraph_router_r1.evaluation.recorded import TASK_ID
 from langgraph_router_r1.evaluation.tasks import Task
+from langgraph_router_r1.ledger import NO_COST, CostParts, sum_of
+from langgraph_router_r1.record import RECORD_KEYS, RunRecord
 from langgraph_router_r1.registry import ModelRegistry
-from langgraph_router_r1.state import StopReason
-from langgraph_router_r1.transcript import Segment, sampled_mask, token_ids
-
-OUTPUT = ["answer", "routing", "transcript"]
+from langgraph_router_r1.transcript import sampled_mask, token_ids
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One trajectory, flat: what the trainer learns from, and the facts that its reward is made of.
+    """One trajectory: the record of its run, and its tokens laid out for the trainer.
 
     `len(completion_ids) == len(env_mask) == len(logprobs)`; `env_mask` is 1 exactly on what the router sampled.
     """
@@ -52,16 +51,31 @@ class Rollout:
     env_mask: list[int]
     logprobs: list[float]
     """Of the sampled tokens as they were sampled, not a number where the engine recorded none; 0 elsewhere."""
-    answer: str
-    calls: list[RoutedCall]
-    router_cost_usd: float
-    completion_cost_usd: float
-    """What the routed models' completion tokens cost at list price."""
+    record: RunRecord | None
+    """What was called, paid and answered; None when the run was broken off."""
     format_ok: bool
-    turns: int
-    stop_reason: StopReason | None
     failed: str | None = None
     """The infrastructure failure because of which it can't be scored; None when it can."""
+
+    @property
+    def answer(self) -> str:
+        """The answer; empty when there is none."""
+        return self.record.answer if self.record else ""
+
+    @property
+    def calls(self) -> list[RoutedCall]:
+        """The routed calls."""
+        return self.record.calls if self.record else []
+
+    @property
+    def turns(self) -> int:
+        """Route turns."""
+        return self.record.report["turns"] if self.record else 0
+
+    @property
+    def cost_parts(self) -> CostParts:
+        """What it cost at list price, in dollars, by part."""
+        return self.record.report["list_cost_parts"] if self.record else NO_COST
 
     @property
     def is_scorable(self) -> bool:
@@ -70,9 +84,7 @@ class Rollout:
 
     def cost_usd(self, basis: Literal["full", "completion"] = "full") -> float:
         """Return what it cost at list price, in dollars: everything, or the completions alone (as the paper counts)."""
-        if basis == "completion":
-            return self.completion_cost_usd
-        return sum(call["list_cost_usd"] for call in self.calls) + self.router_cost_usd
+        return self.cost_parts["completion"] if basis == "completion" else sum_of(self.cost_parts)
 
 
 async def roll_out(
@@ -117,33 +129,31 @@ async def _one(
                 {"messages": [("user", task.question)]},
                 {"metadata": {TASK_ID: task.id}},
                 context=RouterContext(cost_weight=cost_weight),
-                output_keys=OUTPUT,
+                output_keys=RECORD_KEYS,
             )
     except TimeoutError:
         return unscorable(task, cost_weight, f"it took more than {timeout_s:g} s")
     except EngineError as error:
         return unscorable(task, cost_weight, f"the router could not be sampled: {error}")
-    return flatten(task, cost_weight, result, registry)
+    return flatten(task, cost_weight, RunRecord.of(result), registry)
 
 
-def flatten(task: Task, cost_weight: float, result: dict[str, Any], registry: ModelRegistry) -> Rollout:
+def flatten(task: Task, cost_weight: float, record: RunRecord, registry: ModelRegistry) -> Rollout:
     """Return a run of the graph as a rollout.
 
     Args:
         task: What was asked.
         cost_weight: At which weight.
-        result: Answer, routing and transcript of the run.
+        record: The record of the run.
         registry: The pool it could ask.
     """
-    transcript: list[Segment] = result["transcript"]
-    prompt, *rest = transcript
+    prompt, *rest = record.segments
     logprobs: list[float] = []
     for segment in rest:
         unknown = math.nan if segment["kind"] == "policy" else 0.0
         logprobs += segment.get("logprobs", [unknown] * len(segment["token_ids"]))
-    calls: list[RoutedCall] = result["routing"]["calls"]
-    segments = [(segment["kind"], segment["text"]) for segment in transcript]
-    broken = [call["reason"] for call in calls if call["status"] == "error"]
+    segments = [(segment["kind"], segment["text"]) for segment in record.segments]
+    broken = [call["reason"] for call in record.calls if call["status"] == "error"]
     return Rollout(
         task=task,
         cost_weight=cost_weight,
@@ -151,13 +161,8 @@ def flatten(task: Task, cost_weight: float, result: dict[str, Any], registry: Mo
         completion_ids=token_ids(rest),
         env_mask=sampled_mask(rest),
         logprobs=logprobs,
-        answer=result["answer"],
-        calls=calls,
-        router_cost_usd=result["routing"]["router_cost_usd"],
-        completion_cost_usd=sum(call["list_cost_parts"]["completion"] for call in calls),
+        record=record,
         format_ok=protocol.check_format(segments, registry.aliases) is None,
-        turns=result["routing"]["turns"],
-        stop_reason=result["routing"]["stop_reason"],
         failed=str(broken[0]) if broken else None,
     )
 
@@ -177,7 +182,7 @@ def require_logprobs(rollout: Rollout) -> None:
 
 def unscorable(task: Task, cost_weight: float, reason: str) -> Rollout:
     """Return the rollout that stands for a trajectory with an infrastructure failure."""
-    return Rollout(task, cost_weight, [], [], [], [], "", [], 0.0, 0.0, False, 0, None, reason)
+    return Rollout(task, cost_weight, [], [], [], [], record=None, format_ok=False, failed=reason)
 
 
 @dataclass

@@ -29,6 +29,8 @@ from trl import SFTConfig, SFTTrainer
 
 from langgraph_router_r1.engines.precision import fastest_dtype
 from langgraph_router_r1.pocket.base_model import base_model_dir
+from langgraph_router_r1.record import RunRecord
+from langgraph_router_r1.transcript import sampled_mask, token_ids
 from training.logprobs import hidden_states, shared_start
 from training.rewards import Reward
 from training.rollout import Rollout
@@ -55,7 +57,10 @@ class Example:
 
 
 def read_examples(path: Path, *, at_least: float | None = None, per_task: int | None = None) -> list[Example]:
-    """Read a file of `{"token_ids": [...], "mask": [...]}` a line: a teacher's transcripts, or what `RolloutLog` wrote.
+    """Read a file of examples: a teacher's transcripts, or what `RolloutLog` wrote.
+
+    A line of a teacher's file is `{"token_ids": [...], "mask": [...]}`. A line of the other one has a `RunRecord`, in
+    which the segments of the policy are what is learned; a rollout that was broken off has none, and is left out.
 
     Args:
         path: Of the file.
@@ -69,9 +74,16 @@ def read_examples(path: Path, *, at_least: float | None = None, per_task: int | 
     if at_least is not None or per_task is not None:
         if any("reward" not in row for row in rows):
             raise ValueError(f"{str(path)!r} has lines without a 'reward': it must be what RolloutLog wrote")
-        earned = [((row["task"], row["cost_weight"]), row["reward"]) for row in rows]
-        rows = [rows[index] for index in _best(earned, -math.inf if at_least is None else at_least, per_task)]
-    return [Example(row["token_ids"], row["mask"]) for row in rows]
+        rewards = [((row["task"], row["cost_weight"]), row["reward"]) for row in rows]
+        rows = [rows[index] for index in _best(rewards, -math.inf if at_least is None else at_least, per_task)]
+    return [_example(row) for row in rows if row.get("record", row) is not None]
+
+
+def _example(row: dict[str, Any]) -> Example:
+    if "record" not in row:
+        return Example(row["token_ids"], row["mask"])
+    segments = RunRecord.model_validate(row["record"]).segments
+    return Example(token_ids(segments), sampled_mask(segments))
 
 
 def best_examples(
@@ -90,7 +102,7 @@ def best_examples(
     """
     if len(rollouts) != len(scored):
         raise ValueError(f"there are {len(rollouts)} rollouts and {len(scored)} rewards: they must be as many")
-    earned = [
+    by_task = [
         ((rollout.task.id, rollout.cost_weight), reward.total if rollout.is_scorable else None)
         for rollout, reward in zip(rollouts, scored, strict=True)
     ]
@@ -99,14 +111,14 @@ def best_examples(
             [*rollouts[index].prompt_ids, *rollouts[index].completion_ids],
             [0] * len(rollouts[index].prompt_ids) + rollouts[index].env_mask,
         )
-        for index in _best(earned, at_least, per_task)
+        for index in _best(by_task, at_least, per_task)
     ]
 
 
-def _best(earned: Sequence[tuple[Any, float | None]], at_least: float, per_task: int | None) -> list[int]:
+def _best(rewards: Sequence[tuple[Any, float | None]], at_least: float, per_task: int | None) -> list[int]:
     """Return the places of those that earned enough, in order; of each task the best."""
     kept: dict[Any, list[tuple[float, int]]] = defaultdict(list)
-    for index, (task, reward) in enumerate(earned):
+    for index, (task, reward) in enumerate(rewards):
         if reward is not None and reward >= at_least:
             kept[task].append((-reward, index))
     return sorted(index for of_task in kept.values() for _, index in sorted(of_task)[:per_task])

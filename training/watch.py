@@ -119,7 +119,7 @@ class ProgressTable(TrainerCallback):  # type: ignore[misc]
 
 
 class RolloutLog(_Steps):
-    """Writes what every rollout of training asked, wrote and earned, a line each; `training.sft` learns from them.
+    """Writes a line for each rollout of training: its reward and its `RunRecord`; `training.sft` learns from them.
 
     Those of an evaluation are not written: nobody should learn from them by accident.
 
@@ -147,35 +147,28 @@ class RolloutLog(_Steps):
         """Return the score, with what it scores written down."""
 
         def scored(rollouts: Sequence[Rollout], scale: CostScale) -> Sequence[Reward]:
-            earned = score(rollouts, scale)
+            rewards = score(rollouts, scale)
             if self._step is None:
-                return earned
+                return rewards
             with self.path.open("a", encoding="utf-8") as file:
-                for rollout, reward in zip(rollouts, earned, strict=True):
+                for rollout, reward in zip(rollouts, rewards, strict=True):
                     file.write(json.dumps(self._told(rollout, reward)) + "\n")
-            return earned
+            return rewards
 
         return scored
 
     def _told(self, rollout: Rollout, reward: Reward) -> dict[str, Any]:
-        return {"step": self._step, **_facts(rollout, reward), "wrote": self._tokenizer.decode(rollout.completion_ids)}
-
-
-def _facts(rollout: Rollout, reward: Reward) -> dict[str, Any]:
-    return {
-        "task": rollout.task.id,
-        "question": rollout.task.question,
-        "cost_weight": rollout.cost_weight,
-        "calls": [[call["answered_by"] or call["model"], call["query"], call["response"]] for call in rollout.calls],
-        "answer": rollout.answer,
-        "golden_answers": rollout.task.golden_answers,
-        "cost_usd": rollout.cost_usd(),
-        "format_ok": rollout.format_ok,
-        "reward": reward.total,
-        "failed": rollout.failed,
-        "token_ids": [*rollout.prompt_ids, *rollout.completion_ids],
-        "mask": [0] * len(rollout.prompt_ids) + rollout.env_mask,
-    }
+        return {
+            "step": self._step,
+            "task": rollout.task.id,
+            "golden_answers": rollout.task.golden_answers,
+            "cost_weight": rollout.cost_weight,
+            "format_ok": rollout.format_ok,
+            "reward": reward.total,
+            "failed": rollout.failed,
+            "wrote": self._tokenizer.decode(rollout.completion_ids),
+            "record": rollout.record and rollout.record.model_dump(mode="json"),
+        }
 
 
 def _is_step(logs: dict[str, Any]) -> bool:
@@ -204,11 +197,11 @@ def measure(
         names: Of the pool.
         generations: How many rollouts a group has.
     """
-    both = [(rollout, earned) for rollout, earned in zip(rollouts, scored, strict=True) if rollout.is_scorable]
+    both = [(rollout, reward) for rollout, reward in zip(rollouts, scored, strict=True) if rollout.is_scorable]
     groups = [
         {
-            earned.total
-            for rollout, earned in zip(
+            reward.total
+            for rollout, reward in zip(
                 rollouts[start : start + generations], scored[start : start + generations], strict=True
             )
             if rollout.is_scorable
@@ -221,9 +214,9 @@ def measure(
     shares = {name: asked.count(name) / len(asked) if asked else 0.0 for name in names}
     right = [float(METRICS["em"](rollout.answer, rollout.task.golden_answers)) for rollout, _ in both]
     figures = {
-        "reward/format": _mean([earned.format for _, earned in both]),
-        "reward/outcome": _mean([earned.outcome for _, earned in both]),
-        "reward/cost": _mean([earned.cost for _, earned in both]),
+        "reward/format": _mean([reward.format for _, reward in both]),
+        "reward/outcome": _mean([reward.outcome for _, reward in both]),
+        "reward/cost": _mean([reward.cost for _, reward in both]),
         "em": _mean(right),
         "cost_usd": _mean([rollout.cost_usd() for rollout, _ in both]),
         "turns": _mean([rollout.turns for rollout, _ in both]),
