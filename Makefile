@@ -15,7 +15,7 @@ endif
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt adapters/pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group dev --editable '.[train]'
@@ -57,7 +57,7 @@ picture: $(VENV)/.installed  ## Draw the README's picture from a real run
 
 constraints: $(VENV)/.installed  ## Update the pinned versions
 	$(BIN)/uv pip compile --quiet --upgrade --extra train --group dev --no-header --no-annotate \
-	  --no-emit-index-url --no-emit-find-links pyproject.toml --output-file build/constraints.txt
+	  --no-emit-package langgraph-router-r1-adapters --no-emit-index-url --no-emit-find-links pyproject.toml --output-file build/constraints.txt
 	(head -1 constraints.txt; sed 's/+cpu//' build/constraints.txt) > build/pinned.txt && mv build/pinned.txt constraints.txt
 
 train-pocket: $(VENV)/.installed  ## Make the pocket pool's adapters from nothing (two hours)

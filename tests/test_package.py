@@ -46,7 +46,7 @@ def test_the_public_names_are_these() -> None:
 
 
 LAYERS = (
-    {"ledger", "protocol", "transcript", "node", "event_loops", "registry_file", "secret_text"},
+    {"adapters", "ledger", "protocol", "transcript", "node", "event_loops", "registry_file", "secret_text"},
     {"registry", "state", "prompts"},
     {"engines", "settings", "accounting", "events", "intents", "testing", "trace"},
     {"calls", "strategies", "serving"},
@@ -167,8 +167,9 @@ def test_the_wheel_holds_the_package_only_and_works_in_an_empty_environment(tmp_
     tops = {name.split("/")[0] for name in names}
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert tops == {"langgraph_router_r1", f"langgraph_router_r1-{version}.dist-info"}
-    for needed in ("py.typed", "pocket/pool.toml", "pocket/adapters/router/adapter_model.safetensors"):
+    for needed in ("py.typed", "pocket/pool.toml"):
         assert f"langgraph_router_r1/{needed}" in names
+    assert wheel.stat().st_size < 1_000_000, "the adapters are a distribution of their own"
 
     venv.create(tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
@@ -188,7 +189,7 @@ def test_the_wheel_holds_the_package_only_and_works_in_an_empty_environment(tmp_
 
 
 def test_all_adapters_together_stay_small() -> None:
-    adapters = ROOT / "langgraph_router_r1" / "pocket" / "adapters"
+    adapters = ROOT / "adapters" / "langgraph_router_r1_adapters" / "pocket"
     assert {path.name for path in adapters.iterdir()} == {
         "capitals", "currencies", "dialling-codes", "internet-domains", "generalist", "router",
     }  # fmt: skip

@@ -57,6 +57,9 @@ that does best on questions like this one, by sentence embeddings (the last in t
 LEARNING = frozenset({"best", "oracle", "cascade", "knn", "logistic", "mlp", "contrastive"})
 """Those that need records of what the models said before."""
 
+BY_QUESTION = frozenset({"knn", "logistic", "mlp", "contrastive"})
+"""Those that choose by the question's embedding."""
+
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(21))
 """Confidences at which a cascade may stop; which, the train split decides."""
 
@@ -295,7 +298,7 @@ def _cascade(setting: _Setting) -> Strategy:
     train = setting.train
     chain = _efficient(scores.mean(0), costs.mean(0))
     texts = [
-        _evidence(task.question, train.outcomes[task.id][names[model]].response or "")
+        evidence(task.question, train.outcomes[task.id][names[model]].response or "")
         for task in train.complete()
         for model in chain
     ]
@@ -318,14 +321,14 @@ def _cascade(setting: _Setting) -> Strategy:
         )
 
     def looks_right(view: View, call: RoutedCall) -> bool:
-        seen = embed(setting.embeddings, [_evidence(view.question, call["response"])])
+        seen = embed(setting.embeddings, [evidence(view.question, call["response"])])
         return bool(judge.predict_proba(seen)[0, 1] >= threshold(view.limits.cost_weight))
 
     return AskInOrder(lambda _: [names[model] for model in chain], looks_right)
 
 
-def _evidence(question: str, reply: str) -> str:
-    """Return what a cascade judges a reply by: its start tells, and the rest takes time to embed."""
+def evidence(question: str, reply: str) -> str:
+    """Return the text that a cascade embeds to judge a reply: its start tells, and the rest takes time to embed."""
     return f"{question}\n{reply[:300]}"
 
 

@@ -21,7 +21,7 @@ from typing import Any, get_args
 from langchain_core.runnables import Runnable
 
 from langgraph_router_r1 import protocol
-from langgraph_router_r1.evaluation.baselines import LEARNING, Kind
+from langgraph_router_r1.evaluation.baselines import BY_QUESTION, LEARNING, Kind, evidence
 from langgraph_router_r1.evaluation.bench_file import ROUTERS, BenchError, BenchSpec, PoolSpec, Row
 from langgraph_router_r1.evaluation.bench_routers import open_routers
 from langgraph_router_r1.evaluation.bench_store import RunStore
@@ -345,10 +345,9 @@ class Bench:
                 keep(run)
 
         async with open_routers(self, [row for row, _ in missing], self._store.calls_file) as routers:
-            if any(row.kind in LEARNING for row, _ in missing):
-                # Together, because one by one they take most of the time of a run over recorded replies.
-                questions = list(dict.fromkeys(task.question for _, task in missing))
-                await asyncio.to_thread(routers.embeddings.embed_documents, questions)
+            # Together, because one by one they take most of the time of a run over recorded replies.
+            if texts := self._texts_to_embed(missing):
+                await asyncio.to_thread(routers.embeddings.embed_documents, texts)
             try:
                 async with asyncio.TaskGroup() as group:
                     for row, task in missing:
@@ -356,6 +355,15 @@ class Bench:
             except BaseExceptionGroup as errors:
                 # The first one is what went wrong; it ended the others.
                 raise errors.exceptions[0] from None
+
+    def _texts_to_embed(self, missing: Sequence[tuple[Row, Task]]) -> list[str]:
+        """Return what baselines that learn will embed: questions, and for a cascade the replies that are recorded."""
+        texts = [task.question for row, task in missing if row.kind in BY_QUESTION]
+        if self.spec.pool.records and self.records is not None:
+            for task in {task.id: task for row, task in missing if row.kind == "cascade"}.values():
+                outcomes = self.records.outcomes[task.id].values()
+                texts += [evidence(task.question, outcome.response or "") for outcome in outcomes]
+        return list(dict.fromkeys(texts))
 
     async def _one(self, row: Row, task: Task, router: Runnable[Any, Any], registry: ModelRegistry) -> dict[str, Any]:
         started = time.perf_counter()

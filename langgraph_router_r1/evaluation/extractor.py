@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from langgraph_router_r1.adapters import shipped_adapters
 from langgraph_router_r1.engines.base import ContextFullError, RouterEngine
 from langgraph_router_r1.ledger import NO_USAGE, Usage
 from langgraph_router_r1.protocol import sanitize
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 EXTRACTOR_NAME = "extractor"
 """The shipped extractor's name on a server."""
 
-ADAPTERS = Path(__file__).parent / "adapters"
+ADAPTERS = shipped_adapters("evaluation")
 """Where its adapter is, in a directory of that name; its base is the pocket pool's."""
 
 PROMPT = "Question: {question}\n\nReply: {reply}\n\nThe short answer that this reply gives:"

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from langgraph_router_r1.adapters import require_adapters, shipped_adapters
 from langgraph_router_r1.engines.base import API_KEY_ENV
 from langgraph_router_r1.graph import create_router
 from langgraph_router_r1.registry import ModelRegistry
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from langgraph_router_r1.serving.vllm import VLLMServer
     from langgraph_router_r1.state import RouterContext, RouterInput, RouterOutput, RouterState
 
-ADAPTERS = Path(__file__).parent / "adapters"
+ADAPTERS = shipped_adapters("pocket")
 """Where the adapters are, a directory each."""
 
 POOL_FILE = Path(__file__).parent / "pool.toml"
@@ -77,11 +78,14 @@ def pocket_server(
 
     Raises:
         ModuleNotFoundError: The `[pocket]` extra is not installed.
+        FileNotFoundError: A directory of adapters does not exist.
     """
     from langgraph_router_r1.pocket.base_model import base_model_dir
     from langgraph_router_r1.serving.vllm import VLLMServer
 
-    directories = [adapters] if isinstance(adapters, Path) else adapters
+    directories = [adapters] if isinstance(adapters, Path) else list(adapters)
+    for directory in directories:
+        require_adapters(directory)
     found = (path.parent for directory in directories for path in sorted(directory.glob("*/adapter_config.json")))
     served: dict[str, str | Path] = {path.name: path for path in found}
     return VLLMServer(base_model_dir(), served_name=BASE_NAME, adapters={**served, **(named or {})}, **options)

@@ -13,7 +13,7 @@ seed=${1:-0}
 if [ ! -e runs/nq/adapters/router/adapter_model.safetensors ]; then
   "$python" -m training.nq runs/nq/transcripts.jsonl
   "$python" -m training.sft runs/nq/transcripts.jsonl runs/nq/adapters/router \
-    --start langgraph_router_r1/evaluation/adapters/extractor
+    --start adapters/langgraph_router_r1_adapters/evaluation/extractor
 fi
 "$python" -m training.train "runs/nq/seed$seed" --pool "$ROUTER_R1_DATA/pools/nq_six_models.jsonl" \
   --start runs/nq/adapters/router --seed "$seed" --steps 25 --learning-rate 1e-4 --beta 0.1 --drawn 1 \

@@ -1,0 +1,1 @@
+"""LoRA adapters of the pocket pool and of the benchmarks: data, and no code."""
