@@ -29,6 +29,6 @@ def require_adapters(directory: Path) -> None:
     if directory.is_dir():
         return
     if directory.parent.name == _PACKAGE:
-        msg = f"{directory.name} needs the package {DISTRIBUTION!r}: pip install 'langgraph-router-r1[{directory.name}]'"
-        raise ModuleNotFoundError(msg)
+        hint = "pip install 'langgraph-router-r1[pocket]'"
+        raise ModuleNotFoundError(f"the adapters of {directory.name!r} are in the package {DISTRIBUTION!r}: {hint}")
     raise FileNotFoundError(f"there is no directory of adapters {str(directory)!r}")

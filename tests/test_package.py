@@ -19,6 +19,7 @@ import pytest
 
 import langgraph_router_r1
 import langgraph_router_r1.engines
+from langgraph_router_r1.adapters import require_adapters, shipped_adapters
 from langgraph_router_r1.testing import ScriptedEngine
 
 ROOT = Path(__file__).parent.parent
@@ -179,13 +180,24 @@ def test_the_wheel_holds_the_package_only_and_works_in_an_empty_environment(tmp_
     )
     assert installed.returncode == 0, installed.stderr
     code = (
-        "from langgraph_router_r1 import *\nfrom langgraph_router_r1.testing import *\n"
+        "from langgraph_router_r1 import *\nfrom langgraph_router_r1.adapters import require_adapters, shipped_adapters
+from langgraph_router_r1.testing import *\n"
         "pool = ModelRegistry([ModelDescriptor(name='m', model=ScriptedChatModel(['x']), price='free')])\n"
         "router = create_router(ScriptedEngine(['<think>a</think><answer>Lima</answer>']), pool)\n"
         "print(router.invoke({'messages': [('user', '?')]})['answer'])"
     )
     ran = subprocess.run([str(python), "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert ran.stdout.strip() == "Lima", ran.stderr
+
+
+def test_adapters_that_are_not_there_are_a_clear_error(tmp_path: Path) -> None:
+    assert shipped_adapters("pocket").is_dir()
+    (tmp_path / "mine").mkdir()
+    require_adapters(tmp_path / "mine")
+    with pytest.raises(ModuleNotFoundError, match=r"in the package 'langgraph-router-r1-adapters': pip install"):
+        require_adapters(tmp_path / "langgraph_router_r1_adapters" / "pocket")
+    with pytest.raises(FileNotFoundError, match="no directory of adapters .*yours'"):
+        require_adapters(tmp_path / "yours")
 
 
 def test_all_adapters_together_stay_small() -> None:
