@@ -180,8 +180,7 @@ def test_the_wheel_holds_the_package_only_and_works_in_an_empty_environment(tmp_
     )
     assert installed.returncode == 0, installed.stderr
     code = (
-        "from langgraph_router_r1 import *\nfrom langgraph_router_r1.adapters import require_adapters, shipped_adapters
-from langgraph_router_r1.testing import *\n"
+        "from langgraph_router_r1 import *\nfrom langgraph_router_r1.testing import *\n"
         "pool = ModelRegistry([ModelDescriptor(name='m', model=ScriptedChatModel(['x']), price='free')])\n"
         "router = create_router(ScriptedEngine(['<think>a</think><answer>Lima</answer>']), pool)\n"
         "print(router.invoke({'messages': [('user', '?')]})['answer'])"
