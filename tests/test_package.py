@@ -195,7 +195,7 @@ def test_adapters_that_are_not_there_are_a_clear_error(tmp_path: Path) -> None:
     require_adapters(tmp_path / "mine")
     with pytest.raises(ModuleNotFoundError, match=r"in the package 'langgraph-router-r1-adapters': pip install"):
         require_adapters(tmp_path / "langgraph_router_r1_adapters" / "pocket")
-    with pytest.raises(FileNotFoundError, match="no directory of adapters .*yours'"):
+    with pytest.raises(FileNotFoundError, match=r"no directory of adapters .*yours'"):
         require_adapters(tmp_path / "yours")
 
 
