@@ -14,9 +14,10 @@ from langchain_core.embeddings import Embeddings
 from langgraph.graph import START, MessagesState, StateGraph
 from sklearn.neighbors import KNeighborsRegressor
 
-from langgraph_router_r1 import ModelDescriptor, ModelRegistry, RouterContext
+from langgraph_router_r1 import RECORD_KEYS, ModelDescriptor, ModelRegistry, RouterContext, RunRecord
 from langgraph_router_r1.evaluation.baselines import create_baseline
 from langgraph_router_r1.evaluation.extractor import Extractor
+from langgraph_router_r1.evaluation.plain_run import PlainRouter
 from langgraph_router_r1.evaluation.recorded import RecordedPool, quality
 from langgraph_router_r1.strategies.knn import MiniLM, embed
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
@@ -165,6 +166,38 @@ def test_sync_and_async_agree() -> None:
             for routed in result["routing"]["calls"]:
                 routed["latency_s"] = 0.0
         assert first["routing"] == second["routing"]
+
+
+@pytest.mark.parametrize("kind", ["random", "most_expensive", "oracle", "majority", "cascade", "knn"])
+async def test_a_run_without_langgraph_has_the_same_record(kind: str) -> None:
+    pool = two_specialists(30)
+    graph = create_baseline(kind, pool.registry(), records=pool, embeddings=Words())
+    plain, context = PlainRouter(graph.builder), RouterContext(cost_weight=0.3)
+
+    def same(state: Any) -> dict[str, Any]:
+        record = RunRecord.of(state)
+        calls = [{**call, "latency_s": 0.0} for call in record.calls]
+        return {**record.model_dump(exclude={"decisions": {"__all__": {"at"}}}), "calls": calls}
+
+    for task in pool.of_split("test").tasks.values():
+        metadata = {"task_id": task.id}
+        state = await graph.ainvoke(
+            {"messages": [("user", task.question)]}, {"metadata": metadata}, context=context, output_keys=RECORD_KEYS
+        )
+        again = await plain.arun(task.question, context=context, metadata=metadata)
+        assert same(again) == same(state)
+        assert again["messages"][-1].response_metadata == state["messages"][-1].response_metadata
+
+
+async def test_runs_without_langgraph_do_not_see_each_others_context() -> None:
+    pool = two_specialists(30)
+    plain = PlainRouter(create_baseline("oracle", pool.registry(), records=pool).builder)
+    tasks = list(pool.tasks.values())
+    states = await asyncio.gather(
+        *(plain.arun(task.question, context=RouterContext(), metadata={"task_id": task.id}) for task in tasks)
+    )
+    for task, state in zip(tasks, states, strict=True):
+        assert quality_of(task, state) == 1.0
 
 
 def test_a_baseline_embeds_as_a_node_and_streams_like_the_router() -> None:

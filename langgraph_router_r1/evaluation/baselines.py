@@ -211,14 +211,14 @@ class _Setting:
 
 
 def _always(model: str) -> Strategy:
-    return AskInOrder(lambda _: [model])
+    return AskInOrder(lambda _: [model], blocks=False)
 
 
 def _random(setting: _Setting) -> Strategy:
     def draw(view: View) -> list[str]:
         return [random.Random(f"{setting.seed} {view.question}").choice(setting.registry.names)]  # noqa: S311 - no secret
 
-    return AskInOrder(draw)
+    return AskInOrder(draw, blocks=False)
 
 
 def _by_price(registry: ModelRegistry, records: RecordedPool | None) -> list[str]:
@@ -251,7 +251,7 @@ def _best(setting: _Setting) -> Strategy:
         worth = utility(scores.mean(0, keepdims=True), costs.mean(0), view.limits.cost_weight)[0]
         return [names[int(worth.argmax())]]
 
-    return AskInOrder(best)
+    return AskInOrder(best, blocks=False)
 
 
 def _table(setting: _Setting) -> tuple[tuple[str, ...], Matrix, Matrix]:
@@ -282,7 +282,7 @@ def _oracle(setting: _Setting) -> Strategy:
 
         return [min(outcomes, key=rank)]
 
-    return AskInOrder(look_up)
+    return AskInOrder(look_up, blocks=False)
 
 
 def _majority(setting: _Setting) -> Strategy:

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
-from langchain_core.runnables import Runnable
+from langgraph.graph.state import CompiledStateGraph
 
 from langgraph_router_r1 import protocol
 from langgraph_router_r1.evaluation.baselines import BY_QUESTION, LEARNING, Kind, evidence
@@ -28,6 +28,7 @@ from langgraph_router_r1.evaluation.bench_store import RunStore
 from langgraph_router_r1.evaluation.extractor import ADAPTERS, EXTRACTOR_NAME, adapter_version
 from langgraph_router_r1.evaluation.forms import Form
 from langgraph_router_r1.evaluation.metrics import METRICS
+from langgraph_router_r1.evaluation.plain_run import PlainRouter
 from langgraph_router_r1.evaluation.recorded import TASK_ID, RecordedPool, quality
 from langgraph_router_r1.evaluation.report import Results, score_runs
 from langgraph_router_r1.evaluation.tasks import Task, data_dir, distinct, draw, load_tasks, read_tasks
@@ -365,14 +366,16 @@ class Bench:
                 texts += [evidence(task.question, outcome.response or "") for outcome in outcomes]
         return list(dict.fromkeys(texts))
 
-    async def _one(self, row: Row, task: Task, router: Runnable[Any, Any], registry: ModelRegistry) -> dict[str, Any]:
+    async def _one(
+        self, row: Row, task: Task, router: CompiledStateGraph[Any, Any, Any, Any], registry: ModelRegistry
+    ) -> dict[str, Any]:
         started = time.perf_counter()
-        result = await router.ainvoke(
-            {"messages": [("user", task.question)]},
-            {"metadata": {TASK_ID: task.id}},
-            context=RouterContext(cost_weight=row.cost_weight),
-            output_keys=RECORD_KEYS,
-        )
+        context, metadata = RouterContext(cost_weight=row.cost_weight), {TASK_ID: task.id}
+        if self.spec.pool.records:
+            result = await PlainRouter(router.builder).arun(task.question, context=context, metadata=metadata)
+        else:
+            asked = {"messages": [("user", task.question)]}
+            result = await router.ainvoke(asked, {"metadata": metadata}, context=context, output_keys=RECORD_KEYS)
         latency_s = time.perf_counter() - started
         record = RunRecord.of(result)
         reply = result["messages"][-1].response_metadata.get("reply", record.answer)

@@ -9,8 +9,6 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.runnables import Runnable
-
 from langgraph_router_r1.calls import CallCache, Candidates
 from langgraph_router_r1.evaluation.baselines import create_baseline
 from langgraph_router_r1.evaluation.bench_file import BenchError, JudgeSpec, Row
@@ -24,9 +22,12 @@ from langgraph_router_r1.strategies.knn import EmbedOnce, MiniLM
 
 if TYPE_CHECKING:
     from langgraph.cache.base import BaseCache
+    from langgraph.graph.state import CompiledStateGraph
 
     from langgraph_router_r1.evaluation.bench import Bench
     from langgraph_router_r1.serving.vllm import VLLMServer
+
+    Router = CompiledStateGraph[Any, Any, Any, Any]
 
 MAX_TURN_TOKENS = 256
 """Most tokens of a router's turn: a trained one needs fifty, and a prompted one that rambles gets no further."""
@@ -94,7 +95,7 @@ class Routers:
         # What is recorded need not be kept again.
         self._middleware = () if bench.spec.pool.records else (CallCache(cache),)
         self._registries: dict[tuple[str, int], ModelRegistry] = {}
-        self._made: dict[tuple[Any, ...], asyncio.Task[Runnable[Any, Any]]] = {}
+        self._made: dict[tuple[Any, ...], asyncio.Task[Router]] = {}
         self.embeddings = EmbedOnce(MiniLM())
         """Of questions and replies, shared by all rows."""
         self._extractor: Extractor | None = None
@@ -111,7 +112,7 @@ class Routers:
             self._registries[key] = registry
         return self._registries[key]
 
-    async def of(self, row: Row) -> Runnable[Any, Any]:
+    async def of(self, row: Row) -> Router:
         """Return the row's router."""
         same = row.spec
         own = (same.model, same.url, same.max_turns, same.router_price, same.weights)
@@ -120,7 +121,7 @@ class Routers:
             self._made[key] = asyncio.create_task(self._make(row))
         return await self._made[key]
 
-    async def _make(self, row: Row) -> Runnable[Any, Any]:
+    async def _make(self, row: Row) -> Router:
         spec = self._bench.spec
         own = spec.router_price if row.spec.router_price is None else row.spec.router_price
         price = Price.parse(own or "free")

@@ -28,6 +28,8 @@ class AskInOrder(Strategy):
     """Returns the names of the models to ask, in order."""
     accept: Callable[[View, RoutedCall], bool] | None = None
     """Whether a reply is good enough to stop there; None: any reply is."""
+    blocks: bool = True
+    """Whether these take time; then a run that is awaited calls them in a thread."""
 
     @override
     def decide(self, view: View) -> Decision:
@@ -37,6 +39,10 @@ class AskInOrder(Strategy):
         if is_good or view.turn >= len(names):
             return _last_reply(view)
         return Ask.one(names[view.turn], view.question, notes={"names": names})
+
+    @override
+    async def adecide(self, view: View) -> Decision:
+        return await super().adecide(view) if self.blocks else self.decide(view)
 
 
 def _last_reply(view: View) -> Answer:
