@@ -69,6 +69,10 @@ class RunRecord(BaseModel):
         Raises:
             KeyError: No run has begun in this state, or a key is missing.
         """
+        missing = [key for key in ("messages", "limits", "strategy") if key not in state]
+        if missing:
+            msg = f"the state has no {', '.join(map(repr, missing))}: invoke the router with output_keys=RECORD_KEYS"
+            raise KeyError(msg)
         strategy: StrategyNote = state["strategy"]
         report = account(
             state.get("calls", []),

@@ -42,6 +42,11 @@ def same(record: RunRecord) -> dict[str, Any]:
     return {**fields, "price": record.strategy["price"]}
 
 
+def test_a_result_without_the_keys_of_a_record_says_how_to_get_them() -> None:
+    with pytest.raises(KeyError, match="no 'limits', 'strategy': invoke the router with output_keys=RECORD_KEYS"):
+        RunRecord.of(router(answer("Sol")).invoke(QUESTION))
+
+
 @pytest.mark.parametrize("turns", TURNS.values(), ids=TURNS)
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_a_finished_run_replays_from_its_record_token_for_token_and_cent_for_cent(
