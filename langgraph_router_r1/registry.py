@@ -71,7 +71,7 @@ def _price(value: Any) -> Price:
 class Accuracy(BaseModel):
     """The share of right replies to one kind of question, with its 95 % interval."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     value: Number = Field(ge=0, le=1)
     low: Number = Field(ge=0, le=1)
@@ -83,7 +83,7 @@ class Accuracy(BaseModel):
 class Measured(BaseModel):
     """What `router-r1 profile` found out about a model; the router reads `skills` and `latency_s` only."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     date: dt.date
     questions: Count = Field(ge=1)
@@ -115,6 +115,8 @@ class ModelDescriptor(BaseModel):
         extra="forbid",
         arbitrary_types_allowed=True,
         protected_namespaces=(),
+        # Built when the first one is made: that takes as long as importing half of the package.
+        defer_build=True,
         # What stands in the wrong place may be a key.
         hide_input_in_errors=True,
     )

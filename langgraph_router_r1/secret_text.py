@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from langgraph_router_r1.registry_file import MAX_DEPTH
+MAX_DEPTH = 32
+"""Most tables and lists inside one another, and most parts of a dotted key in a registry file."""
 
 SECRET_NAME = re.compile(
     r"(api|access|private|subscription)[-_]?key|secret|passw|(^|[-_])auth($|[-_])|authorization|bearer|credential|cookie"

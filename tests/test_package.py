@@ -47,7 +47,17 @@ def test_the_public_names_are_these() -> None:
 
 
 LAYERS = (
-    {"adapters", "ledger", "protocol", "transcript", "node", "event_loops", "registry_file", "secret_text"},
+    {
+        "adapters",
+        "ledger",
+        "protocol",
+        "transcript",
+        "node",
+        "event_loops",
+        "registry_file",
+        "registry_yaml",
+        "secret_text",
+    },
     {"registry", "state", "prompts"},
     {"engines", "settings", "accounting", "events", "intents", "testing", "trace"},
     {"calls", "strategies", "serving"},
