@@ -244,10 +244,12 @@ def main(
             alone.ours += invoke_alone(router, runs)
             alone.langgraph += invoke_alone(bare_graph(asynchronous=False), runs)
             bare = bare_graph(asynchronous=True)
-            aalone.ours += asyncio.run(ainvoke_alone(router, runs))
-            aalone.langgraph += asyncio.run(ainvoke_alone(bare, runs))
-            together.ours.append(asyncio.run(ainvoke_together(router, concurrent)))
-            together.langgraph.append(asyncio.run(ainvoke_together(bare, concurrent)))
+            # One event loop for both, as in a server: in a second one, chat models are called in a thread each.
+            with asyncio.Runner() as loop:
+                aalone.ours += loop.run(ainvoke_alone(router, runs))
+                aalone.langgraph += loop.run(ainvoke_alone(bare, runs))
+                together.ours.append(loop.run(ainvoke_together(router, concurrent)))
+                together.langgraph.append(loop.run(ainvoke_together(bare, concurrent)))
             elapsed, heavy = import_time("langgraph_router_r1")
             importing.ours.append(elapsed)
             importing.langgraph.append(import_time("langgraph.graph")[0])
