@@ -24,7 +24,7 @@ from langgraph_router_r1.engines import EngineError, VLLMEngine
 from langgraph_router_r1.evaluation.metrics import exact_match
 from langgraph_router_r1.pocket import ADAPTERS, ROUTER_NAME, pocket_registry, pocket_router, pocket_server
 from langgraph_router_r1.pocket.world import countries, questions
-from langgraph_router_r1.serving.vllm import VLLMServer
+from langgraph_router_r1.serving.vllm import ServerError, VLLMServer
 from langgraph_router_r1.transcript import sampled_mask, token_ids
 
 EVERYTHING = ["messages", "answer", "routing", "transcript"]
@@ -181,6 +181,23 @@ def test_a_server_makes_room_for_its_adapters_and_for_later_ones_and_for_no_more
     assert "--enable-lora" in command
     assert command[command.index("--max-loras") + 1] == slots
     assert command[command.index("--max-lora-rank") + 1] == rank, "the smallest that vLLM has and that all fit in"
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"r": "x"}', "no JSON", '{"r": null}'])
+def test_an_adapter_without_a_rank_is_a_clear_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(ServerError, match="must be the configuration of a LoRA adapter, with its rank as 'r'"):
+        VLLMServer("base", adapters={"mine": tmp_path}).command()
+
+
+def test_a_server_that_is_never_started_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    server = VLLMServer("base")
+    server.command()
+    assert not list(tmp_path.iterdir())
+    assert server.log_file == server.log_file
+    assert [entry.name for entry in tmp_path.iterdir()] == [server.log_file.parent.name]
+    assert VLLMServer("base", log_file="mine.log").log_file == Path("mine.log")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -89,12 +90,17 @@ class VLLMServer:
         self.dtype = fastest_dtype(self.device) if dtype == "auto" else dtype
         self.max_model_len = max_model_len
         self.kv_cache_gb = kv_cache_gb
-        self.log_file = Path(log_file) if log_file else Path(tempfile.mkdtemp(prefix="router-r1-")) / "vllm.log"
+        self._log_file = log_file
         self.start_timeout_s = start_timeout_s
         self.api_key = _process_key()
         """Its key, the value of `ROUTER_R1_API_KEY`. Requests to `/v1` need it, `/health` and `/metrics` do not."""
         self.extra_args = list(extra_args)
         self._process: subprocess.Popen[bytes] | None = None
+
+    @functools.cached_property
+    def log_file(self) -> Path:
+        """Where its output goes; by default into a temporary directory, which is made when this is first needed."""
+        return Path(self._log_file or Path(tempfile.mkdtemp(prefix="router-r1-"), "vllm.log"))
 
     @property
     def url(self) -> str:
@@ -227,7 +233,7 @@ class VLLMServer:
         for path in self.adapters.values():
             config = Path(path) / "adapter_config.json"
             if config.is_file():
-                ranks.append(int(json.loads(config.read_text(encoding="utf-8"))["r"]))
+                ranks.append(_rank(config))
         for rank in LORA_RANKS:
             if rank >= max(ranks):
                 return rank
@@ -236,6 +242,21 @@ class VLLMServer:
     def _log_end(self) -> str:
         lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
         return "\n".join([f"the end of {self.log_file}:", *lines])
+
+
+def _rank(config: Path) -> int:
+    """Return the rank of an adapter.
+
+    Raises:
+        ServerError: Its configuration does not say.
+    """
+    try:
+        return int(json.loads(config.read_text(encoding="utf-8"))["r"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        msg = f"{str(config)!r} must be the configuration of a LoRA adapter, with its rank as 'r'"
+        raise ServerError(msg) from None
+            f"{str(config)!r} must be the configuration of a LoRA adapter, with its rank as 'r'"
+        ) from None
 
 
 def _process_key() -> str:
