@@ -255,8 +255,6 @@ def _rank(config: Path) -> int:
     except (ValueError, KeyError, TypeError, RecursionError):
         msg = f"{str(config)!r} must be the configuration of a LoRA adapter, with its rank as 'r'"
         raise ServerError(msg) from None
-            f"{str(config)!r} must be the configuration of a LoRA adapter, with its rank as 'r'"
-        ) from None
 
 
 def _process_key() -> str:
