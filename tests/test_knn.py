@@ -439,6 +439,17 @@ def test_the_more_cost_counts_the_cheaper_the_choice() -> None:
     assert knn().rank(CURRENCY, cost_weight=1.0) == ["capitals", "generalist"]
 
 
+def test_the_same_question_at_another_weight_is_predicted_once() -> None:
+    strategy = knn()
+    rankings = [strategy.rank(CURRENCY, cost_weight=weight) for weight in (0.0, 1.0)]
+    embeddings = strategy._embeddings
+    assert isinstance(embeddings, Counting)
+    assert embeddings.texts == [*(known.question for known in PROFILE), CURRENCY]
+    assert strategy.rank(CAPITAL) == ["capitals", "generalist"]
+    assert [strategy.rank(CURRENCY, cost_weight=weight) for weight in (0.0, 1.0)] == rankings
+    assert strategy.rank(CURRENCY, cost_weight=1.0) == strategy.rank_all([CURRENCY], cost_weight=1.0)[0]
+
+
 def test_of_equals_the_cheaper_one_comes_first() -> None:
     known = [Observation(CAPITAL, {"capitals": 1.0, "generalist": 1.0}, {"capitals": 1e-6, "generalist": 9e-6})]
     assert knn(POOL, known).rank(CAPITAL) == ["capitals", "generalist"]

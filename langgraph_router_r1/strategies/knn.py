@@ -39,6 +39,9 @@ NEIGHBOURS = 20
 MOST_ASKED = 3
 """How many models are asked, one after another, until one replies."""
 
+REMEMBERED = 4096
+"""Of how many questions the expected quality is remembered."""
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -97,6 +100,8 @@ class KNNStrategy(Strategy):
         self._make_predictor = predictor or functools.partial(nearest_neighbours, len(self.observations))
         self._embeddings = embeddings or MiniLM()
         self._fitting = threading.Lock()
+        # A question comes again at another cost weight, and a prediction takes a millisecond.
+        self._expected_of = functools.lru_cache(maxsize=REMEMBERED)(lambda question: self.expected_quality([question]))
         self._asks = AskInOrder(lambda view: self.rank(view.question, cost_weight=view.limits.cost_weight)[:MOST_ASKED])
 
     @classmethod
@@ -127,11 +132,14 @@ class KNNStrategy(Strategy):
 
     def rank(self, question: str, *, cost_weight: float = 0.0) -> list[str]:
         """Return the names of the pool, the best choice first; of equals the cheaper one first."""
-        return self.rank_all([question], cost_weight=cost_weight)[0]
+        return self._ranked(self._expected_of(question), cost_weight)[0]
 
     def rank_all(self, questions: Sequence[str], *, cost_weight: float = 0.0) -> list[list[str]]:
         """Return the ranking for each of several questions."""
-        worth = utility(self.expected_quality(questions), self._costs, cost_weight)
+        return self._ranked(self.expected_quality(questions), cost_weight)
+
+    def _ranked(self, expected_quality: Matrix, cost_weight: float) -> list[list[str]]:
+        worth = utility(expected_quality, self._costs, cost_weight)
         by_cost = np.argsort(self._costs, kind="stable")
         orders = by_cost[np.argsort(-worth[:, by_cost], axis=1, kind="stable")]
         return [[self.registry.names[index] for index in order] for order in orders]
