@@ -86,7 +86,7 @@ class RunReport(TypedDict):
     list_cost_parts: CostParts
     """What this run costs at list price by what is paid for, cache hits included; `router` holds its own tokens too."""
     earlier_cost_usd: float
-    """What attempts at the same question cost that broke off before this one; its calls are not in `calls`."""
+    """What attempts at the same question cost that broke off before this one; their calls are not in `calls`."""
     maybe_cost_usd: float | None
     """The most that may have been billed beside `cost_usd`, as in `RoutedCall`. None: no bound is known."""
     maybe_billed_twice: int

@@ -219,6 +219,17 @@ def test_a_benchmark_killed_while_its_runs_are_compressed_loses_and_doubles_none
     assert len(list(json_lines(tmp_path / "runs" / PACKED_FILE))) == len(whole.rows) * len(whole.tasks)
 
 
+def test_a_benchmark_killed_before_its_runs_were_compressed_asks_nobody_for_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench.from_file(recorded(tmp_path), tmp_path / "runs")
+    whole = run(bench)
+    unpacked(tmp_path / "runs")
+    monkeypatch.setattr("langgraph_router_r1.evaluation.bench.open_routers", None)  # would start a server
+    assert figures(run(bench)) == figures(whole)
+    assert (tmp_path / "runs" / RUNS_FILE).stat().st_size == 0
+
+
 def test_runs_of_an_older_format_and_damaged_ones_are_named(tmp_path: Path) -> None:
     bench = Bench.from_file(recorded(tmp_path), tmp_path / "runs")
     run(bench)
@@ -228,9 +239,14 @@ def test_runs_of_an_older_format_and_damaged_ones_are_named(tmp_path: Path) -> N
     with pytest.raises(BenchError, match=r"another version of 'small' .*format is 1 and must be 2"):
         run(bench)
     about.write_text(json.dumps(fingerprint))
-    packed.write_bytes(b"no frame" + packed.read_bytes())
-    with pytest.raises(TaskError, match=r"runs\.jsonl\.zst' can't be decompressed"):
-        run(bench)
+    whole = packed.read_bytes()
+    for damaged in (b"no frame" + whole, whole[:-5], whole[:40], whole[: len(whole) // 2]):
+        packed.write_bytes(damaged)
+        with pytest.raises(TaskError, match=r"runs\.jsonl\.zst' can't be decompressed"):
+            run(bench)
+        assert packed.read_bytes() == damaged
+    packed.write_bytes(whole)
+    assert len(run(bench).tasks) == len(bench.tasks)
 
 
 def test_looking_at_the_runs_changes_no_file(tmp_path: Path) -> None:

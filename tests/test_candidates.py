@@ -17,6 +17,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI
 from langgraph.errors import GraphInterrupt
+from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.pregel.remote import RemoteGraph
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
@@ -28,12 +29,12 @@ from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 KEY = "sk-very-secret-0123456789"
 
 
-def hop_of(model: Any, **fields: Any) -> dict[str, Any]:
+def call_of(model: Any, **fields: Any) -> dict[str, Any]:
     registry = ModelRegistry([ModelDescriptor(name="m", model=model, price=1.0, **fields)])
     return dict(Candidates(registry, count_tokens=lambda text: len(text.split())).ask(CALL))
 
 
-async def async_hop_of(model: Any, **fields: Any) -> dict[str, Any]:
+async def async_call_of(model: Any, **fields: Any) -> dict[str, Any]:
     registry = ModelRegistry([ModelDescriptor(name="m", model=model, price=1.0, **fields)])
     return dict(await Candidates(registry, count_tokens=lambda text: len(text.split())).aask(CALL))
 
@@ -78,9 +79,9 @@ def completion(text: str, **usage: Any) -> httpx2.Response:
         (503, "m had a server error (5xx)"),
     ],
 )
-async def test_a_providers_failure_becomes_a_hop_with_a_short_public_reason(status: int, reason: str) -> None:
+async def test_a_providers_failure_becomes_a_routed_call_with_a_short_public_reason(status: int, reason: str) -> None:
     model = openai_model(lambda request: httpx2.Response(status, json={"error": {"message": f"bad key {KEY}"}}))
-    for routed in (hop_of(model), await async_hop_of(model)):
+    for routed in (call_of(model), await async_call_of(model)):
         assert (routed["status"], routed["reason"], routed["cost_usd"]) == ("error", reason, 0)
 
 
@@ -133,7 +134,7 @@ async def test_prompt_cached_and_completion_tokens_reach_the_bill() -> None:
 
 
 def test_usage_that_is_not_reported_is_estimated_and_flagged() -> None:
-    routed = hop_of(ScriptedChatModel(["It is Lima"], usage=False))
+    routed = call_of(ScriptedChatModel(["It is Lima"], usage=False))
     asked = len(CALL_PROMPT.format(query=CALL["query"]).split())
     assert routed["usage"] == {
         "prompt_tokens": asked,
@@ -145,7 +146,7 @@ def test_usage_that_is_not_reported_is_estimated_and_flagged() -> None:
 
 
 def test_an_empty_reply_that_reports_no_usage_is_estimated_too() -> None:
-    routed = hop_of(ScriptedChatModel([""], usage=False))
+    routed = call_of(ScriptedChatModel([""], usage=False))
     assert (routed["reason"], routed["usage"]["estimated"]) == ("m gave an empty reply", True)
     assert (routed["usage"]["prompt_tokens"] > 0, routed["usage"]["completion_tokens"]) == (True, 0)
 
@@ -157,7 +158,7 @@ def test_each_byte_of_a_query_may_be_a_token_in_the_worst_case() -> None:
 
 
 def test_a_failure_without_a_name_of_ours_is_told_by_its_type_and_nothing_else() -> None:
-    assert hop_of(RunnableLambda(lambda _: 1 / 0))["reason"] == "m failed (ZeroDivisionError)"
+    assert call_of(RunnableLambda(lambda _: 1 / 0))["reason"] == "m failed (ZeroDivisionError)"
 
 
 def test_a_reply_from_a_cache_costs_nothing_and_keeps_its_list_price() -> None:
@@ -172,7 +173,7 @@ def test_a_reply_from_a_cache_costs_nothing_and_keeps_its_list_price() -> None:
 
 @pytest.mark.parametrize("reply", ["", "   ", "<think>only this</think>", AIMessage("")])
 def test_an_empty_reply_is_an_error_that_is_billed(reply: Any) -> None:
-    routed = hop_of(ScriptedChatModel([reply]))
+    routed = call_of(ScriptedChatModel([reply]))
     assert (routed["status"], routed["reason"]) == ("error", "m gave an empty reply")
     assert routed["cost_usd"] > 0
 
@@ -180,17 +181,17 @@ def test_an_empty_reply_is_an_error_that_is_billed(reply: Any) -> None:
 async def test_a_model_that_hangs_is_given_up_in_time_in_both_worlds() -> None:
     model = ScriptedChatModel(["late"], delay_s=2.0)
     started = time.monotonic()
-    for routed in (hop_of(model, timeout_s=0.2), await async_hop_of(model, timeout_s=0.2)):
+    for routed in (call_of(model, timeout_s=0.2), await async_call_of(model, timeout_s=0.2)):
         assert (routed["status"], routed["reason"]) == ("error", "m gave no reply within 0.2 s")
     assert time.monotonic() - started < 1.5
 
 
 def test_a_passing_failure_is_retried_as_often_as_the_descriptor_says() -> None:
     model = ScriptedChatModel([ModelRateLimitError("429"), "Lima"])
-    assert hop_of(model, max_retries=1)["response"] == "Lima"
+    assert call_of(model, max_retries=1)["response"] == "Lima"
     assert len(model.calls) == 2
     lasting = ScriptedChatModel([ValueError("no")])
-    assert hop_of(lasting, max_retries=1)["status"] == "error"
+    assert call_of(lasting, max_retries=1)["status"] == "error"
     assert len(lasting.calls) == 1
 
 
@@ -255,7 +256,7 @@ def test_usage_that_can_not_be_is_estimated(count: Any) -> None:
     usage: Any = {"input_tokens": count, "output_tokens": 5, "total_tokens": 5}
     reply = AIMessage("It is Lima")
     reply.usage_metadata = usage
-    routed = hop_of(RunnableLambda(lambda _: reply))
+    routed = call_of(RunnableLambda(lambda _: reply))
     assert routed["usage"]["estimated"]
     assert routed["cost_usd"] > 0
 
@@ -284,7 +285,7 @@ async def test_a_rate_limit_spaces_the_calls_of_a_model_and_of_a_fallback() -> N
 
 def test_a_missing_key_names_its_variable_and_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ROUTER_R1_TEST_KEY", raising=False)
-    routed = hop_of("openai:gpt-x", api_key_env="ROUTER_R1_TEST_KEY")
+    routed = call_of("openai:gpt-x", api_key_env="ROUTER_R1_TEST_KEY")
     assert routed["status"] == "error"
     assert "the environment variable 'ROUTER_R1_TEST_KEY' is not set" in routed["reason"]
     descriptor = ModelDescriptor(name="m", model="openai:gpt-x", price=1.0, api_key_env="ROUTER_R1_TEST_KEY")
@@ -294,7 +295,7 @@ def test_a_missing_key_names_its_variable_and_ends_no_run(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("model", [RunnableLambda(lambda messages: {"no": "message"}), "nobody:x"])
 def test_a_model_that_is_no_chat_model_ends_no_run(model: Any) -> None:
-    assert hop_of(model)["status"] == "error"
+    assert call_of(model)["status"] == "error"
 
 
 @pytest.mark.parametrize("reply", ["x" * 100_000, "<answer>" * 12_000, "\ufffd" * 30_000])
@@ -305,13 +306,26 @@ def test_a_hundred_kilobytes_of_reply_end_no_run(reply: str) -> None:
 
 
 def test_half_a_character_in_a_reply_is_replaced() -> None:
-    routed = hop_of(ScriptedChatModel(["Lima \ud83d"]))
+    routed = call_of(ScriptedChatModel(["Lima \ud83d"]))
     assert (routed["response"], routed["status"]) == ("Lima ?", "ok")
 
 
 def test_an_account_in_the_reply_of_a_model_that_is_no_router_is_not_believed() -> None:
     reply = AIMessage("Lima", response_metadata={"routing": {"cost_usd": -1e6, "calls": []}})
-    routed = hop_of(ScriptedChatModel([reply]))
+    routed = call_of(ScriptedChatModel([reply]))
+    assert (routed["status"], routed["inner"], routed["cost_usd"] > 0) == ("ok", None, True)
+
+
+def test_a_users_graph_whose_state_has_calls_and_routing_is_no_router_and_its_account_is_not_believed() -> None:
+    class Theirs(MessagesState):
+        calls: list[str]
+        routing: dict[str, float]
+
+    reply = AIMessage("Lima", response_metadata={"routing": {"cost_usd": -1e6, "calls": []}})
+    graph = StateGraph(Theirs)
+    graph.add_node("say", lambda state: {"messages": [reply]})
+    graph.add_edge(START, "say")
+    routed = call_of(graph.compile())
     assert (routed["status"], routed["inner"], routed["cost_usd"] > 0) == ("ok", None, True)
 
 
@@ -334,7 +348,7 @@ def test_a_request_that_never_left_is_not_billed_when_its_failure_is_wrapped(
             raise RuntimeError("in the client")
 
     for model in (as_its_cause, as_its_context):
-        routed = hop_of(RunnableLambda(model), params={"max_tokens": 100})
+        routed = call_of(RunnableLambda(model), params={"max_tokens": 100})
         assert (routed["maybe_cost_usd"] > 0) == may_be_billed
 
 
@@ -375,7 +389,7 @@ async def test_a_trace_tells_which_model_of_the_pool_was_asked() -> None:
 
 
 def test_a_plain_runnable_that_gives_a_string_can_be_asked() -> None:
-    routed = hop_of(RunnableLambda(lambda messages: f"asked: {messages[-1].content}"))
+    routed = call_of(RunnableLambda(lambda messages: f"asked: {messages[-1].content}"))
     assert routed["response"].endswith("Capital of Peru?")
     assert routed["usage"]["estimated"]
 
@@ -387,6 +401,6 @@ def test_parameters_reach_the_model() -> None:
         sent.append(request.content)
         return completion("Lima", prompt_tokens=1, completion_tokens=1, total_tokens=2)
 
-    hop_of(openai_model(handler), params={"max_tokens": 33, "temperature": 0.5})
+    call_of(openai_model(handler), params={"max_tokens": 33, "temperature": 0.5})
     assert b'"temperature":0.5' in sent[0]
     assert b":33" in sent[0]

@@ -263,7 +263,7 @@ OUTPUTS = ["answer", "routing", "calls", "transcript", "messages"]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
-async def test_a_broken_provider_is_data_in_the_hop_and_the_run_ends_in_time(
+async def test_a_broken_provider_is_data_in_the_call_and_the_run_ends_in_time(
     fault: Fault, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CANARY_KEY", KEY)

@@ -78,7 +78,7 @@ def test_a_hundred_thousand_characters_are_kept_unless_the_descriptor_says_other
         ({}, "stop"),
     ],
 )
-def test_why_a_reply_ended_is_in_its_hop_and_the_router_is_told_when_it_was_cut(
+def test_why_a_reply_ended_is_in_its_call_and_the_router_is_told_when_it_was_cut(
     metadata: dict[str, Any], finish: str
 ) -> None:
     reply = AIMessage("It is Li", response_metadata=metadata)

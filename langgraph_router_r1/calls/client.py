@@ -198,7 +198,7 @@ def is_router(model: ModelDescriptor) -> bool:
     inner = _inner(model.model)
     inner = getattr(inner, "bound", inner)  # retries around it
     if isinstance(inner, PregelProtocol):
-        return {"calls", "routing"} <= set(getattr(inner, "channels", ()))
+        return {"calls", "routing", "router_usage"} <= set(getattr(inner, "channels", ()))
     return isinstance(inner, BaseChatModel) and inner._llm_type == "router-r1"
 
 

@@ -299,7 +299,8 @@ class Bench:
                     progress(run)
 
                 self._store.write_fingerprint()
-                await self._run(self._missing(done), keep)
+                if missing := self._missing(done):
+                    await self._run(missing, keep)
                 await asyncio.to_thread(self._store.pack, file)
         return [done[row.name, task.id] for row in self.rows for task in self.tasks]
 

@@ -97,7 +97,7 @@ class RunStore:
         Raises:
             BenchError: The directory holds runs of another benchmark, or of a row whose settings have changed.
         """
-        if not self._files and not self.calls_file.exists():
+        if not _run_files(self.output) and not self.calls_file.exists():
             return {}
         if (changed := self._changed()) is not None:
             raise BenchError(
@@ -119,7 +119,7 @@ class RunStore:
     @property
     def is_packed(self) -> bool:
         """Whether there is no run that is not compressed."""
-        return RUNS_FILE not in [file.name for file in self._files]
+        return self.output / RUNS_FILE not in _run_files(self.output)
 
     def writer(self) -> JsonLinesWriter:
         """Open the file of runs; no other process can write it until it is closed.
@@ -139,6 +139,7 @@ class RunStore:
         Raises:
             TaskError: A file can't be written. What was run stays.
         """
+        writer.flush()
         packed = self.output / PACKED_FILE
         text = "".join(json.dumps(run) + "\n" for run in read_runs(self.output).values()).encode("ascii")
         try:
@@ -153,10 +154,6 @@ class RunStore:
         known = json.loads(file.read_text(encoding="utf-8")).get("adapters", {}) if file.exists() else {}
         now |= {"format": FORMAT, "adapters": {**known, **now["adapters"]}}
         replace_file(file, json.dumps(now, indent=2))
-
-    @property
-    def _files(self) -> list[Path]:
-        return _run_files(self.output)
 
     def _changed(self) -> str | None:
         """Return what differs from when the first run was made, None when nothing does."""

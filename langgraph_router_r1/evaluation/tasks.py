@@ -199,17 +199,20 @@ def _contents(path: Path) -> bytes:
 
     Raises:
         OSError: It can't be read.
-        TaskError: It can't be decompressed.
+        TaskError: It can't be decompressed, or its end is missing.
     """
     if path.suffix != ".zst":
         return path.read_bytes()
     import zstandard
 
+    reader = zstandard.ZstdDecompressor(max_window_size=2**27).decompressobj()
     try:
-        with path.open("rb") as file, zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(file) as reader:
-            return reader.read()
+        content = reader.decompress(path.read_bytes())
     except zstandard.ZstdError as error:
         raise TaskError(f"{str(path)!r} can't be decompressed: {error}") from None
+    if not reader.eof:
+        raise TaskError(f"{str(path)!r} can't be decompressed: its end is missing")
+    return content
 
 
 def data_dir() -> Path | None:
