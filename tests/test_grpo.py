@@ -723,6 +723,9 @@ def test_what_a_run_wrote_down_can_be_learned_from_and_names_its_steps(tmp_path:
     examples = read_examples(path)
     assert [example.token_ids for example in examples] == [token_ids(record.segments) for record in records]
     assert all(any(example.mask) for example in examples)
+    broken_off = tmp_path / "broken_off.jsonl"
+    broken_off.write_text(json.dumps({**told[0], "record": None}) + "\n" + json.dumps(told[1]) + "\n")
+    assert read_examples(broken_off) == [examples[1]], "a rollout that broke off has nothing to learn from"
     best = read_examples(path, at_least=0.7, per_task=1)
     assert best == [examples[place] for place in (1, 5, 9, 13)]
     assert len(read_examples(path, per_task=1)) == 4, "the best of each task, whatever they earned"

@@ -190,6 +190,11 @@ def test_an_adapter_without_a_rank_is_a_clear_error(tmp_path: Path, text: str) -
         VLLMServer("base", adapters={"mine": tmp_path}).command()
 
 
+def test_a_pocket_server_of_adapters_that_are_not_there_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no directory of adapters"):
+        pocket_server(adapters=(ADAPTERS, tmp_path / "nowhere"))
+
+
 def test_a_server_that_is_never_started_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     server = VLLMServer("base")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -186,3 +187,17 @@ def test_settings_of_a_router_llm_are_refused_for_another_strategy() -> None:
         create_router(ScriptedEngine([]), pool(a=1.0), strategy=AskAll())
     with pytest.raises(TypeError, match="a router needs an engine"):
         create_router(registry=pool(a=1.0))
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+async def test_only_an_order_that_takes_time_is_made_in_a_thread(blocks: bool) -> None:
+    threads: list[threading.Thread] = []
+
+    def rank(view: View) -> list[str]:
+        threads.append(threading.current_thread())
+        return ["m"]
+
+    registry = ModelRegistry([ModelDescriptor(name="m", model=ScriptedChatModel(["Lima"]), price=1.0)])
+    router = create_router(strategy=AskInOrder(rank, blocks=blocks), registry=registry)
+    assert (await router.ainvoke({"messages": [("user", "Capital of Peru?")]}))["answer"] == "Lima"
+    assert [thread is threading.current_thread() for thread in threads] == [not blocks]
