@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from langchain_core.callbacks import (
     AsyncCallbackManager,
     AsyncCallbackManagerForLLMRun,
-    BaseRunManager,
     CallbackManager,
     CallbackManagerForLLMRun,
 )
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatResult, Generation
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, Generation
 from langchain_core.runnables import Runnable, RunnableConfig
+from langgraph.config import get_stream_writer
 from langgraph.graph.state import CompiledStateGraph
+from langgraph.pregel._messages import StreamMessagesHandler
+from langgraph.types import StreamMode, StreamWriter
 from pydantic import ConfigDict, PrivateAttr
 from typing_extensions import override
 
 from langgraph_router_r1.accounting import from_cache, spending, with_earlier
 from langgraph_router_r1.engines.base import EngineError
+from langgraph_router_r1.events import RouterEvent
+from langgraph_router_r1.ledger import Usage
 from langgraph_router_r1.state import RouterContext, RouterInput, RouterOutput, RouterState, Spending
 
 
 class ChatRouterR1(BaseChatModel):
     """A compiled router behind LangChain's chat model interface.
 
-    The account of the run is in the message's `response_metadata["routing"]`. The message carries no
-    `usage_metadata`: the models that were asked report their own, and money is counted once. With `with_retry`, the
-    account includes the attempts that failed; an answer from a cache has an account of zero dollars.
+    The message's `usage_metadata` counts the tokens of the router LLM itself; the account of the run, with the models
+    that were asked, is in `response_metadata["routing"]`. With `with_retry`, the account includes the attempts that
+    failed; an answer from a cache has an account of zero dollars. The answer is streamed as the router writes it.
 
     Example:
         >>> from langgraph_router_r1 import ChatRouterR1, ModelDescriptor, ModelRegistry, create_router
@@ -72,10 +79,9 @@ class ChatRouterR1(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        config: RunnableConfig = {"callbacks": CallbackManager(**_heirs(run_manager))} if run_manager else {}
         with self._accounting():
-            output = self.router.invoke({"messages": list(messages)}, config, context=self.context)
-        return self._result(output)
+            output = self.router.invoke({"messages": list(messages)}, _below(run_manager), context=self.context)
+        return ChatResult(generations=[ChatGeneration(message=self._message(output, stop))])
 
     async def _agenerate(
         self,
@@ -84,10 +90,45 @@ class ChatRouterR1(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        config: RunnableConfig = {"callbacks": AsyncCallbackManager(**_heirs(run_manager))} if run_manager else {}
         with self._accounting():
-            output = await self.router.ainvoke({"messages": list(messages)}, config, context=self.context)
-        return self._result(output)
+            output = await self.router.ainvoke({"messages": list(messages)}, _below(run_manager), context=self.context)
+        return ChatResult(generations=[ChatGeneration(message=self._message(output, stop))])
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        pieces = _Pieces(stop)
+        with self._accounting():
+            for event in self.router.stream(
+                {"messages": list(messages)}, _below(run_manager), context=self.context, stream_mode=pieces.modes
+            ):
+                for chunk in pieces.of(event):
+                    if run_manager is not None:
+                        run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
+        yield pieces.last(self._message(pieces.output, stop))
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        pieces = _Pieces(stop)
+        with self._accounting():
+            async for event in self.router.astream(
+                {"messages": list(messages)}, _below(run_manager), context=self.context, stream_mode=pieces.modes
+            ):
+                for chunk in pieces.of(event):
+                    if run_manager is not None:
+                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
+        yield pieces.last(self._message(pieces.output, stop))
 
     @override
     def with_retry(self, **options: Any) -> Runnable[LanguageModelInput, AIMessage]:
@@ -105,11 +146,15 @@ class ChatRouterR1(BaseChatModel):
                 self._earlier = spending(error.routing["cost_usd"], error.routing["maybe_cost_usd"])
             raise
 
-    def _result(self, output: dict[str, Any]) -> ChatResult:
-        message = output["messages"][-1]
+    def _message(self, output: Mapping[str, Any], stop: list[str] | None) -> AIMessage:
+        """Return the answer of a run, up to the first of the stop strings, with its usage and its account."""
+        message: AIMessage = output["messages"][-1]
         routing = output["routing"] if self._earlier is None else with_earlier(output["routing"], self._earlier)
         message.response_metadata |= {"routing": routing, "model_name": self.model_name}
-        return ChatResult(generations=[ChatGeneration(message=message)])
+        message.usage_metadata = _usage(routing["router_tokens"])
+        if stop:
+            message.content = re.split("|".join(map(re.escape, stop)), message.text, maxsplit=1)[0]
+        return message
 
     @override
     def _convert_cached_generations(self, cache_val: list[Generation]) -> list[ChatGeneration]:
@@ -144,14 +189,85 @@ class _Retrying(Runnable[LanguageModelInput, AIMessage]):
         return BaseChatModel.with_retry(model, **self._options)
 
 
-def _heirs(manager: BaseRunManager) -> dict[str, Any]:
-    """Return what makes the router's own runs children of this one: LangChain's model runs expect no children."""
+class _Pieces:
+    """Turns what a run streams into the chunks of one message."""
+
+    modes: ClassVar[list[StreamMode]] = ["custom", "values"]
+
+    def __init__(self, stop: list[str] | None) -> None:
+        self.output: dict[str, Any] = {}
+        """The run's output so far."""
+        self._waits = bool(stop)  # what stands before a stop string is known at the end only
+        self._text, self._message_id = "", ""
+        self._write: StreamWriter | None = None  # of a graph around this model
+        with contextlib.suppress(RuntimeError, KeyError):  # there is none
+            self._write = get_stream_writer()
+
+    def of(self, streamed: Any) -> Iterator[ChatGenerationChunk]:
+        """Yield what a streamed item adds to the message."""
+        mode, item = streamed
+        if mode == "values":
+            self.output = item
+            return
+        if self._write is not None:
+            self._write(item)
+        event: RouterEvent = item
+        if event["type"] == "router_r1.think_delta":
+            yield _chunk("", additional_kwargs={"reasoning_content": event["text"]})
+        elif event["type"] == "router_r1.answer_delta" and not self._waits:
+            if self._text and event["message_id"] != self._message_id:
+                return  # another answer takes the place of this one: `last` tells
+            self._message_id = event["message_id"]
+            self._text += event["text"]
+            yield _chunk(event["text"])
+
+    def last(self, message: AIMessage) -> ChatGenerationChunk:
+        """Return the last chunk, with the usage and the account.
+
+        Raises:
+            EngineError: The router's server broke off in the middle of the answer, and the fallback gave another one.
+        """
+        if not message.text.startswith(self._text):
+            msg = "the router's server broke off in the middle of an answer that was streamed; ask again"
+            error = EngineError(msg)
+            error.routing = message.response_metadata["routing"]
+            raise error
+        return _chunk(
+            message.text[len(self._text) :],
+            usage_metadata=message.usage_metadata,
+            response_metadata=message.response_metadata,
+            chunk_position="last",
+        )
+
+
+def _chunk(text: str, **fields: Any) -> ChatGenerationChunk:
+    return ChatGenerationChunk(message=AIMessageChunk(content=text, **fields))
+
+
+def _usage(tokens: Usage) -> UsageMetadata:
+    """Return token counts as LangChain's messages have them."""
     return {
-        "handlers": manager.inheritable_handlers,
-        "inheritable_handlers": manager.inheritable_handlers,
-        "parent_run_id": manager.run_id,
-        "tags": manager.inheritable_tags,
-        "inheritable_tags": manager.inheritable_tags,
-        "metadata": manager.inheritable_metadata,
-        "inheritable_metadata": manager.inheritable_metadata,
+        "input_tokens": tokens["prompt_tokens"],
+        "output_tokens": tokens["completion_tokens"],
+        "total_tokens": tokens["prompt_tokens"] + tokens["completion_tokens"],
+        "input_token_details": {"cache_read": tokens["cached_tokens"]},
     }
+
+
+def _below(manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None) -> RunnableConfig:
+    """Return the config that makes the router's own runs children of this one: model runs expect no children."""
+    if manager is None:
+        return {}
+    # Who streams the messages of a graph around us streams this model's chunks, and not the same again from within.
+    inherited = [handler for handler in manager.inheritable_handlers if not isinstance(handler, StreamMessagesHandler)]
+    kind = AsyncCallbackManager if isinstance(manager, AsyncCallbackManagerForLLMRun) else CallbackManager
+    callbacks = kind(
+        handlers=inherited,
+        inheritable_handlers=inherited,
+        parent_run_id=manager.run_id,
+        tags=manager.inheritable_tags,
+        inheritable_tags=manager.inheritable_tags,
+        metadata=manager.inheritable_metadata,
+        inheritable_metadata=manager.inheritable_metadata,
+    )
+    return {"callbacks": callbacks}

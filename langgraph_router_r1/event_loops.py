@@ -13,7 +13,7 @@ import contextlib
 import contextvars
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -48,6 +48,28 @@ class AnyLoopModel(Runnable[Any, Any]):
         if self._is_home(asyncio.get_running_loop()):
             return await self.model.ainvoke(input, config, **kwargs)
         return await asyncio.wrap_future(in_thread(lambda: self.model.invoke(input, config, **kwargs)))
+
+    @override
+    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
+        return self.model.stream(input, config, **kwargs)
+
+    @override
+    async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
+        if self._is_home(asyncio.get_running_loop()):
+            async for piece in self.model.astream(input, config, **kwargs):
+                yield piece
+            return
+        loop, pieces, end = asyncio.get_running_loop(), asyncio.Queue[Any](), object()
+
+        def pump() -> None:
+            for piece in self.model.stream(input, config, **kwargs):
+                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        pumped = asyncio.wrap_future(in_thread(pump))
+        pumped.add_done_callback(lambda _: pieces.put_nowait(end))
+        while (piece := await pieces.get()) is not end:
+            yield piece
+        await pumped
 
     def _is_home(self, loop: asyncio.AbstractEventLoop) -> bool:
         with self._lock:

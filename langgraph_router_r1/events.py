@@ -1,4 +1,4 @@
-"""The typed events of a run: what `stream_mode="custom"` yields.
+"""What a run streams: typed events with `stream_mode="custom"`, the answer token by token with "messages".
 
 for event in router.stream({"messages": [("user", "Which?")]}, stream_mode="custom"):
 if event["type"] == "router_r1.info":
@@ -7,12 +7,42 @@ print(event["answered_by"], event["cost_usd"])
 
 from __future__ import annotations
 
-from typing import Literal
+import contextvars
+import uuid
+from typing import Literal, Self
 
-from langgraph.config import get_stream_writer
+from langchain_core.messages import AIMessageChunk
+from langgraph.config import get_config, get_stream_writer
+from langgraph.constants import TAG_NOSTREAM
+from langgraph.graph.message import push_message
+from langgraph.pregel._messages import StreamMessagesHandler
+from langgraph.runtime import get_runtime
 from typing_extensions import TypedDict
 
-from langgraph_router_r1.state import CallStatus, PlannedCall, RoutedCall, RunReport
+from langgraph_router_r1.state import CallStatus, PlannedCall, RoutedCall, RouterContext, RouterState, RunReport
+
+StreamedText = Literal["answer", "thought"]
+"""What is streamed while it is written: the answer alone, or what the router LLM thinks as well."""
+
+
+class ThinkDelta(TypedDict):
+    """The router LLM thinks; only with `stream="thought"`."""
+
+    type: Literal["router_r1.think_delta"]
+    turn: int
+    text: str
+    """What is added to its thought."""
+
+
+class AnswerDelta(TypedDict):
+    """The answer comes; all of them together are the answer."""
+
+    type: Literal["router_r1.answer_delta"]
+    message_id: str
+    """Of the message that the answer becomes. Should the router's server break off in the middle of an answer, the
+    fallback's answer has another id, and takes its place."""
+    text: str
+    """What is added to the answer."""
 
 
 class ThinkEvent(TypedDict):
@@ -57,8 +87,14 @@ class DoneEvent(TypedDict):
     routing: RunReport
 
 
-RouterEvent = ThinkEvent | RouteEvent | InfoEvent | DoneEvent
+RouterEvent = ThinkDelta | ThinkEvent | RouteEvent | InfoEvent | AnswerDelta | DoneEvent
 """What `stream_mode="custom"` yields, told apart by `type`."""
+
+
+def stream_thought(turn: int, text: str) -> None:
+    """Stream what a turn thought and decided."""
+    event: ThinkEvent = {"type": "router_r1.think", "turn": turn, "text": text}
+    get_stream_writer()(event)
 
 
 def stream_call(call: PlannedCall) -> None:
@@ -88,3 +124,89 @@ def stream_reply(call: RoutedCall) -> None:
         "latency_s": call["latency_s"],
     }
     get_stream_writer()(event)
+
+
+def stream_end(answer: str, routing: RunReport) -> None:
+    """Stream that the run is over."""
+    event: DoneEvent = {"type": "router_r1.done", "answer": answer, "routing": routing}
+    get_stream_writer()(event)
+
+
+class AnswerStream:
+    """Passes an answer on to whoever listens to the run, while it is written. May be used from any thread."""
+
+    def __init__(self, turn: int, streamed: StreamedText, message_id: str | None = None) -> None:
+        """Begin a turn, in the node that it is of: events need its context."""
+        self.message_id = message_id or _new_id()
+        """Of the message that the answer becomes; the same in all turns of a run."""
+        self._turn, self._streams_thoughts = turn, streamed == "thought"
+        self._thinks = False
+        self._shown: list[str] = []
+        self._context = contextvars.copy_context()
+        self._pushes = _is_heard_as_messages()
+
+    @classmethod
+    def if_heard(cls, streamed: StreamedText, state: RouterState | None) -> Self | None:
+        """Return a stream for the turn that begins, if somebody listens to its run: else there is nothing to do.
+
+        Args:
+            streamed: What is streamed, unless the context of the run says otherwise.
+            state: Of the run; None if it begins here.
+        """
+        runtime = get_runtime()
+        # The writer of a run without "custom" is a function that does nothing and knows of nothing.
+        writes = getattr(runtime.stream_writer, "__closure__", None) is not None
+        if not writes and not _is_heard_as_messages():
+            return None
+        of_run = runtime.context.stream if isinstance(runtime.context, RouterContext) else None
+        turn, message_id = (state.get("turn", 0), state.get("answer_id")) if state is not None else (0, None)
+        return cls(turn, of_run or streamed, message_id)
+
+    def think(self, text: str) -> None:
+        """Show what is added to the thought, if thoughts are shown."""
+        if self._streams_thoughts:
+            if self._turn and not self._thinks:
+                text = f"\n{text}"  # of another turn than the thoughts before
+            self._thinks = True
+            event: ThinkDelta = {"type": "router_r1.think_delta", "turn": self._turn, "text": text}
+            thought = AIMessageChunk(content="", id=self.message_id, additional_kwargs={"reasoning_content": text})
+            self._context.run(self._show, event, thought)
+
+    def answer(self, text: str) -> None:
+        """Show what is added to the answer."""
+        self._shown.append(text)
+        event: AnswerDelta = {"type": "router_r1.answer_delta", "message_id": self.message_id, "text": text}
+        self._context.run(self._show, event, AIMessageChunk(content=text, id=self.message_id))
+
+    def finish(self, answer: str) -> None:
+        """Show what is left of the answer; all of it, if none was shown yet."""
+        shown = "".join(self._shown)
+        if not answer.startswith(shown):  # it is another one after all
+            self.abandon()
+            shown = ""
+        if len(answer) > len(shown):
+            self.answer(answer[len(shown) :])
+
+    def abandon(self) -> None:
+        """Begin again: what was shown, if anything, becomes no message."""
+        if self._shown:
+            self.message_id, self._shown = _new_id(), []
+
+    def _show(self, event: RouterEvent, chunk: AIMessageChunk) -> None:
+        get_stream_writer()(event)
+        if self._pushes:
+            push_message(chunk, state_key=None)
+
+
+def _new_id() -> str:
+    return f"answer-{uuid.uuid4().hex}"
+
+
+def _is_heard_as_messages() -> bool:
+    config = get_config()
+    # A router that is asked by another router, or by a node that says so, keeps its answer out of the stream.
+    if TAG_NOSTREAM in (config.get("tags") or ()):
+        return False
+    callbacks = config.get("callbacks")
+    handlers = callbacks if isinstance(callbacks, list) else getattr(callbacks, "handlers", ())
+    return any(isinstance(handler, StreamMessagesHandler) for handler in handlers)

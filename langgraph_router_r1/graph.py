@@ -12,11 +12,10 @@ When the router LLM does not answer and there is a `fallback`, the fallback deci
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Literal, cast
 
 from langchain_core.messages import AIMessage
-from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import get_runtime
@@ -36,7 +35,7 @@ from langgraph_router_r1.accounting import (
 )
 from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.engines.base import EngineError, RouterEngine
-from langgraph_router_r1.events import DoneEvent, ThinkEvent, stream_call, stream_reply
+from langgraph_router_r1.events import AnswerStream, StreamedText, stream_call, stream_end, stream_reply, stream_thought
 from langgraph_router_r1.ledger import FREE, Price, add_bounds, add_usage, bound, cost
 from langgraph_router_r1.node import Node
 from langgraph_router_r1.prompts import RouterPrompt
@@ -56,6 +55,7 @@ from langgraph_router_r1.state import (
     has_ended,
     is_degraded,
     is_fresh,
+    nothing_yet,
     planned_call,
     question_of,
 )
@@ -80,6 +80,7 @@ class _Machine:
     fallback: FallbackPlan | None
     limits: Limits
     checkpointed: bool
+    stream: StreamedText
 
     # think
 
@@ -90,8 +91,8 @@ class _Machine:
         try:
             decision = self.strategy.decide(view)
         except EngineError as error:
-            fallback = self._take_over(state, error)
-            return self._follow(state, view, fallback.decide(replace(view, notes={})), degraded=True)
+            fallback, view = self._take_over(state, error), view.forgetful()
+            return self._follow(state, view, fallback.decide(view), degraded=True)
         return self._follow(state, view, decision)
 
     async def athink(self, state: RouterState) -> Next:
@@ -101,8 +102,8 @@ class _Machine:
         try:
             decision = await self.strategy.adecide(view)
         except EngineError as error:
-            fallback = self._take_over(state, error)
-            return self._follow(state, view, await fallback.adecide(replace(view, notes={})), degraded=True)
+            fallback, view = self._take_over(state, error), view.forgetful()
+            return self._follow(state, view, await fallback.adecide(view), degraded=True)
         return self._follow(state, view, decision)
 
     def _view(self, state: RouterState) -> View:
@@ -117,6 +118,7 @@ class _Machine:
             notes=state.get("notes", {}) if started else {},
             decided=len(state.get("decisions", [])) if started else 0,
             spent_usd=self._spent(state),
+            stream=AnswerStream.if_heard(self.stream, state if started else None),
             worst_case=self.candidates.worst_case,
         )
 
@@ -147,8 +149,9 @@ class _Machine:
             decision = Answer(best, stop_reason="forced_answer", **_taken(decision))
         update["decisions"] = Overwrite([decision.note()]) if fresh else [decision.note()]
         if decision.thought is not None:
-            event: ThinkEvent = {"type": "router_r1.think", "turn": view.turn, "text": decision.thought}
-            get_stream_writer()(event)
+            stream_thought(view.turn, decision.thought)
+        if view.stream is not None:
+            update["answer_id"] = view.stream.message_id
         match decision:
             case Ask():
                 calls = self._planned(view, decision)
@@ -160,6 +163,9 @@ class _Machine:
                 return Command(update=update, goto="think")
         assert isinstance(decision, Answer), decision
         update |= {"answer": decision.text, "stop_reason": decision.stop_reason, "reply": decision.reply}
+        if view.stream is not None:
+            view.stream.finish(decision.text)
+            update["answer_id"] = view.stream.message_id
         return Command(update=update, goto="answer")
 
     def _planned(self, view: View, decision: Ask) -> list[PlannedCall]:
@@ -211,12 +217,11 @@ class _Machine:
     def answer(self, state: RouterState) -> dict[str, Any]:
         answer = state.get("answer", "")
         routing = self._account({**state, "stop_reason": state.get("stop_reason") or "no_answer"})
-        event: DoneEvent = {"type": "router_r1.done", "answer": answer, "routing": routing}
-        get_stream_writer()(event)
+        stream_end(answer, routing)
         metadata: dict[str, Any] = {"stop_reason": routing["stop_reason"]}
         if state.get("reply") is not None:
             metadata["reply"] = state["reply"]
-        message = AIMessage(answer, response_metadata=metadata)
+        message = AIMessage(answer, id=state.get("answer_id"), response_metadata=metadata)
         # Without the mark of an open run, the same question asked again is a new run.
         return {"messages": [message], "answer": answer, "routing": routing, "question_id": None}
 
@@ -247,17 +252,9 @@ class _Machine:
             "question_id": question_of(state).id,
             "limits": self._limits(state).as_state(),
             "strategy": self.strategy.note(),
-            "calls": Overwrite([]),
-            "router_usage": Overwrite([]),
-            "turn": 0,
-            "notes": {},
-            "degraded": False,
-            "in_flight_usd": 0.0,
+            **nothing_yet(),
             "earlier": add_spending(earlier),
             "before": add_spending(before),
-            "stop_reason": None,
-            "answer": "",
-            "reply": None,
             "routing": empty_account(earlier, before),
         }
 
@@ -310,6 +307,7 @@ def build_router(
     given: dict[str, Any] = dict(settings)
     limits = Limits(**{field.name: given.pop(field.name) for field in fields(Limits) if field.name in given})
     fallback = FallbackPlan.of(given.pop("fallback", None), registry)
+    stream = given.pop("stream", "answer")
     checkpointed, around = given.pop("checkpointed", True), (given.pop("middleware", ()), given.pop("clients", None))
     decides = _router_llm(engine, given) if strategy is None else strategy
     if strategy is not None and (engine is not None or given):
@@ -324,6 +322,7 @@ def build_router(
         limits=limits,
         fallback=fallback,
         checkpointed=checkpointed,
+        stream=stream,
     )
 
 
@@ -335,9 +334,10 @@ def assemble(
     limits: Limits,
     fallback: FallbackPlan | None = None,
     checkpointed: bool = True,
+    stream: StreamedText = "answer",
 ) -> StateGraph[RouterState, RouterContext, RouterInput, RouterOutput]:
     """Return the graph of these parts; `build_router` makes them from settings."""
-    machine = _Machine(strategy, registry, candidates, fallback, limits, checkpointed)
+    machine = _Machine(strategy, registry, candidates, fallback, limits, checkpointed, stream)
     graph = StateGraph(RouterState, context_schema=RouterContext, input_schema=RouterInput, output_schema=RouterOutput)
     graph.add_node("think", Node(machine.think, machine.athink), destinations=("route", "think", "answer"))
     graph.add_node("route", Node(machine.route, machine.aroute), input_schema=PlannedCall)

@@ -26,7 +26,8 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-TAGS = ("think", "search", "information", "answer")
+from langgraph_router_r1.scanner import EXACT_TAG, TAGS, begun_answer
+
 SEARCH_END = "</search>"
 ANSWER_END = "</answer>"
 
@@ -35,7 +36,6 @@ _OPENING = re.compile(r"<(search|answer)>")
 # longer than its length.
 _TAG = re.compile(rf"[<‹＜﹤]\s*+(?:([/／])\s*+)?({'|'.join(TAGS)})\b\s*+[>›＞﹥]?", re.IGNORECASE)
 _CONTROL = re.compile(r"[<＜][|｜]([^<>|＜＞｜\n]{1,64})[|｜][>＞]|\[(/?INST)\]|<(/?s)>")
-_ANY_EXACT_TAG = re.compile(rf"<(/?)({'|'.join(TAGS)})>")
 _THINK_TAG = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
 _LONGEST_USUAL_RUN = 30
 """Most combining characters in a row in the text of any language (UAX #15, Stream-Safe Text Format)."""
@@ -85,7 +85,8 @@ def fold(name: str) -> str:
 def parse(text: str, names: Iterable[str], *, routing: bool = True) -> Action:
     """Read one sampled turn. Never raises: whatever the text, there is an action.
 
-    The first complete search or answer decides. With `routing` off, only an answer counts.
+    An answer that has begun decides, complete or not (see `scanner`); else the first complete search or answer does.
+    With `routing` off, only an answer counts.
 
     Args:
         text: What the router sampled, and nothing else.
@@ -98,6 +99,8 @@ def parse(text: str, names: Iterable[str], *, routing: bool = True) -> Action:
         >>> parse("<answer> Lima </answer>", [])
         Answer(text='Lima')
     """
+    if begun := begun_answer(text, routing=routing):
+        return Answer(begun)
     # No closing tag is searched for where there is none: each failed search would read all of the text again.
     last_closing = {tag: text.rfind(f"</{tag}>") for tag in ("search", "answer")}
     position = 0
@@ -107,7 +110,7 @@ def parse(text: str, names: Iterable[str], *, routing: bool = True) -> Action:
             continue
         end = text.index(f"</{tag}>", position)
         if tag == "answer":
-            answer = text[position:end].strip()
+            answer = EXACT_TAG.sub("", text[position:end]).strip()
             return Answer(answer) if answer else Invalid("the answer is empty")
         if routing:
             return _parse_search(text[position:end], names)
@@ -270,9 +273,9 @@ def best_effort_answer(text: str) -> str:
     """Return what an unfinished turn comes closest to answering: an unclosed answer, or the text outside its tags."""
     _, opened, rest = text.rpartition("<answer>")
     if opened and rest.strip():
-        return _ANY_EXACT_TAG.sub("", rest).strip()
+        return EXACT_TAG.sub("", rest).strip()
     without_blocks = re.sub(r"<(think|search|information)>.*?(</\1>|$)", "", text, flags=re.DOTALL)
-    return _ANY_EXACT_TAG.sub("", without_blocks).strip()
+    return EXACT_TAG.sub("", without_blocks).strip()
 
 
 def check_format(segments: Sequence[tuple[str, str]], names: Iterable[str]) -> str | None:
@@ -309,7 +312,7 @@ def _check_turn(text: str, names: Sequence[str], *, final: bool) -> str | None:
     start = 0
     blocks: list[str] = []
     outside: list[str] = []
-    for match in _ANY_EXACT_TAG.finditer(text):
+    for match in EXACT_TAG.finditer(text):
         closing, tag = match.group(1) == "/", match.group(2)
         between = text[start : match.start()]
         if open_tag is None:

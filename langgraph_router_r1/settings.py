@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from langgraph_router_r1.calls.client import Clients
     from langgraph_router_r1.calls.middleware import CallMiddleware
     from langgraph_router_r1.engines.base import Fallback
+    from langgraph_router_r1.events import StreamedText
     from langgraph_router_r1.ledger import PriceLike
     from langgraph_router_r1.prompts import RouterPrompt
 
@@ -70,6 +71,9 @@ class RouterSettings(TypedDict, total=False):
     max_parallel: int
     cost_weight: float
     budget_usd: float | None
+    stream: StreamedText
+    """What is streamed while it is written, if somebody listens: "answer", or "thought" for what the router LLM thinks
+    as well. Thoughts are marked as reasoning."""
     prompt: RouterPrompt | None
     """The template that states the task to the router LLM."""
     max_tokens: int

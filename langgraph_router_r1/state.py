@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from langchain_core.messages import AnyMessage, MessageLikeRepresentation
 from langgraph.channels import DeltaChannel
 from langgraph.graph.message import add_messages
+from langgraph.types import Overwrite
 from typing_extensions import TypedDict
 
 from langgraph_router_r1.ledger import CostParts, FinishReason, Usage
@@ -20,8 +21,11 @@ CallStatus = Literal["ok", "error", "unknown_model", "over_budget", "denied"]
 """`ok`: it replied. `error`: it was asked and failed. The others were never asked: no model has that name,
 its worst case is over what is left of the budget, or it is one call too many in its turn."""
 
-StopReason = Literal["answered", "forced_answer", "no_answer", "context_full", "budget_exhausted", "degraded"]
+StopReason = Literal[
+    "answered", "forced_answer", "cut_off", "no_answer", "context_full", "budget_exhausted", "degraded"
+]
 """`answered`: the router answered by itself. `forced_answer`: it answered when it could not ask any more.
+`cut_off`: its answer was longer than the tokens that it may write in a turn, and ends in the middle.
 `no_answer`: not even then. `context_full`: its context has no room for another turn.
 `budget_exhausted`: not even the router's own next turn can be paid. `degraded`: the router LLM did not answer, and
 the models were asked without it, in the order of the `fallback`; the answer is the reply of one of them."""
@@ -213,9 +217,27 @@ class RouterState(TypedDict):
     """Spent on this thread before this question."""
     stop_reason: NotRequired[StopReason | None]
     answer: NotRequired[str]
+    answer_id: NotRequired[str | None]
+    """Of the message that was streamed while it was written; None for one that was not."""
     reply: NotRequired[str | None]
     """The whole reply that the answer was taken from; None when it is the answer itself."""
     routing: NotRequired[RunReport]
+
+
+def nothing_yet() -> dict[str, Any]:
+    """Return the update that clears what an earlier run on the thread left."""
+    return {
+        "calls": Overwrite([]),
+        "router_usage": Overwrite([]),
+        "turn": 0,
+        "notes": {},
+        "degraded": False,
+        "in_flight_usd": 0.0,
+        "stop_reason": None,
+        "answer": "",
+        "answer_id": None,
+        "reply": None,
+    }
 
 
 def question_of(state: RouterState) -> AnyMessage:
@@ -289,3 +311,5 @@ class RouterContext:
     """The most this run may spend, in dollars."""
     max_turns: int | None = None
     max_parallel: int | None = None
+    stream: Literal["answer", "thought"] | None = None
+    """What is streamed while it is written."""

@@ -18,7 +18,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import ConfigDict, Field, PrivateAttr
 
-from langgraph_router_r1.engines.base import ContextFullError, Generation, cut_after_stop
+from langgraph_router_r1.engines.base import ContextFullError, Generation, OnText, cut_after_stop
 from langgraph_router_r1.engines.tokenizer import TokenEngine, Tokenizer
 from langgraph_router_r1.transcript import Segment, token_ids
 
@@ -63,12 +63,17 @@ class ScriptedEngine(TokenEngine):
         tokenizer: Tokenizer | None = None,
         context_tokens: int = 1_000_000,
         delay_s: float = 0.0,
+        piece_chars: int = 4,
     ) -> None:
-        """Keep the script; a function must be safe to call from several threads."""
+        """Keep the script; a function must be safe to call from several threads.
+
+        When somebody listens, a turn comes in pieces of `piece_chars` characters, `delay_s` before each.
+        """
         self.model = model
         self.tokenizer = tokenizer or ByteTokenizer()
         self.context_tokens = context_tokens
         self.delay_s = delay_s
+        self.piece_chars = piece_chars
         self.prompts: list[list[int]] = []
         """The token ids of each prompt so far, for tests to look at."""
         if callable(script):
@@ -77,17 +82,37 @@ class ScriptedEngine(TokenEngine):
             turns = iter(script)
             self._write = lambda _: next(turns, "")
 
-    def generate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
+    def generate(
+        self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int, on_text: OnText | None = None
+    ) -> Generation:
         """Write the next turn."""
-        if self.delay_s:
+        if on_text is None:
+            if self.delay_s:
+                time.sleep(self.delay_s)
+            return self._next(transcript, stop, max_tokens)
+        generation = self._next(transcript, stop, max_tokens)
+        for piece in self._pieces(generation):
             time.sleep(self.delay_s)
-        return self._next(transcript, stop, max_tokens)
+            on_text(piece)
+        return generation
 
-    async def agenerate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
+    async def agenerate(
+        self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int, on_text: OnText | None = None
+    ) -> Generation:
         """Write the next turn."""
-        if self.delay_s:
+        if on_text is None:
+            if self.delay_s:
+                await asyncio.sleep(self.delay_s)
+            return self._next(transcript, stop, max_tokens)
+        generation = self._next(transcript, stop, max_tokens)
+        for piece in self._pieces(generation):
             await asyncio.sleep(self.delay_s)
-        return self._next(transcript, stop, max_tokens)
+            on_text(piece)
+        return generation
+
+    def _pieces(self, generation: Generation) -> list[str]:
+        text = generation.segment["text"]
+        return [text[start : start + self.piece_chars] for start in range(0, len(text), self.piece_chars)]
 
     def _next(self, transcript: Sequence[Segment], stop: Sequence[str], max_tokens: int) -> Generation:
         prompt = token_ids(transcript)

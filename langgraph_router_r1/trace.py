@@ -50,7 +50,7 @@ class ConsoleTrace:
             said = event["response"] if event["status"] == "ok" else event["reason"] or event["status"]
             facts = f"   (${event['cost_usd']:.8f}, {event['latency_s']:.2f} s)"
             self._line("←", _shorten(said), "green" if event["status"] == "ok" else "yellow", facts)
-        else:
+        elif event["type"] == "router_r1.done":
             routing = self.routing = event["routing"]
             stopped = "" if routing["stop_reason"] == "answered" else f", {routing['stop_reason']}"
             facts = f"   ({routing['turns']} routes, ${routing['cost_usd']:.8f}{stopped})"

@@ -34,7 +34,9 @@ async def test_a_question_is_routed_and_the_account_is_in_the_metadata() -> None
     for message in (chat_model().invoke("Peru?"), await chat_model().ainvoke("Peru?")):
         assert message.content == "Lima"
         assert message.response_metadata["routing"]["turns"] == 1
-        assert message.usage_metadata is None
+        usage = message.usage_metadata
+        assert usage is not None
+        assert usage["output_tokens"] == message.response_metadata["routing"]["router_tokens"]["completion_tokens"] > 0
 
 
 def test_a_context_holds_for_every_run() -> None:

@@ -29,7 +29,7 @@ from langgraph_router_r1.engines import (
     UnknownPolicyError,
     VLLMEngine,
 )
-from langgraph_router_r1.engines.base import observation_segment
+from langgraph_router_r1.engines.base import cut_after_stop, observation_segment
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
@@ -100,6 +100,24 @@ class CountingChatModel(ScriptedChatModel):
 
 
 # The contract
+
+
+@pytest.mark.parametrize("stop", [[], ["7", "</answer>"]])
+async def test_a_streamed_turn_is_the_turn_and_its_pieces_are_its_text(engine: RouterEngine, stop: list[str]) -> None:
+    prompt = [engine.begin(HELLO)]
+    whole = engine.generate(prompt, stop=stop, max_tokens=12)
+    pieces: list[str] = []
+    streamed = engine.generate(prompt, stop=stop, max_tokens=12, on_text=pieces.append)
+    awaited: list[str] = []
+    assert streamed == await engine.agenerate(prompt, stop=stop, max_tokens=12, on_text=awaited.append)
+    for key in ("text", "token_ids", "policy"):
+        assert streamed.segment.get(key) == whole.segment.get(key)
+    assert (streamed.finish, streamed.usage["completion_tokens"]) == (whole.finish, whole.usage["completion_tokens"])
+    for heard in (pieces, awaited):
+        # Chat APIs leave out the stop string, which the engine puts back.
+        assert cut_after_stop("".join(heard), stop) in {whole.segment["text"], whole.segment["text"].rstrip("\ufffd")}
+    if not isinstance(engine, ChatModelEngine):
+        assert len(pieces) > 1
 
 
 def test_an_engine_keeps_the_protocol(engine: RouterEngine) -> None:

@@ -233,7 +233,7 @@ def test_a_run_that_never_answers_ends_with_the_best_text_it_has() -> None:
     result = ask([search("m: a?"), search("m: b?")], pool(m="It is Lima."), max_turns=1)
     assert (result["answer"], result["routing"]["stop_reason"]) == ("It is Lima.", "no_answer")
     result = ask([search("m: a?"), "<answer> Quito"], pool(m="It is Lima."), max_turns=1)
-    assert (result["answer"], result["routing"]["stop_reason"]) == ("Quito", "no_answer")
+    assert (result["answer"], result["routing"]["stop_reason"]) == ("Quito", "forced_answer")
 
 
 def test_with_max_turns_zero_no_model_is_asked() -> None:
@@ -617,7 +617,7 @@ def test_stream_events_tell_of_each_call_before_and_after_and_of_the_end() -> No
     router = create_router(ScriptedEngine(TWO_HOPS), two_hop_pool())
     events = list(router.stream({"messages": [("user", "?")]}, stream_mode="custom"))
     assert [event["type"].removeprefix("router_r1.") for event in events] == [
-        "think", "route", "info", "think", "route", "info", "think", "done",
+        "think", "route", "info", "think", "route", "info", "answer_delta", "think", "done",
     ]  # fmt: skip
     assert (events[1]["turn"], events[1]["model"], events[1]["query"]) == (0, "capitals", "Country of Lima?")
     assert (events[2]["status"], events[2]["cost_usd"]) == ("ok", pytest.approx(11e-6))

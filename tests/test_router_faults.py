@@ -380,6 +380,10 @@ async def run(engine: VLLMEngine, mode: str, **settings: Any) -> dict[str, Any]:
     try:
         if mode == "sync":
             return await asyncio.to_thread(router.invoke, question)
+        if mode == "streamed":
+            events = router.astream(question, stream_mode=["messages", "values"])
+            *_, last = [value async for kind, value in events if kind == "values"]
+            return last
         return await router.ainvoke(question)
     finally:
         assert time.monotonic() - started < engine.timeout_s + GRACE_S
@@ -410,7 +414,7 @@ async def test_a_broken_server_is_an_engine_error_in_time_or_the_fallbacks_turn(
         async with VLLMEngine(
             url, "router", tokenizer=tiny_tokenizer, logprobs=True, timeout_s=fault.timeout_s
         ) as engine:
-            await asyncio.gather(*(ends_well(engine, mode, fault) for mode in ("sync", "async")))
+            await asyncio.gather(*(ends_well(engine, mode, fault) for mode in ("sync", "async", "streamed")))
 
 
 def test_there_are_at_least_fifty_kinds_each_with_a_name_of_its_own() -> None:

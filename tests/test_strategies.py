@@ -47,7 +47,8 @@ def test_a_strategy_of_ten_lines_gets_calls_events_and_the_account_from_the_grap
         else:
             result = chunk
     assert result["answer"] == "from small"
-    assert [event["type"] for event in events] == ["router_r1.route", "router_r1.info", "router_r1.done"]
+    kinds = ["router_r1.route", "router_r1.info", "router_r1.answer_delta", "router_r1.done"]
+    assert [event["type"] for event in events] == kinds
     [call] = result["routing"]["calls"]
     assert (call["model"], call["query"]) == ("small", "Capital of Peru?")
     assert result["routing"]["cost_usd"] == call["cost_usd"] > 0

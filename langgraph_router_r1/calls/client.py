@@ -26,6 +26,7 @@ from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
+from langgraph.constants import TAG_NOSTREAM
 from langgraph.pregel.protocol import PregelProtocol
 
 from langgraph_router_r1.calls.agent_model import AgentModel
@@ -96,7 +97,8 @@ class Client:
 
     def _config(self) -> RunnableConfig:
         name = self.descriptor.name
-        return {"run_name": f"ask {name}", "metadata": {"router_r1_model": name}}
+        # A routed model's reply is no part of the answer, and stays out of the messages that are streamed.
+        return {"run_name": f"ask {name}", "metadata": {"router_r1_model": name}, "tags": [TAG_NOSTREAM]}
 
     def _options(self, call: ModelCall) -> dict[str, Any]:
         """Return what a request carries besides the messages: the call's id, by which a provider can tell a repetition.

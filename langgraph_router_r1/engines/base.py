@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 API_KEY_ENV = "ROUTER_R1_API_KEY"
 """The environment variable with the key of the router's server; servers that we start take their key from it too."""
+
+
+OnText = Callable[[str], None]
+"""Is given the text of a turn piece by piece, while it is sampled; possibly in another thread."""
 
 
 class EngineError(RuntimeError):
@@ -74,20 +78,26 @@ class RouterEngine(Protocol):
     def truncate(self, text: str, max_tokens: int) -> str:
         """Return the start of a text, at most so many tokens long."""
 
-    def generate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
+    def generate(
+        self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int, on_text: OnText | None = None
+    ) -> Generation:
         """Sample one turn.
 
         Args:
             transcript: Everything so far.
             stop: Strings that end the turn; the one that did is part of it.
             max_tokens: Most tokens to sample.
+            on_text: Is told of the text as it comes, when somebody waits for it; what it was told may go past a stop
+                string, or lack it.
 
         Raises:
             ContextFullError: There is no room for a turn.
             EngineError: It can't be sampled for another reason.
         """
 
-    async def agenerate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
+    async def agenerate(
+        self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int, on_text: OnText | None = None
+    ) -> Generation:
         """Sample one turn without blocking; see `generate`."""
 
 

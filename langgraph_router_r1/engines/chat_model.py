@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, convert_to_messages
 
-from langgraph_router_r1.engines.base import ContextFullError, EngineError, Generation, cut_after_stop
+from langgraph_router_r1.engines.base import ContextFullError, EngineError, Generation, OnText, cut_after_stop
 from langgraph_router_r1.event_loops import for_any_loop
 from langgraph_router_r1.ledger import CHARACTERS_PER_TOKEN, NO_USAGE, estimate_tokens, finish_of, reported_usage
 from langgraph_router_r1.protocol import ANSWER_END, SEARCH_END
@@ -50,10 +53,20 @@ class ChatModelEngine:
         """See `RouterEngine.truncate`."""
         return text[: max_tokens * CHARACTERS_PER_TOKEN]
 
-    def generate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
+    def generate(
+        self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int, on_text: OnText | None = None
+    ) -> Generation:
         """See `RouterEngine.generate`."""
+        chat, options = _chat(transcript), self._options(stop, max_tokens, on_text)
         try:
-            reply = self._client.invoke(_chat(transcript), stop=list(stop), max_tokens=max_tokens)
+            if on_text is None:
+                reply = self._client.invoke(chat, **options)
+            else:
+                pieces = []
+                for piece in self._client.stream(chat, **options):
+                    pieces.append(piece)
+                    on_text(piece.text)
+                reply = _joined(pieces)
         except Exception as error:  # noqa: BLE001 - any provider, any exception
             problem = self._error(error)
         else:
@@ -61,15 +74,30 @@ class ChatModelEngine:
         # Raised outside the handler: the provider's exception, which may hold a key, would be its context.
         raise problem
 
-    async def agenerate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
+    async def agenerate(
+        self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int, on_text: OnText | None = None
+    ) -> Generation:
         """See `RouterEngine.agenerate`."""
+        chat, options = _chat(transcript), self._options(stop, max_tokens, on_text)
         try:
-            reply = await self._client.ainvoke(_chat(transcript), stop=list(stop), max_tokens=max_tokens)
+            if on_text is None:
+                reply = await self._client.ainvoke(chat, **options)
+            else:
+                pieces = []
+                async for piece in self._client.astream(chat, **options):
+                    pieces.append(piece)
+                    on_text(piece.text)
+                reply = _joined(pieces)
         except Exception as error:  # noqa: BLE001 - any provider, any exception
             problem = self._error(error)
         else:
             return self._read(transcript, reply, stop)
         raise problem
+
+    def _options(self, stop: Sequence[str], max_tokens: int, on_text: OnText | None) -> dict[str, Any]:
+        # Without it, OpenAI's client asks for no usage when it streams from another address than OpenAI's.
+        usage = {"stream_usage": True} if on_text is not None and hasattr(self.chat_model, "stream_usage") else {}
+        return {"stop": list(stop), "max_tokens": max_tokens, **usage}
 
     def __repr__(self) -> str:
         return f"ChatModelEngine({self.model!r})"
@@ -112,6 +140,15 @@ def _chat(transcript: Sequence[Segment]) -> list[BaseMessage]:
             kind = AIMessage if segment["kind"] == "policy" else HumanMessage
             chat.append(kind(segment["text"].strip()))
     return chat
+
+
+def _joined(pieces: Sequence[Any]) -> AIMessage:
+    """Return the message that was streamed in these pieces."""
+    if not pieces:
+        msg = "the stream ended before it began"
+        raise ValueError(msg)
+    whole: AIMessage = functools.reduce(operator.add, pieces)
+    return whole
 
 
 def _missing_end(text: str, stop: Sequence[str]) -> str:

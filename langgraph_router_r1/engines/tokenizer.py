@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as Vocabulary
+from tokenizers.decoders import DecodeStream
 
 from langgraph_router_r1.engines.base import EngineError
 from langgraph_router_r1.transcript import Segment
@@ -122,6 +123,14 @@ class ChatTokenizer:
         """Return the text of tokens."""
         text: str = self._control.decode(list(ids), skip_special_tokens=skip_control)
         return text
+
+    def decoder(self) -> Callable[[int], str]:
+        """Return a function that takes tokens one by one and returns what each adds to the text, no control tokens.
+
+        A character of several tokens comes whole, with the last of them.
+        """
+        stream = DecodeStream(skip_special_tokens=True)
+        return lambda token_id: stream.step(self._control, token_id) or ""
 
     def knows(self, token_id: int) -> bool:
         """Return whether the vocabulary has a token of this id, which must be from 0 to 2**31 - 1."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-from langgraph_router_r1.engines.base import ContextFullError, EngineError, Generation
+from langgraph_router_r1.engines.base import ContextFullError, EngineError, Generation, OnText
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer, TokenEngine
 from langgraph_router_r1.transcript import Segment, token_ids
 
@@ -26,6 +26,7 @@ class _Request:
     prompt: list[int]
     stop: Sequence[str]
     max_tokens: int
+    on_text: OnText | None
     result: Future[tuple[list[int], list[float], bool]] = field(default_factory=Future)
 
 
@@ -85,20 +86,26 @@ class TransformersEngine(TokenEngine):
         self._worker: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    def generate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
+    def generate(
+        self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int, on_text: OnText | None = None
+    ) -> Generation:
         """See `RouterEngine.generate`."""
-        request = self._submit(transcript, stop, max_tokens)
+        request = self._submit(transcript, stop, max_tokens, on_text)
         return self._read(request, request.result.result())
 
-    async def agenerate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
+    async def agenerate(
+        self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int, on_text: OnText | None = None
+    ) -> Generation:
         """See `RouterEngine.agenerate`."""
-        request = self._submit(transcript, stop, max_tokens)
+        request = self._submit(transcript, stop, max_tokens, on_text)
         return self._read(request, await asyncio.wrap_future(request.result))
 
     def __repr__(self) -> str:
         return f"TransformersEngine({self.network.name_or_path!r}, model={self.model!r})"
 
-    def _submit(self, transcript: Sequence[Segment], stop: Sequence[str], max_tokens: int) -> _Request:
+    def _submit(
+        self, transcript: Sequence[Segment], stop: Sequence[str], max_tokens: int, on_text: OnText | None
+    ) -> _Request:
         prompt = token_ids(transcript)
         if len(prompt) + max_tokens > self.context_tokens:
             msg = (
@@ -106,7 +113,7 @@ class TransformersEngine(TokenEngine):
                 f"are more than the maximum context length of {self.context_tokens}"
             )
             raise ContextFullError(msg)
-        request = _Request(prompt, stop, max_tokens)
+        request = _Request(prompt, stop, max_tokens, on_text)
         with self._lock:
             if self._worker is None:
                 self._worker = threading.Thread(target=self._work, daemon=True, name="router-r1-sampler")
@@ -209,7 +216,7 @@ class TransformersEngine(TokenEngine):
 
 
 class _Rows(StoppingCriteria):  # type: ignore[misc]
-    """Ends each row at its own stop strings and its own length."""
+    """Ends each row at its own stop strings and its own length, and tells of its text as it comes."""
 
     def __init__(self, batch: list[_Request], tokenizer: ChatTokenizer, start: int) -> None:
         self.batch = batch
@@ -217,6 +224,7 @@ class _Rows(StoppingCriteria):  # type: ignore[misc]
         self.start = start
         self.length = [0] * len(batch)
         self.stopped = [False] * len(batch)
+        self.decode = [tokenizer.decoder() for _ in batch]
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         sampled = input_ids[:, self.start :].tolist()
@@ -224,6 +232,8 @@ class _Rows(StoppingCriteria):  # type: ignore[misc]
             if self.length[row]:
                 continue
             ids = sampled[row]
+            if request.on_text is not None and (text := self.decode[row](ids[-1])):
+                request.on_text(text)
             # A stop string is no longer than its characters are tokens.
             reach = max((len(string) for string in request.stop), default=0)
             tail = self.tokenizer.decode(ids[-reach:]) if reach else ""

@@ -1,6 +1,6 @@
 """A router served by vLLM: token ids go out and come back over HTTP.
 
-The server is not trusted. A turn ends within `timeout_s` whatever the server does, a reply must fit `_Completion` to
+The server is not trusted. A turn ends within `timeout_s` whatever the server does, a reply must fit `Completion` to
 be used, and the server's own words are cut and cleaned of the key before they appear in an error.
 """
 
@@ -15,16 +15,14 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, ValidationInfo, model_validator
-from pydantic_core import from_json
+from pydantic import ValidationError
 
 from langgraph_router_r1.engines.base import (
     API_KEY_ENV,
@@ -32,9 +30,11 @@ from langgraph_router_r1.engines.base import (
     EngineError,
     EngineUnavailableError,
     Generation,
+    OnText,
     UnknownPolicyError,
 )
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer, TokenEngine
+from langgraph_router_r1.engines.vllm_replies import Asked, Card, Cards, Completion, CompletionStream, Reply, message_of
 from langgraph_router_r1.event_loops import LoopThread
 from langgraph_router_r1.transcript import Segment, token_ids
 
@@ -48,6 +48,7 @@ MAX_SHOWN_CHARACTERS = 200
 """Most characters of the server's text that an error shows."""
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Reply)
 
 _Clients = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient]
 
@@ -150,16 +151,20 @@ class VLLMEngine(TokenEngine):
         """
         self._run(self._request("POST", path, body))
 
-    def generate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
+    def generate(
+        self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int, on_text: OnText | None = None
+    ) -> Generation:
         """See `RouterEngine.generate`."""
-        asked = _Asked(token_ids(transcript), max_tokens, self.logprobs, self.tokenizer)
-        return self._run(self._complete(asked, stop))
+        asked = Asked(token_ids(transcript), max_tokens, self.logprobs, self.tokenizer)
+        return self._run(self._complete(asked, stop, on_text))
 
-    async def agenerate(self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int) -> Generation:
+    async def agenerate(
+        self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int, on_text: OnText | None = None
+    ) -> Generation:
         """See `RouterEngine.agenerate`."""
         await self.aload()
-        asked = _Asked(token_ids(transcript), max_tokens, self.logprobs, self.tokenizer)
-        return await self._in_time(self._complete(asked, stop))
+        asked = Asked(token_ids(transcript), max_tokens, self.logprobs, self.tokenizer)
+        return await self._in_time(self._complete(asked, stop, on_text))
 
     def close(self) -> None:
         """Close the connections of synchronous use."""
@@ -218,24 +223,42 @@ class VLLMEngine(TokenEngine):
             problem = f"the router's server at {self.base_url} gave no whole reply within {self.timeout_s:g} s"
         raise EngineUnavailableError(problem)
 
-    async def _complete(self, asked: _Asked, stop: Sequence[str]) -> Generation:
-        status, content = await self._send("POST", "completions", self._body(asked, stop))
+    async def _complete(self, asked: Asked, stop: Sequence[str], on_text: OnText | None) -> Generation:
+        body = self._body(asked, stop)
+        if on_text is None:
+            status, content = await self._send("POST", "completions", body)
+        else:
+            stream = CompletionStream(asked, on_text)
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+            status, content = await self._send("POST", "completions", body, stream.feed)
+            if stream.problem is not None:
+                raise self._no_reply_of_vllm(stream.problem)
+            if stream.failure:
+                status, content = httpx.codes.INTERNAL_SERVER_ERROR, stream.failure
+            elif stream.has_begun:
+                content = stream.completion()
         if status != httpx.codes.OK:
             raise await self._refused(status, content)
-        return self._generation(self._parse(_Completion, content, asked), asked.tokenizer)
+        return self._generation(self._parse(Completion, content, asked), asked.tokenizer)
 
-    async def _cards(self) -> list[_Card]:
-        return self._parse(_Cards, await self._request("GET", "models")).data
+    async def _cards(self) -> list[Card]:
+        return self._parse(Cards, await self._request("GET", "models")).data
 
     async def _request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
         """Make a request; return the body of the reply, or raise what a refusal means."""
         status, content = await self._send(method, path, body)
         if status != httpx.codes.OK:
-            raise self._refusal(status, _message(content))
+            raise self._refusal(status, message_of(content))
         return content
 
-    async def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> tuple[int, bytes]:
-        """Make a request; return the status and the body of the reply.
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        on_bytes: Callable[[bytes], None] | None = None,
+    ) -> tuple[int, bytes]:
+        """Make a request; return the status and the body of the reply, which `on_bytes` is given as it comes.
 
         Raises:
             EngineUnavailableError: There is no whole reply, or none that is HTTP.
@@ -254,6 +277,8 @@ class VLLMEngine(TokenEngine):
                     content += chunk
                     if len(content) > MAX_REPLY_BYTES:
                         raise EngineError(f"{self.base_url} sent a reply of more than {MAX_REPLY_BYTES:,} bytes")
+                    if on_bytes is not None and response.status_code == httpx.codes.OK:
+                        on_bytes(chunk)
                 return response.status_code, bytes(content)
         except httpx.ConnectTimeout:
             problem = f"accepts no connection within {min(CONNECT_TIMEOUT_S, self.timeout_s):g} s"
@@ -264,7 +289,7 @@ class VLLMEngine(TokenEngine):
         # Raised outside the handlers: the exceptions of httpx hold the request, whose headers hold the key.
         raise EngineUnavailableError(f"the router's server at {self.base_url} {problem}")
 
-    def _body(self, asked: _Asked, stop: Sequence[str]) -> dict[str, Any]:
+    def _body(self, asked: Asked, stop: Sequence[str]) -> dict[str, Any]:
         return {
             "model": self.model,
             "prompt": asked.prompt,
@@ -285,7 +310,7 @@ class VLLMEngine(TokenEngine):
 
     # Replies
 
-    def _parse(self, kind: type[M], content: bytes, asked: _Asked | None = None) -> M:
+    def _parse(self, kind: type[M], content: bytes, asked: Asked | None = None) -> M:
         """Return the reply as what it should be.
 
         Raises:
@@ -294,12 +319,16 @@ class VLLMEngine(TokenEngine):
         try:
             return kind.model_validate_json(content, context=asked)
         except ValidationError as error:
-            [problem, *_] = error.errors(include_url=False, include_context=False, include_input=False)
+            problem = self._no_reply_of_vllm(error)
+        raise problem
+
+    def _no_reply_of_vllm(self, error: ValidationError) -> EngineError:
+        [problem, *_] = error.errors(include_url=False, include_context=False, include_input=False)
         field = ".".join(map(str, problem["loc"])) or "reply"
         what = self._shown(f"{field}: {problem['msg'].removeprefix('Value error, ')}")
-        raise EngineError(f"{self.base_url} does not answer as vLLM does ({what}): is it one, and a recent one?")
+        return EngineError(f"{self.base_url} does not answer as vLLM does ({what}): is it one, and a recent one?")
 
-    def _generation(self, reply: _Completion, tokenizer: ChatTokenizer) -> Generation:
+    def _generation(self, reply: Completion, tokenizer: ChatTokenizer) -> Generation:
         [choice], usage = reply.choices, reply.usage
         segment: Segment = {
             "kind": "policy",
@@ -332,7 +361,7 @@ class VLLMEngine(TokenEngine):
 
     async def _refused(self, status: int, content: bytes) -> EngineError:
         """Return the error of a turn that the server refused."""
-        message = _message(content)
+        message = message_of(content)
         if status == httpx.codes.NOT_FOUND and "does not exist" in message:
             try:
                 served = [card.id for card in await self._cards()]
@@ -372,111 +401,6 @@ async def _close_client(clients: _Clients, loop: asyncio.AbstractEventLoop) -> N
     client = clients.pop(loop, None)
     if client is not None:
         await client.aclose()
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What a turn was asked for, to hold the reply against."""
-
-    prompt: list[int]
-    max_tokens: int
-    logprobs: bool
-    tokenizer: ChatTokenizer
-
-
-class _Reply(BaseModel):
-    """JSON from the server. The types are strict: `true` and `"1"` are no numbers, and NaN is none either."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
-
-
-M = TypeVar("M", bound=_Reply)
-
-_Count = Annotated[int, Field(ge=0, lt=2**53)]
-_TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-# vLLM computes (logit - greatest logit) - log(sum of exponentials), in float32: neither part is ever above 0.
-_LogProb = Annotated[float, Field(le=0)]
-
-
-class _CachedTokens(_Reply):
-    cached_tokens: _Count | None = None
-
-
-class _Usage(_Reply):
-    prompt_tokens: _Count
-    completion_tokens: _Count
-    prompt_tokens_details: _CachedTokens | None = None
-
-    @property
-    def cached_tokens(self) -> int:
-        return (self.prompt_tokens_details and self.prompt_tokens_details.cached_tokens) or 0
-
-
-class _LogProbs(_Reply):
-    # FailFast: a list of a million wrong items makes one error, not a million.
-    token_logprobs: Annotated[list[_LogProb], FailFast()]
-
-
-class _Choice(_Reply):
-    token_ids: Annotated[list[_TokenId], FailFast(), Field(min_length=1)]
-    logprobs: _LogProbs | None = None
-    finish_reason: Literal["stop", "length"]
-
-
-class _Completion(_Reply):
-    """The reply to one turn. It is bought, recorded and trained on, so its numbers must fit what was asked."""
-
-    choices: Annotated[list[_Choice], FailFast(), Field(min_length=1, max_length=1)]
-    usage: _Usage
-
-    @model_validator(mode="after")
-    def _fits_what_was_asked(self, info: ValidationInfo) -> Self:
-        asked = info.context
-        assert isinstance(asked, _Asked)
-        [choice], usage = self.choices, self.usage
-        sampled, sent = len(choice.token_ids), len(asked.prompt)
-        if sampled > asked.max_tokens:
-            raise ValueError(f"token_ids has {sampled} tokens, and at most {asked.max_tokens} were asked for")
-        if unknown := [token for token in choice.token_ids if not asked.tokenizer.knows(token)]:
-            raise ValueError(f"token_ids has {unknown[0]}, which the tokenizer does not know")
-        if asked.logprobs and (choice.logprobs is None or len(choice.logprobs.token_logprobs) != sampled):
-            found = 0 if choice.logprobs is None else len(choice.logprobs.token_logprobs)
-            raise ValueError(f"logprobs has {found} values for {sampled} tokens")
-        # The token that ends a turn is among the ids, and is counted.
-        if usage.completion_tokens != sampled:
-            raise ValueError(f"usage.completion_tokens is {usage.completion_tokens} for {sampled} tokens")
-        if usage.prompt_tokens != sent:
-            raise ValueError(f"usage.prompt_tokens is {usage.prompt_tokens} for a prompt of {sent} tokens")
-        if usage.cached_tokens > sent:
-            raise ValueError(f"usage has {usage.cached_tokens} cached tokens of a prompt of {sent}")
-        return self
-
-
-_Name = Annotated[str, Field(max_length=1000)]
-
-
-class _Card(_Reply):
-    """A served model, as `/models` describes it."""
-
-    id: _Name
-    root: _Name | None = None
-    parent: _Name | None = None
-
-
-class _Cards(_Reply):
-    data: Annotated[list[_Card], FailFast()]
-
-
-def _message(content: bytes) -> str:
-    """Return the message of an error reply, wherever in it this server's version puts it; else all of its text."""
-    text = content.decode(errors="replace")
-    try:
-        payload = from_json(content)
-    except ValueError:
-        return text
-    inner = payload.get("error", payload) if isinstance(payload, dict) else payload
-    message = inner.get("message") if isinstance(inner, dict) else inner
-    return message if isinstance(message, str) else text
 
 
 def _secret_pattern(api_key: str | None, user: str, password: str) -> re.Pattern[str] | None:

@@ -18,11 +18,12 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from langchain_core.messages import AnyMessage
 
+from langgraph_router_r1.events import AnswerStream
 from langgraph_router_r1.ledger import FREE, Price, Usage, estimate_tokens
 from langgraph_router_r1.prompts import last_question
 from langgraph_router_r1.protocol import Call, sanitize
@@ -52,8 +53,16 @@ class View:
     """How many decisions were made so far."""
     spent_usd: float = 0.0
     """Dollars that count against the budget: spent, and possibly billed."""
+    stream: AnswerStream | None = None
+    """Takes the answer while it is written; None when nobody listens. What was not written, the graph adds."""
     worst_case: Callable[[str, str], float] = lambda _model, _query: 0.0
     """The most that asking a model (by name) a query can cost, in dollars; infinity when nothing bounds it."""
+
+    def forgetful(self) -> Self:
+        """Return the view for another strategy, which takes over: without the notes and the answer of the first."""
+        if self.stream is not None:
+            self.stream.abandon()
+        return replace(self, notes={})
 
     @property
     def question(self) -> str:

@@ -17,6 +17,7 @@ from langgraph_router_r1.engines.base import ContextFullError, Generation, Route
 from langgraph_router_r1.ledger import FREE, PER_MILLION, Price, cost, worst_case
 from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.registry import ModelRegistry
+from langgraph_router_r1.scanner import TurnScanner
 from langgraph_router_r1.settings import Limits
 from langgraph_router_r1.state import RoutedCall, StopReason, StrategyNote
 from langgraph_router_r1.strategies.base import Again, Answer, Ask, Decision, Strategy, View
@@ -74,7 +75,7 @@ class RouterLLM(Strategy):
         if turn.max_tokens < 1:
             return _finish(turn, "budget_exhausted")
         try:
-            generation = self.engine.generate(turn.transcript, stop=_stop(turn), max_tokens=turn.max_tokens)
+            generation = self.engine.generate(turn.transcript, max_tokens=turn.max_tokens, **_options(turn))
         except ContextFullError:
             return _finish(turn, "context_full")
         return self._read(turn, generation)
@@ -86,7 +87,7 @@ class RouterLLM(Strategy):
         if turn.max_tokens < 1:
             return _finish(turn, "budget_exhausted")
         try:
-            generation = await self.engine.agenerate(turn.transcript, stop=_stop(turn), max_tokens=turn.max_tokens)
+            generation = await self.engine.agenerate(turn.transcript, max_tokens=turn.max_tokens, **_options(turn))
         except ContextFullError:
             return _finish(turn, "context_full")
         return self._read(turn, generation)
@@ -127,7 +128,9 @@ class RouterLLM(Strategy):
         }
         match protocol.parse(segment["text"], view.registry.aliases, routing=turn.may_ask):
             case protocol.Answer(text):
-                return Answer(text, stop_reason="answered" if turn.may_ask else "forced_answer", **wrote)
+                is_cut = generation.finish == "length" and protocol.ANSWER_END not in segment["text"]
+                ended: StopReason = "cut_off" if is_cut else "answered" if turn.may_ask else "forced_answer"
+                return Answer(text, stop_reason=ended, **wrote)
             case protocol.Route(calls):
                 named = [_by_name(call, view.registry) for call in calls]
                 prompt_tokens = _prompt_tokens([*turn.transcript, segment])
@@ -223,8 +226,19 @@ class _Turn:
     max_tokens: int
 
 
-def _stop(turn: _Turn) -> list[str]:
-    return [protocol.SEARCH_END, protocol.ANSWER_END] if turn.may_ask else [protocol.ANSWER_END]
+def _options(turn: _Turn) -> dict[str, Any]:
+    """Return what ends the turn, and what is told of its text if somebody listens."""
+    stop = [protocol.SEARCH_END, protocol.ANSWER_END] if turn.may_ask else [protocol.ANSWER_END]
+    stream = turn.view.stream
+    if stream is None:
+        return {"stop": stop}
+    scanner = TurnScanner(routing=turn.may_ask)
+
+    def on_text(piece: str) -> None:
+        for kind, text in scanner.feed(piece):
+            (stream.answer if kind == "answer" else stream.think)(text)
+
+    return {"stop": stop, "on_text": on_text}
 
 
 def _finish(turn: _Turn, stop_reason: StopReason, text: str = "", **wrote: Any) -> Answer:

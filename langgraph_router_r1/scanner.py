@@ -1,0 +1,107 @@
+"""Reads a router's turn while it is written: what is thought, and what is answer, without any tag.
+
+An answer that has begun is the answer of the run, however the turn ends: what was shown to a user can't be taken back.
+`protocol.parse` holds to the same rule, by the same scanner.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+TAGS = ("think", "search", "information", "answer")
+EXACT_TAG = re.compile(rf"<(/?)({'|'.join(TAGS)})>")
+_ALL_TAGS = tuple(f"<{slash}{tag}>" for tag in TAGS for slash in ("", "/"))
+_LONGEST = max(map(len, _ALL_TAGS))
+
+Delta = tuple[Literal["thought", "answer"], str]
+"""A piece of a turn, and what it is part of."""
+
+
+class TurnScanner:
+    r"""Takes a turn in pieces, cut anywhere, and returns what may be shown of each.
+
+    An answer begins at `<answer>` outside of a thought and of a search, and ends at `</answer>`. Other tags within it
+    are left out, and so are blanks around it. Time is linear in the length of the turn.
+
+    Example:
+        >>> scanner = TurnScanner()
+        >>> [scanner.feed(piece) for piece in ("<think> Peru", " it is </thi", "nk><answ", "er> Li", "ma </answer>")]
+        [[('thought', 'Peru')], [('thought', ' it is')], [], [('answer', 'Li')], [('answer', 'ma')]]
+    """
+
+    def __init__(self, *, routing: bool = True) -> None:
+        """Begin a turn; with `routing` off, searches in it do not count."""
+        self._routing = routing
+        self._place: str | None = None  # the tag that is open, if it matters
+        self._held = ""  # what may turn out to be a tag
+        self._blanks: list[str] = []  # they count only if something follows
+        self._begun = False
+        self._answer: list[str] = []
+        self._ended = False
+
+    @property
+    def answer(self) -> str:
+        """The answer so far; empty while none has begun."""
+        return "".join(self._answer)
+
+    def feed(self, piece: str) -> list[Delta]:
+        """Return what the piece adds to the thought and to the answer."""
+        text, self._held = self._held + piece, ""
+        deltas: list[Delta] = []
+        start = 0
+        while not self._ended:
+            at = text.find("<", start)
+            self._show(text[start : at if at >= 0 else None], deltas)
+            if at < 0:
+                break
+            if found := EXACT_TAG.match(text, at):
+                self._turn_to(found[2], closing=found[1] == "/")
+                start = found.end()
+            elif len(text) - at < _LONGEST and any(tag.startswith(text[at:]) for tag in _ALL_TAGS):
+                self._held = text[at:]
+                break
+            else:
+                self._show("<", deltas)
+                start = at + 1
+        return deltas
+
+    def _turn_to(self, tag: str, *, closing: bool) -> None:
+        if self._place is None:
+            if not closing and tag != "information":
+                self._place, self._begun, self._blanks = tag, False, []
+        elif closing and tag == self._place:
+            self._ended = tag == "answer" or (tag == "search" and self._routing)
+            self._place = None
+
+    def _show(self, text: str, deltas: list[Delta]) -> None:
+        if self._place not in {"think", "answer"}:
+            return
+        shown = text.rstrip()
+        if not shown:
+            self._blanks.append(text)
+            return
+        before, self._blanks = "".join(self._blanks), [text[len(shown) :]]
+        shown = before + shown if self._begun else shown.lstrip()
+        self._begun = True
+        kind: Literal["thought", "answer"] = "thought" if self._place == "think" else "answer"
+        if kind == "answer":
+            self._answer.append(shown)
+        if deltas and deltas[-1][0] == kind:
+            deltas[-1] = (kind, deltas[-1][1] + shown)
+        else:
+            deltas.append((kind, shown))
+
+
+def begun_answer(text: str, *, routing: bool = True) -> str:
+    """Return the answer that has begun in a turn, complete or not; empty if none has.
+
+    Example:
+        >>> begun_answer("<think> I write <answer> soon </think> <answer> Li")
+        'Li'
+        >>> begun_answer("<search> small: Peru? </search>")
+        ''
+    """
+    scanner = TurnScanner(routing=routing)
+    scanner.feed(text)
+    return scanner.answer
