@@ -34,6 +34,8 @@ from langgraph_router_r1.accounting import (
     spending,
 )
 from langgraph_router_r1.calls import Candidates
+from langgraph_router_r1.calls.approval import Approval
+from langgraph_router_r1.calls.planning import plan_calls, worst_cases
 from langgraph_router_r1.engines.base import EngineError, RouterEngine
 from langgraph_router_r1.events import AnswerStream, StreamedText, stream_call, stream_end, stream_reply, stream_thought
 from langgraph_router_r1.ledger import FREE, Price, add_bounds, add_usage, bound, cost
@@ -42,8 +44,8 @@ from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import Limits, RouterSettings
 from langgraph_router_r1.state import (
+    PendingCalls,
     PlannedCall,
-    Refusal,
     RoutedCall,
     RouterContext,
     RouterInput,
@@ -56,7 +58,6 @@ from langgraph_router_r1.state import (
     is_degraded,
     is_fresh,
     nothing_yet,
-    planned_call,
     question_of,
 )
 from langgraph_router_r1.strategies import Again, Answer, Ask, Decision, RouterLLM, Strategy, View
@@ -64,27 +65,40 @@ from langgraph_router_r1.strategies.fallback import FallbackPlan
 
 logger = logging.getLogger(__name__)
 
-MAX_UNKNOWN_NAME = 60
-"""Characters kept of a name that is not registered: the router may have written a whole paragraph before a colon."""
-
-Next = Command[Literal["route", "answer", "think"]]
+Next = Command[Literal["route", "approve", "answer", "think"]]
 
 
-@dataclass(frozen=True)
-class _Machine:
-    """The three nodes, each in a blocking and an asynchronous form around the same pure halves."""
+@dataclass(frozen=True, kw_only=True)
+class RouterMachine:
+    """The nodes, each in a blocking and an asynchronous form around the same pure halves."""
 
     strategy: Strategy
-    registry: ModelRegistry
     candidates: Candidates
-    fallback: FallbackPlan | None
     limits: Limits
-    checkpointed: bool
-    stream: StreamedText
+    fallback: FallbackPlan | None = None
+    checkpointed: bool = True
+    stream: StreamedText = "answer"
+    approval: Approval | None = None
+
+    def graph(self) -> StateGraph[RouterState, RouterContext, RouterInput, RouterOutput]:
+        """Return the graph of the nodes, not compiled."""
+        graph = StateGraph(
+            RouterState, context_schema=RouterContext, input_schema=RouterInput, output_schema=RouterOutput
+        )
+        waits = () if self.approval is None else ("approve",)
+        graph.add_node("think", Node(self._think, self._athink), destinations=("route", "think", "answer", *waits))
+        if self.approval is not None:
+            graph.add_node("approve", Node(self._approve, self._aapprove), destinations=("route",))
+        graph.add_node("route", Node(self._route, self._aroute), input_schema=PlannedCall)
+        graph.add_node("answer", Node(self._answer, self._aanswer))
+        graph.add_edge(START, "think")
+        graph.add_edge("route", "think")
+        graph.add_edge("answer", END)
+        return graph
 
     # think
 
-    def think(self, state: RouterState) -> Next:
+    def _think(self, state: RouterState) -> Next:
         view = self._view(state)
         if is_degraded(state) and self.fallback is not None:
             return self._follow(state, view, self.fallback.decide(view), degraded=True)
@@ -95,7 +109,7 @@ class _Machine:
             return self._follow(state, view, fallback.decide(view), degraded=True)
         return self._follow(state, view, decision)
 
-    async def athink(self, state: RouterState) -> Next:
+    async def _athink(self, state: RouterState) -> Next:
         view = self._view(state)
         if is_degraded(state) and self.fallback is not None:
             return self._follow(state, view, await self.fallback.adecide(view), degraded=True)
@@ -110,7 +124,7 @@ class _Machine:
         started = not is_fresh(state)
         return View(
             messages=state["messages"],
-            registry=self.registry,
+            registry=self.candidates.registry,
             limits=self._limits(state),
             turn=state.get("turn", 0) if started else 0,
             calls=in_call_order(state.get("calls", [])) if started else (),
@@ -154,11 +168,11 @@ class _Machine:
             update["answer_id"] = view.stream.message_id
         match decision:
             case Ask():
-                calls = self._planned(view, decision)
-                # Kept in the state, should the run break off while models are asked.
-                update["in_flight_usd"] = add_bounds(*map(bound, self._worst_cases(calls)))
+                pending = self._pending(view, decision)
                 update["turn"] = view.turn + 1
-                return Command(update=update, goto=[Send("route", call) for call in calls])
+                if self.approval is not None and self.approval.pending(pending["calls"], self.candidates):
+                    return Command(update={**update, "pending": pending, "in_flight_usd": 0.0}, goto="approve")
+                return self._send(pending["calls"], update)
             case Again():
                 return Command(update=update, goto="think")
         assert isinstance(decision, Answer), decision
@@ -168,7 +182,7 @@ class _Machine:
             update["answer_id"] = view.stream.message_id
         return Command(update=update, goto="answer")
 
-    def _planned(self, view: View, decision: Ask) -> list[PlannedCall]:
+    def _pending(self, view: View, decision: Ask) -> PendingCalls:
         """Return the calls of a turn, those that must not be made marked so.
 
         Raises:
@@ -177,35 +191,43 @@ class _Machine:
         if not decision.calls:
             msg = f"{type(self.strategy).__name__} decided to ask, and names no model"
             raise ValueError(msg)
-        limits, payloads = view.limits, list[PlannedCall]()
-        for index, call in enumerate(decision.calls):
-            refusal: Refusal | None = None
-            known = call.known and call.model in self.registry
-            model = self.registry[call.model].name if known else call.model[:MAX_UNKNOWN_NAME]
-            if not known:
-                refusal = {"status": "unknown_model", "reason": self.registry.explain_unknown(model)}
-            elif index >= limits.max_parallel:
-                refusal = {"status": "denied", "reason": f"at most {limits.max_parallel} models can be asked a turn"}
-            payloads.append(planned_call(view.turn, index, model, call.query, refusal))
-        if limits.budget_usd is not None:
+        budget, left = view.limits.budget_usd, None
+        if budget is not None:
             spent = view.spent_usd + (cost(decision.usage, self.strategy.price) if decision.usage else 0.0)
-            refuse_expensive(payloads, self._worst_cases(payloads), limits.budget_usd - spent - decision.keep_usd)
-        return payloads
+            left = budget - spent - decision.keep_usd
+        calls = plan_calls(decision.calls, self.candidates, turn=view.turn, limits=view.limits, left_usd=left)
+        return {"calls": calls, "left_usd": left}
 
-    def _worst_cases(self, calls: list[PlannedCall]) -> list[float]:
-        """Return the most that each call can cost, in dollars; 0 for one that is not made."""
-        return [0.0 if call["refusal"] else self.candidates.worst_case(call["model"], call["query"]) for call in calls]
+    def _send(self, calls: list[PlannedCall], update: dict[str, Any]) -> Next:
+        """Return the way to the routed models."""
+        # Kept in the state, should the run break off while models are asked.
+        update["in_flight_usd"] = add_bounds(*map(bound, worst_cases(calls, self.candidates)))
+        return Command(update=update, goto=[Send("route", call) for call in calls])
+
+    # approve
+
+    def _approve(self, state: RouterState) -> Next:
+        assert self.approval is not None
+        pending = state["pending"]
+        assert pending is not None
+        calls, left = self.approval.review(pending["calls"], self.candidates), pending["left_usd"]
+        if left is not None:  # an edit may have made them more expensive
+            refuse_expensive(calls, worst_cases(calls, self.candidates), left)
+        return self._send(calls, {"pending": None})
+
+    async def _aapprove(self, state: RouterState) -> Next:
+        return self._approve(state)
 
     # route
 
-    def route(self, call: PlannedCall) -> dict[str, list[RoutedCall]]:
+    def _route(self, call: PlannedCall) -> dict[str, list[RoutedCall]]:
         stream_call(call)
         again = self.checkpointed and call["refusal"] is None and intents.begin(call)
         routed = self.candidates.ask(call, again=again)
         stream_reply(routed)
         return {"calls": [routed]}
 
-    async def aroute(self, call: PlannedCall) -> dict[str, list[RoutedCall]]:
+    async def _aroute(self, call: PlannedCall) -> dict[str, list[RoutedCall]]:
         stream_call(call)
         again = self.checkpointed and call["refusal"] is None and await intents.abegin(call)
         routed = await self.candidates.aask(call, again=again)
@@ -214,7 +236,7 @@ class _Machine:
 
     # answer
 
-    def answer(self, state: RouterState) -> dict[str, Any]:
+    def _answer(self, state: RouterState) -> dict[str, Any]:
         answer = state.get("answer", "")
         routing = self._account({**state, "stop_reason": state.get("stop_reason") or "no_answer"})
         stream_end(answer, routing)
@@ -225,8 +247,8 @@ class _Machine:
         # Without the mark of an open run, the same question asked again is a new run.
         return {"messages": [message], "answer": answer, "routing": routing, "question_id": None}
 
-    async def aanswer(self, state: RouterState) -> dict[str, Any]:
-        return self.answer(state)
+    async def _aanswer(self, state: RouterState) -> dict[str, Any]:
+        return self._answer(state)
 
     # What a run is held to, and what it has spent
 
@@ -307,7 +329,7 @@ def build_router(
     given: dict[str, Any] = dict(settings)
     limits = Limits(**{field.name: given.pop(field.name) for field in fields(Limits) if field.name in given})
     fallback = FallbackPlan.of(given.pop("fallback", None), registry)
-    stream = given.pop("stream", "answer")
+    stream, approval = given.pop("stream", "answer"), Approval.of(given.pop("approve", "never"))
     checkpointed, around = given.pop("checkpointed", True), (given.pop("middleware", ()), given.pop("clients", None))
     decides = _router_llm(engine, given) if strategy is None else strategy
     if strategy is not None and (engine is not None or given):
@@ -315,37 +337,15 @@ def build_router(
         msg = f"{for_engine}: for a router LLM, and the strategy {type(strategy).__name__} decides here"
         raise TypeError(msg)
     candidates = Candidates(registry, decides.count_tokens, *around)
-    return assemble(
+    return RouterMachine(
         strategy=decides,
-        registry=registry,
         candidates=candidates,
         limits=limits,
         fallback=fallback,
         checkpointed=checkpointed,
         stream=stream,
-    )
-
-
-def assemble(
-    *,
-    strategy: Strategy,
-    registry: ModelRegistry,
-    candidates: Candidates,
-    limits: Limits,
-    fallback: FallbackPlan | None = None,
-    checkpointed: bool = True,
-    stream: StreamedText = "answer",
-) -> StateGraph[RouterState, RouterContext, RouterInput, RouterOutput]:
-    """Return the graph of these parts; `build_router` makes them from settings."""
-    machine = _Machine(strategy, registry, candidates, fallback, limits, checkpointed, stream)
-    graph = StateGraph(RouterState, context_schema=RouterContext, input_schema=RouterInput, output_schema=RouterOutput)
-    graph.add_node("think", Node(machine.think, machine.athink), destinations=("route", "think", "answer"))
-    graph.add_node("route", Node(machine.route, machine.aroute), input_schema=PlannedCall)
-    graph.add_node("answer", Node(machine.answer, machine.aanswer))
-    graph.add_edge(START, "think")
-    graph.add_edge("route", "think")
-    graph.add_edge("answer", END)
-    return graph
+        approval=approval,
+    ).graph()
 
 
 def create_router(

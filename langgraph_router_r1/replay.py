@@ -15,7 +15,7 @@ from langgraph.graph.state import CompiledStateGraph
 from typing_extensions import override
 
 from langgraph_router_r1.calls import Candidates
-from langgraph_router_r1.graph import assemble
+from langgraph_router_r1.graph import RouterMachine
 from langgraph_router_r1.ledger import Price
 from langgraph_router_r1.record import RunRecord
 from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
@@ -41,13 +41,10 @@ def replay(record: RunRecord) -> CompiledStateGraph[RouterState, RouterContext, 
         max_parallel=max(record.limits["max_parallel"], most),
         cost_weight=record.limits["cost_weight"],
     )
-    return assemble(
-        strategy=_Recorded(record),
-        registry=_registry(record),
-        candidates=_RecordedCalls(record),
-        limits=limits,
-        checkpointed=False,
-    ).compile(name="replay")
+    machine = RouterMachine(
+        strategy=_Recorded(record), candidates=_RecordedCalls(record), limits=limits, checkpointed=False
+    )
+    return machine.graph().compile(name="replay")
 
 
 @dataclass

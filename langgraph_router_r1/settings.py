@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -12,12 +13,17 @@ from langgraph_router_r1.state import RouterContext, RunLimits
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from langgraph_router_r1.calls.approval import PendingCall
     from langgraph_router_r1.calls.client import Clients
     from langgraph_router_r1.calls.middleware import CallMiddleware
     from langgraph_router_r1.engines.base import Fallback
     from langgraph_router_r1.events import StreamedText
     from langgraph_router_r1.ledger import PriceLike
     from langgraph_router_r1.prompts import RouterPrompt
+
+
+Approve = Literal["never", "always"] | dict[Literal["over"], float] | Callable[["PendingCall"], bool]
+"""Which calls need a person's approval: see `RouterSettings.approve`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +77,9 @@ class RouterSettings(TypedDict, total=False):
     max_parallel: int
     cost_weight: float
     budget_usd: float | None
+    approve: Approve
+    """Which calls wait until a person has approved them ("never"): "always", {"over": dollars} for those whose worst
+    case is higher, or a function of a `PendingCall`. The run needs a checkpointer, and is interrupted."""
     stream: StreamedText
     """What is streamed while it is written, if somebody listens: "answer", or "thought" for what the router LLM thinks
     as well. Thoughts are marked as reasoning."""

@@ -17,9 +17,9 @@ from langgraph_router_r1.ledger import CostParts, FinishReason, Usage
 from langgraph_router_r1.prompts import last_question
 from langgraph_router_r1.transcript import Segment
 
-CallStatus = Literal["ok", "error", "unknown_model", "over_budget", "denied"]
+CallStatus = Literal["ok", "error", "unknown_model", "over_budget", "denied", "rejected"]
 """`ok`: it replied. `error`: it was asked and failed. The others were never asked: no model has that name,
-its worst case is over what is left of the budget, or it is one call too many in its turn."""
+its worst case is over what is left of the budget, it is one call too many in its turn, or a person rejected it."""
 
 StopReason = Literal[
     "answered", "forced_answer", "cut_off", "no_answer", "context_full", "budget_exhausted", "degraded"
@@ -29,6 +29,18 @@ StopReason = Literal[
 `no_answer`: not even then. `context_full`: its context has no room for another turn.
 `budget_exhausted`: not even the router's own next turn can be paid. `degraded`: the router LLM did not answer, and
 the models were asked without it, in the order of the `fallback`; the answer is the reply of one of them."""
+
+
+class Review(TypedDict):
+    """What a person decided on a call before it was made."""
+
+    decision: Literal["approve", "edit", "reject"]
+    message: str | None
+    """Why it was rejected."""
+    model: str
+    """Which model was to be asked, before an edit."""
+    query: str
+    """What it was to be asked, before an edit."""
 
 
 class RoutedCall(TypedDict):
@@ -64,6 +76,8 @@ class RoutedCall(TypedDict):
     maybe_billed_twice: bool
     """Whether this call may have been made and billed once before: an earlier attempt had begun when its process, or
     the run, was stopped, and left no reply. Its worst case is part of `maybe_cost_usd`."""
+    review: Review | None
+    """What a person decided on it; None for a call that needed no approval."""
     inner: RunReport | None
     """The account of the router that replied or broke off, when a model that was asked is itself a router."""
 
@@ -209,6 +223,8 @@ class RouterState(TypedDict):
     """Whether the fallback decides, because the router LLM does not answer."""
     limits: NotRequired[RunLimits]
     """The limits of the run, settled in its first turn."""
+    pending: NotRequired[PendingCalls | None]
+    """The calls of the latest route turn, while a person has to decide on them."""
     in_flight_usd: NotRequired[float | None]
     """The most that the calls of the latest route turn can cost together; None: no bound is known."""
     earlier: NotRequired[Spending]
@@ -232,6 +248,7 @@ def nothing_yet() -> dict[str, Any]:
         "turn": 0,
         "notes": {},
         "degraded": False,
+        "pending": None,
         "in_flight_usd": 0.0,
         "stop_reason": None,
         "answer": "",
@@ -285,6 +302,15 @@ class PlannedCall(TypedDict):
     query: str
     refusal: Refusal | None
     """Set when the call must not be made: `route` then only records it."""
+    review: NotRequired[Review]
+
+
+class PendingCalls(TypedDict):
+    """The calls of a turn that a person has to decide on."""
+
+    calls: list[PlannedCall]
+    left_usd: float | None
+    """Dollars that they may cost together; None for no limit."""
 
 
 def planned_call(turn: int, index: int, model: str, query: str, refusal: Refusal | None = None) -> PlannedCall:

@@ -50,6 +50,7 @@ LAYERS = (
     {
         "adapters",
         "ledger",
+        "scanner",
         "protocol",
         "transcript",
         "node",

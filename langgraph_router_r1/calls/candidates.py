@@ -295,6 +295,7 @@ def _blank(call: PlannedCall) -> RoutedCall:
         "finish_reason": None,
         "maybe_cost_usd": 0.0,
         "maybe_billed_twice": False,
+        "review": call.get("review"),
         "inner": None,
     }
 

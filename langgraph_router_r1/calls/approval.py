@@ -1,0 +1,165 @@
+"""Calls that a person approves, edits or rejects before they are made.
+
+All calls of a turn that need approval are in one interrupt. Its form is that of LangChain's
+`HumanInTheLoopMiddleware`, which approval pages such as Agent Inbox know:
+
+    router = create_router(engine, registry, approve={"over": 0.01}, checkpointer=saver)
+    result = router.invoke(question, config)
+    [request] = result["__interrupt__"]
+    request.value["action_requests"]  # [{"name": "ask_model", "args": {"model": "large", "query": "..."}, ...}]
+    router.invoke(Command(resume={"decisions": [{"type": "approve"}]}), config)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from langgraph.types import interrupt
+
+from langgraph_router_r1.calls.candidates import Candidates
+from langgraph_router_r1.calls.planning import worst_cases
+from langgraph_router_r1.registry import ModelDescriptor
+from langgraph_router_r1.settings import Approve
+from langgraph_router_r1.state import PlannedCall, Review
+
+ACTION = "ask_model"
+"""What approval pages call the action that is reviewed."""
+
+
+@dataclass(frozen=True)
+class PendingCall:
+    """A call that waits to be made."""
+
+    model: ModelDescriptor
+    query: str
+    worst_case_usd: float
+    """The most that it can cost, in dollars; infinity when nothing bounds it."""
+
+
+@dataclass(frozen=True)
+class Approval:
+    """Which calls need approval, and how it is asked for."""
+
+    needs: Callable[[PendingCall], bool]
+    """Whether a call does."""
+
+    @classmethod
+    def of(cls, setting: Approve) -> Approval | None:
+        """Return the approval for a router's setting `approve`; None when no call needs any.
+
+        Raises:
+            ValueError: It is none of the forms.
+        """
+        match setting:
+            case "never":
+                return None
+            case "always":
+                return cls(lambda _: True)
+            case {"over": int() | float() as limit, **others} if not others and limit >= 0:
+                return cls(lambda call: call.worst_case_usd > limit)
+            case _ if callable(setting):
+                return cls(setting)
+        msg = (
+            f"approve is {setting!r}; it must be 'never', 'always', {{'over': dollars}} or a function of a PendingCall"
+        )
+        raise ValueError(msg)
+
+    def pending(self, calls: Sequence[PlannedCall], candidates: Candidates) -> dict[int, PendingCall]:
+        """Return the calls that need approval, by their place in the turn."""
+        pending = {
+            call["index"]: PendingCall(candidates.registry[call["model"]], call["query"], worst)
+            for call, worst in zip(calls, worst_cases(calls, candidates), strict=True)
+            if call["refusal"] is None
+        }
+        return {index: call for index, call in pending.items() if self.needs(call)}
+
+    def review(self, calls: Sequence[PlannedCall], candidates: Candidates) -> list[PlannedCall]:
+        """Interrupt the run until a person has decided on the calls that need approval; return the reviewed calls.
+
+        What a decision can't be used for is asked again, with the reason in the request.
+        """
+        pending = self.pending(calls, candidates)
+        request = _request(pending)
+        while True:
+            response = interrupt(request)
+            try:
+                decisions = _decisions(response, list(pending.values()), candidates)
+            except ValueError as error:
+                request = {**request, "error": str(error)}
+                continue
+            reviewed = dict(zip(pending, decisions, strict=True))
+            return [_reviewed(call, reviewed.get(call["index"])) for call in calls]
+
+
+def _request(pending: Mapping[int, PendingCall]) -> dict[str, Any]:
+    return {
+        "action_requests": [
+            {
+                "name": ACTION,
+                "args": {"model": call.model.name, "query": call.query},
+                "description": f"Ask {call.model.name} ({_at_most(call.worst_case_usd)}): {call.query}",
+                "worst_case_usd": call.worst_case_usd if math.isfinite(call.worst_case_usd) else None,
+            }
+            for call in pending.values()
+        ],
+        "review_configs": [{"action_name": ACTION, "allowed_decisions": ["approve", "edit", "reject"]}],
+    }
+
+
+def _at_most(dollars: float) -> str:
+    return f"at most ${dollars:.2g}" if math.isfinite(dollars) else "its cost has no upper bound"
+
+
+def _decisions(response: Any, pending: Sequence[PendingCall], candidates: Candidates) -> list[Review]:
+    """Return what was decided on each pending call.
+
+    Raises:
+        ValueError: The response does not say it.
+    """
+    decisions = response.get("decisions") if isinstance(response, Mapping) else None
+    if not isinstance(decisions, list) or len(decisions) != len(pending):
+        found = len(decisions) if isinstance(decisions, list) else "no"
+        msg = (
+            f'resume with {{"decisions": [...]}}, one for each of the {len(pending)} calls; there are {found} decisions'
+        )
+        raise ValueError(msg)
+    return [_decision(decision, call, candidates) for decision, call in zip(decisions, pending, strict=True)]
+
+
+def _decision(decision: Any, call: PendingCall, candidates: Candidates) -> Review:
+    review: Review = {"decision": "approve", "message": None, "model": call.model.name, "query": call.query}
+    match decision:
+        case {"type": "approve"}:
+            return review
+        case {"type": "reject"}:
+            message = decision.get("message")
+            return {**review, "decision": "reject", "message": str(message) if message else None}
+        case {"type": "edit", "edited_action": {"args": {**args}}}:
+            model, query = str(args.get("model", call.model.name)), args.get("query", call.query)
+            if model not in candidates.registry:
+                raise ValueError(candidates.registry.explain_unknown(model))
+            if not isinstance(query, str) or not query.strip():
+                msg = f"query is {query!r}; it must be a text that is not empty"
+                raise ValueError(msg)
+            edited: Literal["edit"] = "edit"
+            return {**review, "decision": edited, "model": candidates.registry[model].name, "query": query.strip()}
+    msg = f"a decision is {decision!r}; its type must be approve, reject or edit (with edited_action and its args)"
+    raise ValueError(msg)
+
+
+def _reviewed(call: PlannedCall, review: Review | None) -> PlannedCall:
+    """Return the call as it was decided on; what it was before is in its review."""
+    if review is None:
+        return call
+    before: Review = {**review, "model": call["model"], "query": call["query"]}
+    if review["decision"] == "reject":
+        why = f": {review['message']}" if review["message"] else ""
+        return {
+            **call,
+            "refusal": {"status": "rejected", "reason": f"a person did not approve the call{why}"},
+            "review": before,
+        }
+    return {**call, "model": review["model"], "query": review["query"], "review": before}
