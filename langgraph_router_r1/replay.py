@@ -15,10 +15,11 @@ from langgraph.graph.state import CompiledStateGraph
 from typing_extensions import override
 
 from langgraph_router_r1.calls import Candidates
+from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.graph import RouterMachine
 from langgraph_router_r1.ledger import Price
 from langgraph_router_r1.record import RunRecord
-from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
+from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import Limits
 from langgraph_router_r1.state import PlannedCall, RoutedCall, RouterContext, RouterInput, RouterOutput, RouterState
 from langgraph_router_r1.strategies import Again, Answer, Ask, Call, Decision, Strategy, View

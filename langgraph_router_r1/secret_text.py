@@ -49,3 +49,12 @@ def walk(value: Any) -> Iterator[Any]:
 def keys_in(value: Any) -> Iterator[str]:
     """Yield the keys of all tables in a value."""
     return (str(key) for inner in walk(value) if isinstance(inner, Mapping) for key in inner)
+
+
+def shown(name: Any) -> str:
+    """Return a name as an error may show it: short, as printable text, and nothing that looks like a key."""
+    text = str(name) if isinstance(name, str) else type(name).__name__
+    text = text.encode("utf-8", "replace").decode()
+    if SECRET_VALUE.search(text):
+        return "(not shown)"
+    return text if len(text) <= 64 else f"{text[:64]}..."

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry
 from langgraph_router_r1.cli import cli
+from langgraph_router_r1.descriptor import Accuracy, Measured
 from langgraph_router_r1.evaluation.bench import Bench
 from langgraph_router_r1.evaluation.bench_file import BenchError, find_benchmark
 from langgraph_router_r1.evaluation.forms import ASSUMED_QUESTIONS, Form
@@ -20,7 +21,6 @@ from langgraph_router_r1.evaluation.metrics import wilson
 from langgraph_router_r1.evaluation.page import publish, results_page
 from langgraph_router_r1.evaluation.report import spread_table
 from langgraph_router_r1.pocket import pocket_registry
-from langgraph_router_r1.registry import Accuracy, Measured
 
 FORMS = """
 [[forms]]

@@ -59,7 +59,7 @@ LAYERS = (
         "registry_yaml",
         "secret_text",
     },
-    {"registry", "state", "prompts"},
+    {"descriptor", "registry", "state", "prompts"},
     {"engines", "settings", "accounting", "events", "intents", "testing", "trace"},
     {"calls", "strategies", "serving"},
     {"graph", "chat_model", "record", "replay"},

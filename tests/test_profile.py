@@ -26,11 +26,11 @@ from typer.testing import CliRunner
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, RegistryError
 from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.cli import cli
+from langgraph_router_r1.descriptor import Measured
 from langgraph_router_r1.evaluation.profile import ProfileProgress, profile, sample_by_kind, set_fields, write_profile
 from langgraph_router_r1.evaluation.recorded import TASK_ID, RecordedPool
 from langgraph_router_r1.evaluation.recorder import Recorder
 from langgraph_router_r1.evaluation.tasks import Task, TaskError
-from langgraph_router_r1.registry import Measured
 
 KEY = "sk-very-secret-0123456789"
 

@@ -21,12 +21,13 @@ from typing import Annotated, Any
 
 import typer
 
+from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.evaluation.forms import Form
 from langgraph_router_r1.evaluation.recorded import RecordedPool
 from langgraph_router_r1.evaluation.tasks import Task, TaskError, data_dir
 from langgraph_router_r1.pocket.base_model import base_model_dir
-from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
+from langgraph_router_r1.registry import ModelRegistry
 from training.extractor import answer_in
 from training.pocket import report
 from training.pools import redraw

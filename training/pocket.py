@@ -28,6 +28,7 @@ import typer
 
 from langgraph_router_r1 import protocol
 from langgraph_router_r1.calls.client import build_model
+from langgraph_router_r1.descriptor import Measured, ModelDescriptor
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import contains, exact_match
@@ -52,7 +53,7 @@ from langgraph_router_r1.pocket.world import (
     questions,
 )
 from langgraph_router_r1.prompts import CALL_PROMPT
-from langgraph_router_r1.registry import Measured, ModelDescriptor, ModelRegistry
+from langgraph_router_r1.registry import ModelRegistry
 from training.teacher import Memory, collect_demonstrations, demonstrations, keep_batches
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)

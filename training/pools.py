@@ -24,12 +24,13 @@ from typing import Literal
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 
+from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.ledger import Price
 from langgraph_router_r1.pocket import pocket_registry
 from langgraph_router_r1.pocket.world import countries, questions
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.protocol import fold
-from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
+from langgraph_router_r1.registry import ModelRegistry
 from training.kinds import KINDS, STRANGERS, WORLD, Kind
 from training.wordings import (
     CHATS,

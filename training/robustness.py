@@ -28,6 +28,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 
 from langgraph_router_r1 import create_router
+from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.engines import VLLMEngine
 from langgraph_router_r1.evaluation.forms import EACH, Form
 from langgraph_router_r1.evaluation.metrics import exact_match
@@ -38,7 +39,7 @@ from langgraph_router_r1.pocket import ADAPTERS, MAX_ROUTER_TOKENS, ROUTER_NAME
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.pocket.world import countries, questions
 from langgraph_router_r1.prompts import CALL_PROMPT
-from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
+from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.serving.vllm import VLLMServer
 from training import unseen
 from training.pools import draw_pool, simulated_pocket

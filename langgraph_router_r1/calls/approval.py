@@ -21,7 +21,7 @@ from langgraph.types import interrupt
 
 from langgraph_router_r1.calls.candidates import Candidates
 from langgraph_router_r1.calls.planning import worst_cases
-from langgraph_router_r1.registry import ModelDescriptor
+from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.settings import Approve
 from langgraph_router_r1.state import PlannedCall, Review
 

@@ -14,6 +14,7 @@ from langgraph.errors import GraphBubbleUp
 
 from langgraph_router_r1.calls.client import Clients, is_router, may_have_been_billed, public_reason, request_worst_case
 from langgraph_router_r1.calls.middleware import CallMiddleware, MiddlewareError, ModelCall, awrap, ordered, wrap
+from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.engines.base import EngineError
 from langgraph_router_r1.ledger import (
     NO_COST,
@@ -32,7 +33,7 @@ from langgraph_router_r1.ledger import (
 )
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.protocol import strip_thought
-from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
+from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.state import CallStatus, PlannedCall, RoutedCall, RunReport
 
 logger = logging.getLogger(__name__)

@@ -30,10 +30,10 @@ from langgraph.constants import TAG_NOSTREAM
 from langgraph.pregel.protocol import PregelProtocol
 
 from langgraph_router_r1.calls.agent_model import AgentModel
+from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.event_loops import AnyLoopModel, for_any_loop, in_thread
 from langgraph_router_r1.ledger import FREE, worst_case
 from langgraph_router_r1.prompts import CALL_PROMPT
-from langgraph_router_r1.registry import ModelDescriptor
 
 if TYPE_CHECKING:
     from langgraph_router_r1.calls.middleware import ModelCall

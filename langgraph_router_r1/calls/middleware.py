@@ -29,8 +29,8 @@ from langchain_core.rate_limiters import InMemoryRateLimiter
 from tenacity import AsyncRetrying, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 from typing_extensions import override
 
+from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.prompts import CALL_PROMPT
-from langgraph_router_r1.registry import ModelDescriptor
 
 TRANSIENT_ERRORS = (ModelRateLimitError, ModelAPIError, ModelConnectionError, ModelTimeoutError)
 """The failures that LangChain calls retryable."""

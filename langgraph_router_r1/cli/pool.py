@@ -15,9 +15,10 @@ from rich.console import Console
 
 from langgraph_router_r1.calls.client import build_chat_model, build_model
 from langgraph_router_r1.cli.output import fail
+from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.engines import RouterEngine
 from langgraph_router_r1.pocket import ROUTER_NAME, pocket_registry, pocket_server
-from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
+from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.serving.vllm import VLLMServer
 
 RegistryOption = Annotated[

@@ -16,8 +16,9 @@ from rich.text import Text
 from langgraph_router_r1.cli.app import cli
 from langgraph_router_r1.cli.output import INTERRUPTED, errors, fail, failing_clearly, results_console
 from langgraph_router_r1.cli.pool import check_packages, finite, running
+from langgraph_router_r1.descriptor import Measured
 from langgraph_router_r1.pocket import POOL_FILE, pocket_registry, pocket_server
-from langgraph_router_r1.registry import Measured, ModelRegistry
+from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.trace import printable
 
 if TYPE_CHECKING:

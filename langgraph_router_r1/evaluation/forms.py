@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.ledger import Price
-from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
+from langgraph_router_r1.registry import ModelRegistry
 
 ASSUMED_QUESTIONS = 200
 """How many questions an accuracy is taken to be measured with, where the registry does not say."""

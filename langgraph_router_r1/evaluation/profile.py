@@ -34,6 +34,7 @@ from langchain_core.runnables import RunnableLambda
 from tomlkit.items import InlineTable, Table
 
 from langgraph_router_r1.calls import Candidates
+from langgraph_router_r1.descriptor import Accuracy, Measured, ModelDescriptor
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import wilson
 from langgraph_router_r1.evaluation.recorded import TASK_ID, Outcome, outcome_cost, quality
@@ -42,7 +43,7 @@ from langgraph_router_r1.evaluation.tasks import Split, Task, TaskError, draw
 from langgraph_router_r1.ledger import estimate_tokens
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.protocol import fold
-from langgraph_router_r1.registry import Accuracy, Measured, ModelDescriptor, ModelRegistry, RegistryError
+from langgraph_router_r1.registry import ModelRegistry, RegistryError
 from langgraph_router_r1.state import PlannedCall, RoutedCall
 
 TIMED = 20

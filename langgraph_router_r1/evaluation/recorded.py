@@ -32,11 +32,12 @@ from langchain_core.runnables import RunnableConfig, ensure_config
 from pydantic import ConfigDict, Field
 from typing_extensions import override
 
+from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import contains, without_tags
 from langgraph_router_r1.evaluation.tasks import Split, Task, TaskError, as_task, json_lines
 from langgraph_router_r1.ledger import PER_MILLION, Price, PriceLike, estimate_tokens
-from langgraph_router_r1.registry import ModelDescriptor, ModelRegistry
+from langgraph_router_r1.registry import ModelRegistry
 
 TASK_ID = "task_id"
 """The key of a run's metadata that says which task it is about."""
