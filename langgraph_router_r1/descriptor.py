@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from langchain_core.language_models import BaseChatModel
@@ -116,6 +116,13 @@ class ModelDescriptor(BaseModel):
     """How `skills` and `latency_s` were measured, and what else was."""
     tags: tuple[str, ...] = ()
     """Free labels; nothing here reads them."""
+    call_prompt: str | None = None
+    """What it is asked, with `{query}` in it; by default the query, and that the answer shall be short if that is the
+    router's style."""
+    system: str | None = None
+    """What it is told first, as a system message."""
+    share_context: Literal["none", "system", "conversation"] = "none"
+    """What it sees of the run besides the query: nothing, the system messages, or the whole conversation."""
     params: dict[str, Any] = Field(default_factory=dict, repr=False)
     """Parameters of each call: `max_tokens`, `temperature` and whatever else the model takes."""
     base_url: str | None = Field(default=None, repr=False)
@@ -168,6 +175,14 @@ class ModelDescriptor(BaseModel):
             return model
         msg = f"a {type(model).__name__} is no chat model, no Runnable, and no string such as 'openai:gpt-4o-mini'"
         raise ValueError(msg)
+
+    @field_validator("call_prompt")
+    @classmethod
+    def _with_a_query(cls, prompt: str | None) -> str | None:
+        if prompt is not None and "{query}" not in prompt:
+            msg = "it must hold {query}, where the question is put"
+            raise ValueError(msg)
+        return prompt
 
     @field_validator("api_key_env")
     @classmethod

@@ -153,14 +153,19 @@ class AnswerStream:
             streamed: What is streamed, unless the context of the run says otherwise.
             state: Of the run; None if it begins here.
         """
-        runtime = get_runtime()
-        # The writer of a run without "custom" is a function that does nothing and knows of nothing.
-        writes = getattr(runtime.stream_writer, "__closure__", None) is not None
-        if not writes and not _is_heard_as_messages():
+        if not _is_heard():
             return None
-        of_run = runtime.context.stream if isinstance(runtime.context, RouterContext) else None
+        context = get_runtime().context
+        of_run = context.stream if isinstance(context, RouterContext) else None
         turn, message_id = (state.get("turn", 0), state.get("answer_id")) if state is not None else (0, None)
         return cls(turn, of_run or streamed, message_id)
+
+    @classmethod
+    def of_relay(cls, call: PlannedCall) -> Self | None:
+        """Return a stream for a reply that is to be the answer, if somebody listens; None for other calls."""
+        if "relay_id" not in call or call["refusal"] is not None or not _is_heard():
+            return None
+        return cls(call["turn"], "answer", call["relay_id"])
 
     def think(self, text: str) -> None:
         """Show what is added to the thought, if thoughts are shown."""
@@ -200,6 +205,12 @@ class AnswerStream:
 
 def _new_id() -> str:
     return f"answer-{uuid.uuid4().hex}"
+
+
+def _is_heard() -> bool:
+    # The writer of a run without "custom" is a function that does nothing and knows of nothing.
+    writes = getattr(get_runtime().stream_writer, "__closure__", None) is not None
+    return writes or _is_heard_as_messages()
 
 
 def _is_heard_as_messages() -> bool:

@@ -11,6 +11,7 @@ When the router LLM does not answer and there is a `fallback`, the fallback deci
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import dataclass, fields
 from typing import Any, Literal, cast
@@ -35,16 +36,15 @@ from langgraph_router_r1.accounting import (
 )
 from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.calls.approval import Approval
-from langgraph_router_r1.calls.planning import plan_calls, worst_cases
+from langgraph_router_r1.calls.planning import pending_calls, worst_cases
 from langgraph_router_r1.engines.base import EngineError, RouterEngine
 from langgraph_router_r1.events import AnswerStream, StreamedText, stream_call, stream_end, stream_reply, stream_thought
-from langgraph_router_r1.ledger import FREE, Price, add_bounds, add_usage, bound, cost
+from langgraph_router_r1.ledger import FREE, Price, add_bounds, add_usage, bound
 from langgraph_router_r1.node import Node
 from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.registry import ModelRegistry
-from langgraph_router_r1.settings import Limits, RouterSettings
+from langgraph_router_r1.settings import AnswerStyle, Limits, RouterSettings
 from langgraph_router_r1.state import (
-    PendingCalls,
     PlannedCall,
     RoutedCall,
     RouterContext,
@@ -133,7 +133,7 @@ class RouterMachine:
             decided=len(state.get("decisions", [])) if started else 0,
             spent_usd=self._spent(state),
             stream=AnswerStream.if_heard(self.stream, state if started else None),
-            worst_case=self.candidates.worst_case,
+            worst_case=functools.partial(self.candidates.worst_case, conversation=state["messages"]),
         )
 
     def _take_over(self, state: RouterState, error: EngineError) -> FallbackPlan:
@@ -162,13 +162,16 @@ class RouterMachine:
             best = view.replies[-1] if view.replies else ""
             decision = Answer(best, stop_reason="forced_answer", **_taken(decision))
         update["decisions"] = Overwrite([decision.note()]) if fresh else [decision.note()]
+        if view.stream is not None:
+            is_shown = state.get("relayed") and isinstance(decision, Answer) and decision.text == view.replies[-1]
+            if isinstance(decision, Answer) and not is_shown:
+                view.stream.finish(decision.text)
+            update["answer_id"] = view.stream.message_id
         if decision.thought is not None:
             stream_thought(view.turn, decision.thought)
-        if view.stream is not None:
-            update["answer_id"] = view.stream.message_id
         match decision:
             case Ask():
-                pending = self._pending(view, decision)
+                pending = pending_calls(decision, view, self.candidates, self.strategy)
                 update["turn"] = view.turn + 1
                 if self.approval is not None and self.approval.pending(pending["calls"], self.candidates):
                     return Command(update={**update, "pending": pending, "in_flight_usd": 0.0}, goto="approve")
@@ -177,26 +180,7 @@ class RouterMachine:
                 return Command(update=update, goto="think")
         assert isinstance(decision, Answer), decision
         update |= {"answer": decision.text, "stop_reason": decision.stop_reason, "reply": decision.reply}
-        if view.stream is not None:
-            view.stream.finish(decision.text)
-            update["answer_id"] = view.stream.message_id
         return Command(update=update, goto="answer")
-
-    def _pending(self, view: View, decision: Ask) -> PendingCalls:
-        """Return the calls of a turn, those that must not be made marked so.
-
-        Raises:
-            ValueError: There are none.
-        """
-        if not decision.calls:
-            msg = f"{type(self.strategy).__name__} decided to ask, and names no model"
-            raise ValueError(msg)
-        budget, left = view.limits.budget_usd, None
-        if budget is not None:
-            spent = view.spent_usd + (cost(decision.usage, self.strategy.price) if decision.usage else 0.0)
-            left = budget - spent - decision.keep_usd
-        calls = plan_calls(decision.calls, self.candidates, turn=view.turn, limits=view.limits, left_usd=left)
-        return {"calls": calls, "left_usd": left}
 
     def _send(self, calls: list[PlannedCall], update: dict[str, Any]) -> Next:
         """Return the way to the routed models."""
@@ -210,7 +194,7 @@ class RouterMachine:
         assert self.approval is not None
         pending = state["pending"]
         assert pending is not None
-        calls, left = self.approval.review(pending["calls"], self.candidates), pending["left_usd"]
+        calls, left = self.approval.review(pending["calls"], self.candidates, state["messages"]), pending["left_usd"]
         if left is not None:  # an edit may have made them more expensive
             refuse_expensive(calls, worst_cases(calls, self.candidates), left)
         return self._send(calls, {"pending": None})
@@ -220,19 +204,24 @@ class RouterMachine:
 
     # route
 
-    def _route(self, call: PlannedCall) -> dict[str, list[RoutedCall]]:
+    def _route(self, call: PlannedCall) -> dict[str, Any]:
         stream_call(call)
         again = self.checkpointed and call["refusal"] is None and intents.begin(call)
-        routed = self.candidates.ask(call, again=again)
-        stream_reply(routed)
-        return {"calls": [routed]}
+        stream = AnswerStream.of_relay(call)
+        return self._replied(self.candidates.ask(call, again=again, stream=stream), stream)
 
-    async def _aroute(self, call: PlannedCall) -> dict[str, list[RoutedCall]]:
+    async def _aroute(self, call: PlannedCall) -> dict[str, Any]:
         stream_call(call)
         again = self.checkpointed and call["refusal"] is None and await intents.abegin(call)
-        routed = await self.candidates.aask(call, again=again)
+        stream = AnswerStream.of_relay(call)
+        return self._replied(await self.candidates.aask(call, again=again, stream=stream), stream)
+
+    def _replied(self, routed: RoutedCall, stream: AnswerStream | None) -> dict[str, Any]:
         stream_reply(routed)
-        return {"calls": [routed]}
+        if stream is None:
+            return {"calls": [routed]}
+        stream.finish(routed["response"])
+        return {"calls": [routed], "answer_id": stream.message_id, "relayed": routed["status"] == "ok"}
 
     # answer
 
@@ -331,12 +320,13 @@ def build_router(
     fallback = FallbackPlan.of(given.pop("fallback", None), registry)
     stream, approval = given.pop("stream", "answer"), Approval.of(given.pop("approve", "never"))
     checkpointed, around = given.pop("checkpointed", True), (given.pop("middleware", ()), given.pop("clients", None))
-    decides = _router_llm(engine, given) if strategy is None else strategy
+    style: AnswerStyle = given.pop("answer", "short")
+    decides = _router_llm(engine, style, given) if strategy is None else strategy
     if strategy is not None and (engine is not None or given):
         for_engine = ", ".join(["engine"] * (engine is not None) + sorted(given))
         msg = f"{for_engine}: for a router LLM, and the strategy {type(strategy).__name__} decides here"
         raise TypeError(msg)
-    candidates = Candidates(registry, decides.count_tokens, *around)
+    candidates = Candidates(registry, decides.count_tokens, *around, is_brief=style == "short")
     return RouterMachine(
         strategy=decides,
         candidates=candidates,
@@ -387,12 +377,13 @@ def create_router(
     )
 
 
-def _router_llm(engine: RouterEngine | None, settings: dict[str, Any]) -> RouterLLM:
+def _router_llm(engine: RouterEngine | None, style: AnswerStyle, settings: dict[str, Any]) -> RouterLLM:
     if engine is None:
         msg = "a router needs an engine, for its router LLM, or a strategy=, which decides without one"
         raise TypeError(msg)
-    prompt = settings.pop("prompt", None) or RouterPrompt()
-    return RouterLLM(engine, prompt=prompt, price=Price.parse(settings.pop("router_price", FREE)), **settings)
+    prompt = settings.pop("prompt", None) or RouterPrompt.of_style(style)
+    price = Price.parse(settings.pop("router_price", FREE))
+    return RouterLLM(engine, prompt=prompt, price=price, relays=style == "full", **settings)
 
 
 def _taken(decision: Decision) -> dict[str, Any]:

@@ -10,17 +10,22 @@ from string import Template
 from langchain_core.messages import (
     AIMessage,
     AnyMessage,
+    BaseMessage,
     FunctionMessage,
     HumanMessage,
     SystemMessage,
     ToolMessage,
 )
 
+from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.protocol import fold, sanitize
 from langgraph_router_r1.registry import ModelRegistry
 
 CALL_PROMPT = "Answer briefly and on topic; say so if you cannot.\n\n{query}"
-"""What a routed model is asked, as one user message."""
+"""What a routed model is asked, as one user message, when answers shall be short."""
+
+FULL_CALL_PROMPT = "{query}"
+"""The same when they shall be complete."""
 
 ROUTER_PROMPT = """\
 Answer the question below. Whenever you get something new, first think: <think> ... </think>.
@@ -34,6 +39,14 @@ $models
 Question: $question
 
 Cost weight: $cost_weight of 1. $cost_words"""
+
+FULL_ROUTER_PROMPT = ROUTER_PROMPT.replace(
+    "end with <answer> the answer alone, as short as possible </answer>.",
+    "end with <answer> a complete reply to the user </answer>. To pass on reply 2 as it is, end with "
+    '<answer from="2"/>. To let a model answer in your place, end with <answer from="its name"> what it is asked '
+    "</answer>.",
+)
+"""The same for complete replies, which may be those of other models."""
 
 COST_WORDS = {
     0.15: "Only a right answer counts.",
@@ -89,6 +102,18 @@ class RouterPrompt:
         self.template = template
 
     @classmethod
+    def of_style(cls, style: str) -> RouterPrompt:
+        """Return the prompt for a style of answers, "short" or "full".
+
+        Raises:
+            ValueError: It is neither.
+        """
+        if style not in {"short", "full"}:
+            msg = f"answer is {style!r}; it must be 'short' or 'full'"
+            raise ValueError(msg)
+        return cls(ROUTER_PROMPT if style == "short" else FULL_ROUTER_PROMPT)
+
+    @classmethod
     def from_file(cls, path: str | Path) -> RouterPrompt:
         """Read a template from a text file, for a router that was trained with another prompt."""
         return cls(Path(path).read_text(encoding="utf-8"))
@@ -142,6 +167,31 @@ class RouterPrompt:
 
     def __repr__(self) -> str:
         return f"RouterPrompt({self.template!r}{f', weights={self.weights}' if self.weights else ''})"
+
+
+def call_messages(
+    model: ModelDescriptor, query: str, conversation: Sequence[AnyMessage] = (), *, is_brief: bool = True
+) -> list[BaseMessage]:
+    """Return what a routed model is sent: as much of the conversation as its descriptor says, then the query.
+
+    Args:
+        model: Whom it is sent to.
+        query: What the router asks.
+        conversation: The messages of the run, with the question.
+        is_brief: Whether answers shall be short; a `call_prompt` of the model has precedence.
+    """
+    template = model.call_prompt or (CALL_PROMPT if is_brief else FULL_CALL_PROMPT)
+    instructions = [model.system] if model.system else []
+    shared: list[BaseMessage] = []
+    if model.share_context != "none":
+        instructions += [message.text for message in conversation if isinstance(message, SystemMessage)]
+    if model.share_context == "conversation":
+        shared = [message for message in conversation if not isinstance(message, SystemMessage)]
+        if shared and isinstance(shared[-1], HumanMessage) and shared[-1].text.strip() == query.strip():
+            shared.pop()  # the query is the question itself
+    system = [SystemMessage("\n\n".join(instructions))] if instructions else []
+    # The query may hold braces: no format string.
+    return [*system, *shared, HumanMessage(template.replace("{query}", query))]
 
 
 def last_question(messages: Sequence[AnyMessage]) -> int:

@@ -26,7 +26,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from langgraph_router_r1.scanner import EXACT_TAG, TAGS, begun_answer
+from langgraph_router_r1.scanner import EXACT_TAG, TAGS, TurnScanner
 
 SEARCH_END = "</search>"
 ANSWER_END = "</answer>"
@@ -58,6 +58,8 @@ class Route:
     """The router asks these models, in this order."""
 
     calls: tuple[Call, ...]
+    relay: bool = False
+    """Whether the reply is the answer."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,21 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Relay:
+    """The router answers with a reply that it got, word for word."""
+
+    number: int
+    """Which one, from 1, of all replies of the run."""
+
+
+@dataclass(frozen=True)
 class Invalid:
     """The turn is neither; `reason` is a sentence the router can act on, without tags in it."""
 
     reason: str
 
 
-Action = Route | Answer | Invalid
+Action = Route | Answer | Relay | Invalid
 
 
 def fold(name: str) -> str:
@@ -82,7 +92,7 @@ def fold(name: str) -> str:
     return " ".join(name.split()).casefold()
 
 
-def parse(text: str, names: Iterable[str], *, routing: bool = True) -> Action:
+def parse(text: str, names: Iterable[str], *, routing: bool = True, replies: int | None = None) -> Action:
     """Read one sampled turn. Never raises: whatever the text, there is an action.
 
     An answer that has begun decides, complete or not (see `scanner`); else the first complete search or answer does.
@@ -92,15 +102,22 @@ def parse(text: str, names: Iterable[str], *, routing: bool = True) -> Action:
         text: What the router sampled, and nothing else.
         names: The names of the registered models.
         routing: Whether the router may ask models in this turn.
+        replies: How many replies there are that it may pass on as its answer; None: it can't pass on any.
 
     Example:
         >>> parse("<think> hm </think> <search> Capitals: Peru? </search>", ["capitals"])
-        Route(calls=(Call(model='capitals', query='Peru?', known=True),))
+        Route(calls=(Call(model='capitals', query='Peru?', known=True),), relay=False)
         >>> parse("<answer> Lima </answer>", [])
         Answer(text='Lima')
+        >>> parse('<answer from="1"/>', [], replies=1)
+        Relay(number=1)
     """
-    if begun := begun_answer(text, routing=routing):
-        return Answer(begun)
+    scanner = TurnScanner(routing=routing, relaying=replies is not None)
+    scanner.feed(text)
+    if scanner.answer:
+        return Answer(scanner.answer)
+    if scanner.source is not None and scanner.query is not None:
+        return _parse_relay(scanner.source, scanner.query, names, replies or 0, routing=routing)
     # No closing tag is searched for where there is none: each failed search would read all of the text again.
     last_closing = {tag: text.rfind(f"</{tag}>") for tag in ("search", "answer")}
     position = 0
@@ -118,6 +135,17 @@ def parse(text: str, names: Iterable[str], *, routing: bool = True) -> Action:
     if routing:
         return Invalid("there is no complete search and no complete answer in it")
     return Invalid("there is no complete answer in it, and no model can be asked any more")
+
+
+def _parse_relay(source: str, query: str, names: Iterable[str], replies: int, *, routing: bool) -> Action:
+    if not query:
+        if source.isdecimal() and 1 <= int(source) <= replies:
+            return Relay(int(source))
+        return Invalid(f"there is no reply {source}: there are {replies} replies")
+    if not routing:
+        return Invalid("no model can be asked any more")
+    name = _by_folded_name(tuple(names)).get(fold(source))
+    return Route((Call(name or " ".join(source.split()), query, known=name is not None),), relay=True)
 
 
 def _parse_search(body: str, names: Iterable[str]) -> Route | Invalid:
@@ -267,6 +295,16 @@ def quote(body: str) -> str:
         '\n\n<information> Lima </information>\n\n'
     """
     return f"\n\n<information> {body} </information>\n\n"
+
+
+def relay_tag(number: int) -> str:
+    """Return the tag by which the router passes on a reply.
+
+    Example:
+        >>> relay_tag(2)
+        '<answer from="2"/>'
+    """
+    return f'<answer from="{number}"/>'
 
 
 def best_effort_answer(text: str) -> str:

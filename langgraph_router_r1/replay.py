@@ -8,14 +8,17 @@ for event in router.stream({"messages": [("user", record.question)]}, stream_mod
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from langchain_core.messages import AnyMessage
 from langgraph.graph.state import CompiledStateGraph
 from typing_extensions import override
 
 from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.descriptor import ModelDescriptor
+from langgraph_router_r1.events import AnswerStream
 from langgraph_router_r1.graph import RouterMachine
 from langgraph_router_r1.ledger import Price
 from langgraph_router_r1.record import RunRecord
@@ -90,18 +93,18 @@ class _RecordedCalls(Candidates):
         self._calls = {(call["turn"], call["index"]): call for call in record.calls}
 
     @override
-    def worst_case(self, name: str, query: str) -> float:
+    def worst_case(self, name: str, query: str, conversation: Sequence[AnyMessage] = ()) -> float:
         return 0.0
 
     @override
-    def ask(self, call: PlannedCall, *, again: bool = False) -> RoutedCall:
+    def ask(self, call: PlannedCall, *, again: bool = False, stream: AnswerStream | None = None) -> RoutedCall:
         turn, index = call["turn"], call["index"]
         if (turn, index) not in self._calls:
             raise ReplayError(f"the record has no call {index} in turn {turn}: its run broke off")
         return self._calls[turn, index]
 
     @override
-    async def aask(self, call: PlannedCall, *, again: bool = False) -> RoutedCall:
+    async def aask(self, call: PlannedCall, *, again: bool = False, stream: AnswerStream | None = None) -> RoutedCall:
         return self.ask(call, again=again)
 
 

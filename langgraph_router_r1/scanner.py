@@ -14,6 +14,9 @@ EXACT_TAG = re.compile(rf"<(/?)({'|'.join(TAGS)})>")
 _ALL_TAGS = tuple(f"<{slash}{tag}>" for tag in TAGS for slash in ("", "/"))
 _LONGEST = max(map(len, _ALL_TAGS))
 
+_FROM = re.compile(r'<answer from="([^"<>\n]{1,100})"\s?(/?)>')
+_LONGEST_FROM = 120
+
 Delta = tuple[Literal["thought", "answer"], str]
 """A piece of a turn, and what it is part of."""
 
@@ -24,26 +27,37 @@ class TurnScanner:
     An answer begins at `<answer>` outside of a thought and of a search, and ends at `</answer>`. Other tags within it
     are left out, and so are blanks around it. Time is linear in the length of the turn.
 
+    With `relaying`, an answer may be somebody else's: `<answer from="2"/>` is reply 2, and
+    `<answer from="large"> question </answer>` what the model replies to that. Of these nothing is shown.
+
     Example:
         >>> scanner = TurnScanner()
         >>> [scanner.feed(piece) for piece in ("<think> Peru", " it is </thi", "nk><answ", "er> Li", "ma </answer>")]
         [[('thought', 'Peru')], [('thought', ' it is')], [], [('answer', 'Li')], [('answer', 'ma')]]
     """
 
-    def __init__(self, *, routing: bool = True) -> None:
+    def __init__(self, *, routing: bool = True, relaying: bool = False) -> None:
         """Begin a turn; with `routing` off, searches in it do not count."""
-        self._routing = routing
+        self._routing, self._relaying = routing, relaying
+        self.source: str | None = None
+        """Whose reply the answer is: a number or a model's name; None if the router writes it itself."""
         self._place: str | None = None  # the tag that is open, if it matters
         self._held = ""  # what may turn out to be a tag
         self._blanks: list[str] = []  # they count only if something follows
         self._begun = False
         self._answer: list[str] = []
+        self._asked: list[str] = []
         self._ended = False
 
     @property
     def answer(self) -> str:
         """The answer so far; empty while none has begun."""
         return "".join(self._answer)
+
+    @property
+    def query(self) -> str | None:
+        """What the model is asked that answers; None while that is not complete."""
+        return "".join(self._asked).strip() if self.source is not None and self._ended else None
 
     def feed(self, piece: str) -> list[Delta]:
         """Return what the piece adds to the thought and to the answer."""
@@ -58,7 +72,10 @@ class TurnScanner:
             if found := EXACT_TAG.match(text, at):
                 self._turn_to(found[2], closing=found[1] == "/")
                 start = found.end()
-            elif len(text) - at < _LONGEST and any(tag.startswith(text[at:]) for tag in _ALL_TAGS):
+            elif self._relaying and (found := _FROM.match(text, at)):
+                self._take_source(found[1], is_whole=found[2] == "/")
+                start = found.end()
+            elif self._may_become_a_tag(text, at):
                 self._held = text[at:]
                 break
             else:
@@ -73,8 +90,24 @@ class TurnScanner:
         elif closing and tag == self._place:
             self._ended = tag == "answer" or (tag == "search" and self._routing)
             self._place = None
+        elif closing and tag == "answer" and self._place == "relay":
+            self._ended = True
+
+    def _take_source(self, source: str, *, is_whole: bool) -> None:
+        if self._place is None:
+            self.source, self._ended = source, is_whole
+            self._place = None if is_whole else "relay"
+
+    def _may_become_a_tag(self, text: str, at: int) -> bool:
+        rest = text[at : at + _LONGEST_FROM]
+        if len(text) - at < _LONGEST and any(tag.startswith(rest) for tag in _ALL_TAGS):
+            return True
+        begins = rest.startswith("<answer ") or "<answer ".startswith(rest)
+        return self._relaying and begins and len(text) - at < _LONGEST_FROM and ">" not in rest and "\n" not in rest
 
     def _show(self, text: str, deltas: list[Delta]) -> None:
+        if self._place == "relay":
+            self._asked.append(text)
         if self._place not in {"think", "answer"}:
             return
         shown = text.rstrip()

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from langgraph_router_r1.prompts import RouterPrompt
 
 
+AnswerStyle = Literal["short", "full"]
+"""How long answers shall be: see `RouterSettings.answer`."""
+
 Approve = Literal["never", "always"] | dict[Literal["over"], float] | Callable[["PendingCall"], bool]
 """Which calls need a person's approval: see `RouterSettings.approve`."""
 
@@ -77,6 +80,9 @@ class RouterSettings(TypedDict, total=False):
     max_parallel: int
     cost_weight: float
     budget_usd: float | None
+    answer: AnswerStyle
+    """How long answers shall be: "short" (the default: the answer alone, for questions and for training) or "full"
+    (complete replies, for people). With "full", the router may also pass on a model's reply, word for word."""
     approve: Approve
     """Which calls wait until a person has approved them ("never"): "always", {"over": dollars} for those whose worst
     case is higher, or a function of a `PendingCall`. The run needs a checkpointer, and is interrupted."""

@@ -235,6 +235,8 @@ class RouterState(TypedDict):
     answer: NotRequired[str]
     answer_id: NotRequired[str | None]
     """Of the message that was streamed while it was written; None for one that was not."""
+    relayed: NotRequired[bool]
+    """Whether the reply that is the answer was streamed already."""
     reply: NotRequired[str | None]
     """The whole reply that the answer was taken from; None when it is the answer itself."""
     routing: NotRequired[RunReport]
@@ -253,6 +255,7 @@ def nothing_yet() -> dict[str, Any]:
         "stop_reason": None,
         "answer": "",
         "answer_id": None,
+        "relayed": False,
         "reply": None,
     }
 
@@ -303,6 +306,10 @@ class PlannedCall(TypedDict):
     refusal: Refusal | None
     """Set when the call must not be made: `route` then only records it."""
     review: NotRequired[Review]
+    context: NotRequired[list[AnyMessage]]
+    """The messages of the run, if the model shares them."""
+    relay_id: NotRequired[str]
+    """The reply is to be the answer, and is streamed as the message of this id."""
 
 
 class PendingCalls(TypedDict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -43,12 +44,34 @@ class Provider:
                 request = Request(body, {name.lower(): value for name, value in self.headers.items()})
                 provider.requests.append(request)
                 time.sleep(provider.delay_s)
+                if body.get("stream"):
+                    self.stream(provider.completion(request))
+                    return
                 content = json.dumps(provider.completion(request)).encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
+
+            def stream(self, completion: dict[str, Any]) -> None:
+                """Send the completion word by word, the usage last, and close the connection."""
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream")
+                self.send_header("Connection", "close")
+                self.end_headers()
+                [choice] = completion["choices"]
+                words = re.findall(r"\S+\s*", choice["message"]["content"])
+                choices = [[{"index": 0, "delta": {"content": word}, "finish_reason": None}] for word in words]
+                choices.append([{"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}])
+                events = [{**completion, "choices": part, "usage": None} for part in choices]
+                if (body_options := provider.requests[-1].body.get("stream_options")) and body_options["include_usage"]:
+                    events.append({**completion, "choices": []})
+                for event in events:
+                    data = json.dumps({**event, "object": "chat.completion.chunk"})
+                    self.wfile.write(f"data: {data}\n\n".encode())
+                self.wfile.write(b"data: [DONE]\n\n")
+                self.close_connection = True
 
             def log_message(self, *arguments: Any) -> None:
                 pass

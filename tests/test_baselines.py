@@ -207,7 +207,8 @@ def test_a_baseline_embeds_as_a_node_and_streams_like_the_router() -> None:
     result = parent.invoke({"messages": [("user", "Capital of Peru?")]})
     assert [message.text for message in result["messages"]] == ["Capital of Peru?", "Lima"]
     events = list(baseline.stream({"messages": [("user", "Capital of Peru?")]}, stream_mode="custom"))
-    assert [event["type"] for event in events] == ["router_r1.route", "router_r1.info", "router_r1.done"]
+    kinds = ["router_r1.route", "router_r1.info", "router_r1.answer_delta", "router_r1.done"]
+    assert [event["type"] for event in events] == kinds
 
 
 def test_the_extractors_answer_counts_and_its_tokens_are_paid() -> None:

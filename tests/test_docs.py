@@ -45,7 +45,7 @@ def test_the_code_of_a_page_works_with_a_router(page: str, capsys: pytest.Captur
     names: dict[str, Any] = {"router": create_router(ScriptedEngine(turns), pool(small="It is Lima."))}
     exec(code_of(page), names)
     if page == "index.md":
-        kinds = ["think", "route", "info", "think", "done"]
+        kinds = ["think", "route", "info", "answer_delta", "think", "done"]
         assert capsys.readouterr().out.split() == [f"router_r1.{kind}" for kind in kinds]
 
 

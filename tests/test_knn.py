@@ -499,7 +499,8 @@ def test_many_first_questions_embed_the_profile_once() -> None:
     for thread in threads:
         thread.join()
     assert isinstance(shared._embeddings, Counting)
-    assert len(shared._embeddings.texts) == len(PROFILE) + 8
+    # The question is embedded by each thread that comes before the first has finished.
+    assert len(PROFILE) + 1 <= len(shared._embeddings.texts) <= len(PROFILE) + 8
 
 
 def test_the_knn_strategy_needs_something_to_go_by() -> None:

@@ -417,6 +417,24 @@ async def test_a_broken_server_is_an_engine_error_in_time_or_the_fallbacks_turn(
             await asyncio.gather(*(ends_well(engine, mode, fault) for mode in ("sync", "async", "streamed")))
 
 
+async def test_a_connection_that_is_closed_before_a_reply_is_tried_once_more(tiny_tokenizer: Path) -> None:
+    seen: list[str] = []
+
+    def closes_every_other_time(connection: Connection) -> None:
+        seen.append("request")
+        if len(seen) % 2:
+            connection.request()
+            connection.reset()
+        else:
+            replies(lambda _: None)(connection)
+
+    with serving(closes_every_other_time) as url:
+        async with VLLMEngine(url, "router", tokenizer=tiny_tokenizer, logprobs=True, timeout_s=PATIENT_S) as engine:
+            for mode in ("sync", "async", "streamed"):
+                assert (await run(engine, mode))["answer"] == "Lima"
+    assert len(seen) == 6
+
+
 def test_there_are_at_least_fifty_kinds_each_with_a_name_of_its_own() -> None:
     assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 50
 

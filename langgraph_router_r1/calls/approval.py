@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from langchain_core.messages import AnyMessage
 from langgraph.types import interrupt
 
 from langgraph_router_r1.calls.candidates import Candidates
@@ -76,10 +77,12 @@ class Approval:
         }
         return {index: call for index, call in pending.items() if self.needs(call)}
 
-    def review(self, calls: Sequence[PlannedCall], candidates: Candidates) -> list[PlannedCall]:
+    def review(
+        self, calls: Sequence[PlannedCall], candidates: Candidates, conversation: Sequence[AnyMessage]
+    ) -> list[PlannedCall]:
         """Interrupt the run until a person has decided on the calls that need approval; return the reviewed calls.
 
-        What a decision can't be used for is asked again, with the reason in the request.
+        Decisions that can't be used are asked for again, with the reason in the request.
         """
         pending = self.pending(calls, candidates)
         request = _request(pending)
@@ -91,7 +94,11 @@ class Approval:
                 request = {**request, "error": str(error)}
                 continue
             reviewed = dict(zip(pending, decisions, strict=True))
-            return [_reviewed(call, reviewed.get(call["index"])) for call in calls]
+            after = [_reviewed(call, reviewed.get(call["index"])) for call in calls]
+            for call in after:
+                if call["refusal"] is None:  # another model may see more or less of the conversation
+                    call["context"] = candidates.context_of(call["model"], conversation)
+            return after
 
 
 def _request(pending: Mapping[int, PendingCall]) -> dict[str, Any]:

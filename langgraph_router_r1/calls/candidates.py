@@ -8,14 +8,16 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, AnyMessage
 from langgraph.errors import GraphBubbleUp
 
 from langgraph_router_r1.calls.client import Clients, is_router, may_have_been_billed, public_reason, request_worst_case
 from langgraph_router_r1.calls.middleware import CallMiddleware, MiddlewareError, ModelCall, awrap, ordered, wrap
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.engines.base import EngineError
+from langgraph_router_r1.events import AnswerStream
 from langgraph_router_r1.ledger import (
     NO_COST,
     NO_USAGE,
@@ -31,7 +33,6 @@ from langgraph_router_r1.ledger import (
     reported_usage,
     sum_of,
 )
-from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.protocol import strip_thought
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.state import CallStatus, PlannedCall, RoutedCall, RunReport
@@ -54,6 +55,8 @@ class Candidates:
         count_tokens: Callable[[str], int],
         middleware: Sequence[CallMiddleware] = (),
         clients: Clients | None = None,
+        *,
+        is_brief: bool = True,
     ) -> None:
         """Keep the pool.
 
@@ -62,26 +65,37 @@ class Candidates:
             count_tokens: Estimates the usage of models that do not report it.
             middleware: What stands around each call; retries and rate limits are added.
             clients: Built models to share with others; by default its own.
+            is_brief: Whether answers shall be short.
         """
         self.registry = registry
         self._count_tokens = count_tokens
         self._middleware = ordered(middleware)
         self._clients = Clients() if clients is None else clients
+        self._is_brief = is_brief
 
-    def worst_case(self, name: str, query: str) -> float:
+    def context_of(self, name: str, conversation: Sequence[AnyMessage]) -> list[AnyMessage]:
+        """Return the messages that a call must carry: all of a run's if the model or a fallback shares them."""
+        shares = any(choice.share_context != "none" for choice in self._choices(name))
+        return list(conversation) if shares else []
+
+    def worst_case(self, name: str, query: str, conversation: Sequence[AnyMessage] = ()) -> float:
         """Return the most a call can cost in dollars, whoever of the model and its fallbacks answers.
 
         A token is at least one byte of text, so bytes bound the prompt for any tokenizer. A model that can't be told
         how much to write has no worst case short of infinity, unless it is free.
         """
-        return max(request_worst_case(choice, query) for choice in self._choices(name))
+        return max(
+            request_worst_case(ModelCall(choice, query, None, conversation, self._is_brief))
+            for choice in self._choices(name)
+        )
 
-    def ask(self, call: PlannedCall, *, again: bool = False) -> RoutedCall:
+    def ask(self, call: PlannedCall, *, again: bool = False, stream: AnswerStream | None = None) -> RoutedCall:
         """Make the call, unless it was refused before; return what came of it.
 
         Args:
             call: Which model to ask what.
             again: Whether the call may have been made before, by a run that was stopped; the result then says so.
+            stream: Takes the reply while it is written.
         """
         if call["refusal"]:
             return _refused(call)
@@ -90,7 +104,7 @@ class Candidates:
         def send(request: ModelCall) -> AIMessage:
             client = self._clients.get(request.model)
             with outcome.noting(request):
-                return outcome.received(request.model, client.send(request))
+                return outcome.received(request, client.send(request, stream))
 
         for request in self._requests(call):
             outcome.begin()
@@ -102,7 +116,7 @@ class Candidates:
                 outcome.failures.append(error)
         return self._failed(outcome)
 
-    async def aask(self, call: PlannedCall, *, again: bool = False) -> RoutedCall:
+    async def aask(self, call: PlannedCall, *, again: bool = False, stream: AnswerStream | None = None) -> RoutedCall:
         """Make the call without blocking; see `ask`."""
         if call["refusal"]:
             return _refused(call)
@@ -111,7 +125,7 @@ class Candidates:
         async def send(request: ModelCall) -> AIMessage:
             client = await self._clients.aget(request.model)
             with outcome.noting(request):
-                return outcome.received(request.model, await client.asend(request))
+                return outcome.received(request, await client.asend(request, stream))
 
         for request in self._requests(call):
             outcome.begin()
@@ -134,12 +148,12 @@ class Candidates:
 
     def _requests(self, call: PlannedCall) -> Iterator[ModelCall]:
         for model in self._choices(call["model"]):
-            yield ModelCall(model, call["query"], call.get("id"))
+            yield ModelCall(model, call["query"], call.get("id"), call.get("context", ()), self._is_brief)
 
     def _begin(self, call: PlannedCall, *, again: bool) -> _Outcome:
         outcome = _Outcome(call, again)
         if again:
-            outcome.add_maybe(self.worst_case(call["model"], call["query"]))
+            outcome.add_maybe(self.worst_case(call["model"], call["query"], call.get("context", ())))
         return outcome
 
     def _replied(self, outcome: _Outcome, request: ModelCall, reply: AIMessage) -> RoutedCall:
@@ -155,7 +169,7 @@ class Candidates:
             "finish_reason": "too_long" if whole_length > len(text) else finish_of(reply.response_metadata),
         }
         # What was sent is in the account already; this was answered by a middleware, such as a cache.
-        return self._priced(routed, model, reply) if outcome.sent_to is None else routed
+        return self._priced(routed, replace(request, model=model), reply) if outcome.sent_to is None else routed
 
     def _failed(self, outcome: _Outcome) -> RoutedCall:
         reason = public_reason(self.registry[outcome.call["model"]], outcome.failures[0])
@@ -165,18 +179,19 @@ class Candidates:
     def _spent(self, outcome: _Outcome) -> RoutedCall:
         """Return the routed call with the costs of all replies that came, also of those that middleware kept back."""
         routed = outcome.routed()
-        for model, reply in outcome.replies:
-            routed = self._priced(routed, model, reply)
+        for request, reply in outcome.replies:
+            routed = self._priced(routed, request, reply)
         return routed
 
-    def _priced(self, routed: RoutedCall, model: ModelDescriptor, reply: AIMessage) -> RoutedCall:
+    def _priced(self, routed: RoutedCall, request: ModelCall, reply: AIMessage) -> RoutedCall:
         """Return the routed call with the usage and the cost of a reply added."""
+        model = request.model
         if is_router(model) and "routing" in reply.response_metadata:
             # What a router spends is the sum of its own account, not its tokens at a price.
             return _with_account(routed, reply.response_metadata["routing"])
         usage, from_cache = reported_usage(reply.usage_metadata)
         if usage is None:
-            usage = self._estimated(routed["query"], *_text_of(model, reply))
+            usage = self._estimated(request, *_text_of(model, reply))
         spent = 0.0 if from_cache else cost(usage, model.price)
         added: RoutedCall = {
             **routed,
@@ -185,11 +200,11 @@ class Candidates:
         }
         return _with_cost(added, cost_parts(usage, model.price))
 
-    def _estimated(self, query: str, text: str, whole_length: int) -> Usage:
+    def _estimated(self, request: ModelCall, text: str, whole_length: int) -> Usage:
         # Of a reply that was cut, the part that is left is counted and taken for typical of the whole.
         kept = len(text) / whole_length if whole_length else 1.0
         return {
-            "prompt_tokens": self._count_tokens(CALL_PROMPT.format(query=query)),
+            "prompt_tokens": sum(self._count_tokens(message.text) for message in request.messages),
             "cached_tokens": 0,
             "completion_tokens": math.ceil(self._count_tokens(text) / kept),
             "estimated": True,
@@ -205,8 +220,8 @@ class _Outcome:
         """The last failure of each model that was tried."""
         self.sent_to: ModelDescriptor | None = None
         """The model that the latest request went to, since `begin`; None while none was sent."""
-        self.replies: list[tuple[ModelDescriptor, AIMessage]] = []
-        """Every reply that came, and from which model: all of them were paid for."""
+        self.replies: list[tuple[ModelCall, AIMessage]] = []
+        """Every reply that came, and to which request: all of them were paid for."""
         self._accounts: list[RunReport] = []
         self._maybe_usd: float | None = 0.0
         self._started = time.perf_counter()
@@ -215,9 +230,9 @@ class _Outcome:
         """Note that another model is tried now."""
         self.sent_to = None
 
-    def received(self, model: ModelDescriptor, reply: AIMessage) -> AIMessage:
+    def received(self, request: ModelCall, reply: AIMessage) -> AIMessage:
         """Note a reply, and return it."""
-        self.replies.append((model, reply))
+        self.replies.append((request, reply))
         return reply
 
     @contextlib.contextmanager
@@ -231,7 +246,7 @@ class _Outcome:
                 if error.routing is not None:
                     self.add_account(error.routing)
             elif not isinstance(error, GraphBubbleUp) and may_have_been_billed(error):
-                self.add_maybe(request_worst_case(request.model, request.query))
+                self.add_maybe(request_worst_case(request))
             raise
 
     def add_maybe(self, worst_usd: float) -> None:

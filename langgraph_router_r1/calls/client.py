@@ -30,13 +30,14 @@ from langgraph.constants import TAG_NOSTREAM
 from langgraph.pregel.protocol import PregelProtocol
 
 from langgraph_router_r1.calls.agent_model import AgentModel
+from langgraph_router_r1.calls.reply_stream import ReplyStream
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.event_loops import AnyLoopModel, for_any_loop, in_thread
 from langgraph_router_r1.ledger import FREE, worst_case
-from langgraph_router_r1.prompts import CALL_PROMPT
 
 if TYPE_CHECKING:
     from langgraph_router_r1.calls.middleware import ModelCall
+    from langgraph_router_r1.events import AnswerStream
 
 PROMPT_OVERHEAD_TOKENS = 64
 """Room for what a chat template puts around a message, in worst cases."""
@@ -79,21 +80,40 @@ class Client:
         """Build the model; see `build_model` for what that raises."""
         self.descriptor, self.model = descriptor, build_model(descriptor)
         self._headers = _openai_headers(self.model)
+        # Without it, OpenAI's client asks for no usage when it streams from another address than OpenAI's.
+        takes_it = hasattr(_inner(_chat_model(self.model)), "stream_usage")
+        self._usage_option: dict[str, Any] = {"stream_usage": True} if takes_it else {}
 
-    def send(self, call: ModelCall) -> AIMessage:
-        """Return the reply to a request.
+    def send(self, call: ModelCall, stream: AnswerStream | None = None) -> AIMessage:
+        """Return the reply to a request; a stream is given it while it is written.
 
         Raises:
             TimeoutError: There is none within the descriptor's `timeout_s`.
             Exception: Whatever the model's own package raises.
         """
-        invoke = functools.partial(self.model.invoke, call.messages, self._config(), **self._options(call))
-        return _as_message(in_thread(invoke).result(timeout=self.descriptor.timeout_s))
+        options = self._options(call)
+        if stream is None:
+            work = functools.partial(self.model.invoke, call.messages, self._config(), **options)
+        else:
+            work = functools.partial(self._streamed, call, stream)
+        return _as_message(in_thread(work).result(timeout=self.descriptor.timeout_s))
 
-    async def asend(self, call: ModelCall) -> AIMessage:
+    async def asend(self, call: ModelCall, stream: AnswerStream | None = None) -> AIMessage:
         """Return the reply without blocking; see `send`."""
         async with asyncio.timeout(self.descriptor.timeout_s):
-            return _as_message(await self.model.ainvoke(call.messages, self._config(), **self._options(call)))
+            if stream is None:
+                return _as_message(await self.model.ainvoke(call.messages, self._config(), **self._options(call)))
+            pieces = ReplyStream(stream)
+            options = self._options(call) | self._usage_option
+            async for piece in self.model.astream(call.messages, self._config(), **options):
+                pieces.take(piece)
+            return _as_message(pieces.whole())
+
+    def _streamed(self, call: ModelCall, stream: AnswerStream) -> Any:
+        pieces = ReplyStream(stream)
+        for piece in self.model.stream(call.messages, self._config(), **self._options(call), **self._usage_option):
+            pieces.take(piece)
+        return pieces.whole()
 
     def _config(self) -> RunnableConfig:
         name = self.descriptor.name
@@ -216,8 +236,9 @@ def public_reason(model: ModelDescriptor, error: BaseException) -> str:
     return f"{model.name} failed ({type(error).__name__})"
 
 
-def request_worst_case(model: ModelDescriptor, query: str) -> float:
-    """Return the most that one attempt at one model can cost, in dollars; infinity when nothing bounds it."""
+def request_worst_case(call: ModelCall) -> float:
+    """Return the most that one attempt at a call can cost, in dollars; infinity when nothing bounds it."""
+    model = call.model
     if is_router(model):
         # What it spends is its own account's sum, whatever its descriptor says of tokens.
         context = getattr(_inner(model.model), "context", None)
@@ -225,8 +246,8 @@ def request_worst_case(model: ModelDescriptor, query: str) -> float:
         return math.inf if budget is None else float(budget)
     if not model.is_bounded and model.price != FREE:
         return math.inf
-    prompt_tokens = len(CALL_PROMPT.format(query=query).encode("utf-8", "replace")) + PROMPT_OVERHEAD_TOKENS
-    return worst_case(prompt_tokens, model.max_tokens, model.price)
+    texts = [message.text.encode("utf-8", "replace") for message in call.messages]
+    return worst_case(sum(map(len, texts)) + PROMPT_OVERHEAD_TOKENS * len(texts), model.max_tokens, model.price)
 
 
 def may_have_been_billed(error: BaseException) -> bool:
@@ -245,13 +266,17 @@ def _inner(model: Any) -> Any:
     return model.bound if isinstance(model, RunnableBinding) else model
 
 
+def _chat_model(model: Any) -> Any:
+    return model.model if isinstance(model, AnyLoopModel) else model
+
+
 def _openai_headers(model: Any) -> dict[str, str] | None:
     """Return the headers that requests to this model carry already.
 
     None if they may carry no more: it is not OpenAI's client, or it has a cache of its own.
     """
     package = sys.modules.get("langchain_openai.chat_models.base")  # not imported: then it is none of theirs
-    bound = model.model if isinstance(model, AnyLoopModel) else model
+    bound = _chat_model(model)
     inner = _inner(bound)
     if package is None or not isinstance(inner, package.BaseChatOpenAI) or inner.cache:
         return None

@@ -24,13 +24,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from langchain_core.exceptions import ModelAPIError, ModelConnectionError, ModelRateLimitError, ModelTimeoutError
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage
 from langchain_core.rate_limiters import InMemoryRateLimiter
 from tenacity import AsyncRetrying, Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 from typing_extensions import override
 
 from langgraph_router_r1.descriptor import ModelDescriptor
-from langgraph_router_r1.prompts import CALL_PROMPT
+from langgraph_router_r1.prompts import call_messages
 
 TRANSIENT_ERRORS = (ModelRateLimitError, ModelAPIError, ModelConnectionError, ModelTimeoutError)
 """The failures that LangChain calls retryable."""
@@ -49,10 +49,15 @@ class ModelCall:
     id: str | None = None
     """The same whenever a resumed run makes the call again; None for a call outside of a run."""
 
+    conversation: Sequence[AnyMessage] = ()
+    """The messages of the run, for models that share them."""
+    is_brief: bool = True
+    """Whether answers shall be short."""
+
     @property
     def messages(self) -> list[BaseMessage]:
         """What the model is sent."""
-        return [HumanMessage(CALL_PROMPT.format(query=self.query))]
+        return call_messages(self.model, self.query, self.conversation, is_brief=self.is_brief)
 
 
 class MiddlewareError(RuntimeError):

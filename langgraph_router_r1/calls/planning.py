@@ -6,41 +6,59 @@ from collections.abc import Sequence
 
 from langgraph_router_r1.accounting import refuse_expensive
 from langgraph_router_r1.calls.candidates import Candidates
+from langgraph_router_r1.ledger import cost
 from langgraph_router_r1.protocol import Call
-from langgraph_router_r1.settings import Limits
-from langgraph_router_r1.state import PlannedCall, Refusal, planned_call
+from langgraph_router_r1.state import PendingCalls, PlannedCall, Refusal, planned_call
+from langgraph_router_r1.strategies.base import Ask, Strategy, View
 
 MAX_UNKNOWN_NAME = 60
 """Characters kept of a name that is not registered: the router may have written a whole paragraph before a colon."""
 
 
-def plan_calls(
-    calls: Sequence[Call], candidates: Candidates, *, turn: int, limits: Limits, left_usd: float | None
-) -> list[PlannedCall]:
-    """Return the calls of a turn, those that must not be made marked so.
+def pending_calls(decision: Ask, view: View, candidates: Candidates, strategy: Strategy) -> PendingCalls:
+    """Return the calls of a turn, those that must not be made marked so, and what they may cost.
 
     Args:
-        calls: As they were decided, in order.
+        decision: Which models are asked what.
+        view: The run before it.
         candidates: The models.
-        turn: Which route turn it is.
-        limits: What the run is held to.
-        left_usd: Dollars that the calls may cost together; None for no limit.
+        strategy: Who decided.
+
+    Raises:
+        ValueError: There are none.
     """
-    registry, planned = candidates.registry, list[PlannedCall]()
-    for index, call in enumerate(calls):
-        refusal: Refusal | None = None
-        known = call.known and call.model in registry
-        model = registry[call.model].name if known else call.model[:MAX_UNKNOWN_NAME]
-        if not known:
-            refusal = {"status": "unknown_model", "reason": registry.explain_unknown(model)}
-        elif index >= limits.max_parallel:
-            refusal = {"status": "denied", "reason": f"at most {limits.max_parallel} models can be asked a turn"}
-        planned.append(planned_call(turn, index, model, call.query, refusal))
-    if left_usd is not None:
-        refuse_expensive(planned, worst_cases(planned, candidates), left_usd)
-    return planned
+    if not decision.calls:
+        msg = f"{type(strategy).__name__} decided to ask, and names no model"
+        raise ValueError(msg)
+    calls = [_planned(call, index, view, candidates) for index, call in enumerate(decision.calls)]
+    if decision.relay and view.stream is not None:
+        calls[0]["relay_id"] = view.stream.message_id
+    if view.limits.budget_usd is None:
+        return {"calls": calls, "left_usd": None}
+    spent = view.spent_usd + (cost(decision.usage, strategy.price) if decision.usage else 0.0)
+    left = view.limits.budget_usd - spent - decision.keep_usd
+    refuse_expensive(calls, worst_cases(calls, candidates), left)
+    return {"calls": calls, "left_usd": left}
 
 
 def worst_cases(calls: Sequence[PlannedCall], candidates: Candidates) -> list[float]:
     """Return the most that each call can cost, in dollars; 0 for one that is not made."""
-    return [0.0 if call["refusal"] else candidates.worst_case(call["model"], call["query"]) for call in calls]
+    return [
+        0.0 if call["refusal"] else candidates.worst_case(call["model"], call["query"], call.get("context", ()))
+        for call in calls
+    ]
+
+
+def _planned(call: Call, index: int, view: View, candidates: Candidates) -> PlannedCall:
+    registry, most = view.registry, view.limits.max_parallel
+    refusal: Refusal | None = None
+    known = call.known and call.model in registry
+    model = registry[call.model].name if known else call.model[:MAX_UNKNOWN_NAME]
+    if not known:
+        refusal = {"status": "unknown_model", "reason": registry.explain_unknown(model)}
+    elif index >= most:
+        refusal = {"status": "denied", "reason": f"at most {most} models can be asked a turn"}
+    planned = planned_call(view.turn, index, model, call.query, refusal)
+    if refusal is None and (context := candidates.context_of(model, view.messages)):
+        planned["context"] = context
+    return planned

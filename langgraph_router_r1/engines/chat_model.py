@@ -97,7 +97,9 @@ class ChatModelEngine:
     def _options(self, stop: Sequence[str], max_tokens: int, on_text: OnText | None) -> dict[str, Any]:
         # Without it, OpenAI's client asks for no usage when it streams from another address than OpenAI's.
         usage = {"stream_usage": True} if on_text is not None and hasattr(self.chat_model, "stream_usage") else {}
-        return {"stop": list(stop), "max_tokens": max_tokens, **usage}
+        # Chat APIs take few stop strings and leave them out of the text: only those that can be put back.
+        closing = [string for string in stop if not string.startswith("<answer ")]
+        return {"stop": closing, "max_tokens": max_tokens, **usage}
 
     def __repr__(self) -> str:
         return f"ChatModelEngine({self.model!r})"

@@ -53,6 +53,10 @@ M = TypeVar("M", bound=Reply)
 _Clients = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient]
 
 
+class _ConnectionLostError(EngineUnavailableError):
+    """A connection ended before anything of a reply came."""
+
+
 class VLLMEngine(TokenEngine):
     """Samples from a vLLM server. Connections are kept and reused; close with `close`/`aclose` or a `with` block.
 
@@ -258,6 +262,22 @@ class VLLMEngine(TokenEngine):
         body: Mapping[str, Any] | None = None,
         on_bytes: Callable[[bytes], None] | None = None,
     ) -> tuple[int, bytes]:
+        """Make a request, once more if the connection was closed before anything came back; see `_send_once`.
+
+        That happens to connections that are kept for the next request: the server may close one as it is used.
+        """
+        try:
+            return await self._send_once(method, path, body, on_bytes)
+        except _ConnectionLostError:
+            return await self._send_once(method, path, body, on_bytes)
+
+    async def _send_once(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        on_bytes: Callable[[bytes], None] | None = None,
+    ) -> tuple[int, bytes]:
         """Make a request; return the status and the body of the reply, which `on_bytes` is given as it comes.
 
         Raises:
@@ -268,7 +288,7 @@ class VLLMEngine(TokenEngine):
         client = self._clients.get(loop)
         if client is None:
             client = self._clients[loop] = httpx.AsyncClient(**self._options)
-        content = bytearray()
+        content, kind = bytearray(), EngineUnavailableError
         try:
             async with client.stream(method, f"{self.base_url}/{path}", json=body) as response:
                 if response.headers.get("Content-Encoding", "identity") != "identity":
@@ -286,8 +306,10 @@ class VLLMEngine(TokenEngine):
             problem = "is down (ConnectError)"
         except (httpx.HTTPError, httpx.InvalidURL) as error:  # the URL is one that the server redirects to
             problem = f"gave no whole reply ({type(error).__name__})"
+            if isinstance(error, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError) and not content:
+                kind = _ConnectionLostError
         # Raised outside the handlers: the exceptions of httpx hold the request, whose headers hold the key.
-        raise EngineUnavailableError(f"the router's server at {self.base_url} {problem}")
+        raise kind(f"the router's server at {self.base_url} {problem}")
 
     def _body(self, asked: Asked, stop: Sequence[str]) -> dict[str, Any]:
         return {

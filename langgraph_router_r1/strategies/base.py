@@ -129,6 +129,8 @@ class Ask(Decision):
     calls: Sequence[Call]
     keep_usd: float = field(default=0.0, kw_only=True)
     """Dollars of the budget that the calls must leave, for what the strategy itself still has to pay."""
+    relay: bool = field(default=False, kw_only=True)
+    """Whether the reply to the first call is to be the answer: then it is streamed while the model writes it."""
 
     @classmethod
     def one(cls, model: str, query: str, **fields: Any) -> Ask:

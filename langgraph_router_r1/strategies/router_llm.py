@@ -26,6 +26,9 @@ from langgraph_router_r1.transcript import Segment, token_ids
 MAX_CORRECTIONS = 2
 """How many malformed turns of a run are answered with a correction; the next one forces the answer."""
 
+MAX_RELAY_STOPS = 16
+"""Of how many replies, the latest, the tag that passes one on ends the turn; servers take only so many stop strings."""
+
 QUOTE_OVERHEAD_TOKENS = 64
 """Room for the tags around replies and for a notice, in what is reserved for the answer."""
 
@@ -48,6 +51,8 @@ class RouterLLM(Strategy):
     """Most tokens of what comes back to it after a turn."""
     price: Price = FREE
     """Of the router's own tokens."""
+    relays: bool = False
+    """Whether it may pass on a reply as its answer; the prompt must say how."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1 or self.max_info_tokens < 1:
@@ -71,23 +76,27 @@ class RouterLLM(Strategy):
 
     @override
     def decide(self, view: View) -> Decision:
+        if (relayed := _relayed(view)) is not None:
+            return relayed
         turn = self._prepare(view)
         if turn.max_tokens < 1:
             return _finish(turn, "budget_exhausted")
         try:
-            generation = self.engine.generate(turn.transcript, max_tokens=turn.max_tokens, **_options(turn))
+            generation = self.engine.generate(turn.transcript, max_tokens=turn.max_tokens, **self._options(turn))
         except ContextFullError:
             return _finish(turn, "context_full")
         return self._read(turn, generation)
 
     @override
     async def adecide(self, view: View) -> Decision:
+        if (relayed := _relayed(view)) is not None:
+            return relayed
         await self.engine.aload()
         turn = self._prepare(view)
         if turn.max_tokens < 1:
             return _finish(turn, "budget_exhausted")
         try:
-            generation = await self.engine.agenerate(turn.transcript, max_tokens=turn.max_tokens, **_options(turn))
+            generation = await self.engine.agenerate(turn.transcript, max_tokens=turn.max_tokens, **self._options(turn))
         except ContextFullError:
             return _finish(turn, "context_full")
         return self._read(turn, generation)
@@ -118,6 +127,23 @@ class RouterLLM(Strategy):
         transcript += added
         return _Turn(view, added, transcript, may_ask, self._affordable_tokens(limits, view.spent_usd, transcript))
 
+    def _options(self, turn: _Turn) -> dict[str, Any]:
+        """Return what ends the turn, and what is told of its text if somebody listens."""
+        stop = [protocol.SEARCH_END, protocol.ANSWER_END] if turn.may_ask else [protocol.ANSWER_END]
+        if self.relays:
+            last = len(turn.view.replies)
+            stop += [protocol.relay_tag(number) for number in range(max(1, last - MAX_RELAY_STOPS + 1), last + 1)]
+        stream = turn.view.stream
+        if stream is None:
+            return {"stop": stop}
+        scanner = TurnScanner(routing=turn.may_ask, relaying=self.relays)
+
+        def on_text(piece: str) -> None:
+            for kind, text in scanner.feed(piece):
+                (stream.answer if kind == "answer" else stream.think)(text)
+
+        return {"stop": stop, "on_text": on_text}
+
     def _read(self, turn: _Turn, generation: Generation) -> Decision:
         self._has_tokenizer = True  # no turn is sampled without it
         view, segment = turn.view, generation.segment
@@ -126,15 +152,22 @@ class RouterLLM(Strategy):
             "segments": [*turn.added, segment],
             "usage": generation.usage,
         }
-        match protocol.parse(segment["text"], view.registry.aliases, routing=turn.may_ask):
+        replies = len(view.replies) if self.relays else None
+        match protocol.parse(segment["text"], view.registry.aliases, routing=turn.may_ask, replies=replies):
             case protocol.Answer(text):
                 is_cut = generation.finish == "length" and protocol.ANSWER_END not in segment["text"]
                 ended: StopReason = "cut_off" if is_cut else "answered" if turn.may_ask else "forced_answer"
                 return Answer(text, stop_reason=ended, **wrote)
-            case protocol.Route(calls):
+            case protocol.Relay(number):
+                return Answer(
+                    view.replies[number - 1], stop_reason="answered" if turn.may_ask else "forced_answer", **wrote
+                )
+            case protocol.Route(calls, relay):
+                if relay:
+                    wrote["notes"] = {**view.notes, "relay": view.turn}
                 named = [_by_name(call, view.registry) for call in calls]
                 prompt_tokens = _prompt_tokens([*turn.transcript, segment])
-                return Ask(named, keep_usd=self._answer_usd(prompt_tokens), **wrote)
+                return Ask(named, keep_usd=self._answer_usd(prompt_tokens), relay=relay, **wrote)
             case protocol.Invalid(reason):
                 if not turn.may_ask:
                     return _finish(turn, "no_answer", segment["text"], **wrote)
@@ -158,11 +191,15 @@ class RouterLLM(Strategy):
     def _quote(self, view: View, calls: Sequence[RoutedCall], *, may_ask: bool) -> str:
         """Return what the calls of a turn brought back as one block, in call order, cut to `max_info_tokens`."""
         denied = [call for call in calls if call["status"] == "denied"]
+        number = len(view.replies) - sum(call["status"] == "ok" for call in calls)
         lines = []
         for call in calls:
             if call["status"] == "denied":
                 continue
             said = _said(call) if call["status"] == "ok" else f"No reply: {_sentence(_reason(call, view.registry))}"
+            if self.relays and call["status"] == "ok":
+                number += 1
+                said = f"(reply {number}) {said}"
             lines.append(self._harmless(said if len(calls) == 1 else f"{_called(call, view.registry)}: {said}"))
         lines = self._share_out(lines, self.max_info_tokens)
         if denied:
@@ -226,19 +263,11 @@ class _Turn:
     max_tokens: int
 
 
-def _options(turn: _Turn) -> dict[str, Any]:
-    """Return what ends the turn, and what is told of its text if somebody listens."""
-    stop = [protocol.SEARCH_END, protocol.ANSWER_END] if turn.may_ask else [protocol.ANSWER_END]
-    stream = turn.view.stream
-    if stream is None:
-        return {"stop": stop}
-    scanner = TurnScanner(routing=turn.may_ask)
-
-    def on_text(piece: str) -> None:
-        for kind, text in scanner.feed(piece):
-            (stream.answer if kind == "answer" else stream.think)(text)
-
-    return {"stop": stop, "on_text": on_text}
+def _relayed(view: View) -> Answer | None:
+    """Return the answer if the router has let a model answer in its place, and the model did."""
+    if view.calls and view.notes.get("relay") == view.turn - 1 and view.latest[0]["status"] == "ok":
+        return Answer(view.latest[0]["response"])
+    return None
 
 
 def _finish(turn: _Turn, stop_reason: StopReason, text: str = "", **wrote: Any) -> Answer:
