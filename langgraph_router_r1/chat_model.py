@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from langchain_core.callbacks import (
@@ -17,6 +19,7 @@ from langchain_core.callbacks import (
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, Generation
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.config import get_stream_writer
@@ -27,10 +30,13 @@ from pydantic import ConfigDict, PrivateAttr
 from typing_extensions import override
 
 from langgraph_router_r1.accounting import from_cache, spending, with_earlier
+from langgraph_router_r1.calls.tools import ToolLike, make_tools
 from langgraph_router_r1.engines.base import EngineError
 from langgraph_router_r1.events import RouterEvent
 from langgraph_router_r1.ledger import Usage
-from langgraph_router_r1.state import RouterContext, RouterInput, RouterOutput, RouterState, Spending
+from langgraph_router_r1.state import RouterContext, RouterInput, RouterOutput, RouterState, Spending, Tools
+
+_Manager = CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun
 
 
 class ChatRouterR1(BaseChatModel):
@@ -77,10 +83,12 @@ class ChatRouterR1(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
+        *,
+        tools: Tools | None = None,
         **kwargs: Any,
     ) -> ChatResult:
         with self._accounting():
-            output = self.router.invoke({"messages": list(messages)}, _below(run_manager), context=self.context)
+            output = self.router.invoke(**self._run(messages, run_manager, tools))
         return ChatResult(generations=[ChatGeneration(message=self._message(output, stop))])
 
     async def _agenerate(
@@ -88,10 +96,12 @@ class ChatRouterR1(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        *,
+        tools: Tools | None = None,
         **kwargs: Any,
     ) -> ChatResult:
         with self._accounting():
-            output = await self.router.ainvoke({"messages": list(messages)}, _below(run_manager), context=self.context)
+            output = await self.router.ainvoke(**self._run(messages, run_manager, tools))
         return ChatResult(generations=[ChatGeneration(message=self._message(output, stop))])
 
     def _stream(
@@ -99,13 +109,13 @@ class ChatRouterR1(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
+        *,
+        tools: Tools | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         pieces = _Pieces(stop)
         with self._accounting():
-            for event in self.router.stream(
-                {"messages": list(messages)}, _below(run_manager), context=self.context, stream_mode=pieces.modes
-            ):
+            for event in self.router.stream(**self._run(messages, run_manager, tools), stream_mode=pieces.modes):
                 for chunk in pieces.of(event):
                     if run_manager is not None:
                         run_manager.on_llm_new_token(chunk.text, chunk=chunk)
@@ -117,13 +127,13 @@ class ChatRouterR1(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        *,
+        tools: Tools | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         pieces = _Pieces(stop)
         with self._accounting():
-            async for event in self.router.astream(
-                {"messages": list(messages)}, _below(run_manager), context=self.context, stream_mode=pieces.modes
-            ):
+            async for event in self.router.astream(**self._run(messages, run_manager, tools), stream_mode=pieces.modes):
                 for chunk in pieces.of(event):
                     if run_manager is not None:
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
@@ -131,9 +141,25 @@ class ChatRouterR1(BaseChatModel):
         yield pieces.last(self._message(pieces.output, stop))
 
     @override
+    def bind_tools(
+        self, tools: Sequence[ToolLike], *, tool_choice: Any = None, **kwargs: Any
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Return the model with tools: the router chooses the model, and the model that is chosen calls the tool.
+
+        `with_structured_output` works by it: once the router has its answer, a model puts it into the form.
+        """
+        made = make_tools(tools, tool_choice, is_form="ls_structured_output_format" in kwargs)
+        return self.bind(tools=made, **kwargs)
+
+    @override
     def with_retry(self, **options: Any) -> Runnable[LanguageModelInput, AIMessage]:
         """Return the model with retries; see `Runnable.with_retry`. The account includes what failed attempts spent."""
         return _Retrying(self, options)
+
+    def _run(self, messages: list[BaseMessage], manager: _Manager | None, tools: Tools | None) -> dict[str, Any]:
+        """Return what the graph is invoked with."""
+        context = self.context if tools is None else replace(self.context or RouterContext(), tools=tools)
+        return {"input": {"messages": list(messages)}, "config": _below(manager), "context": context}
 
     @contextmanager
     def _accounting(self) -> Iterator[None]:
@@ -236,6 +262,10 @@ class _Pieces:
             message.text[len(self._text) :],
             usage_metadata=message.usage_metadata,
             response_metadata=message.response_metadata,
+            tool_call_chunks=[
+                tool_call_chunk(name=call["name"], args=json.dumps(call["args"]), id=call["id"], index=index)
+                for index, call in enumerate(message.tool_calls)
+            ],
             chunk_position="last",
         )
 
@@ -254,7 +284,7 @@ def _usage(tokens: Usage) -> UsageMetadata:
     }
 
 
-def _below(manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None) -> RunnableConfig:
+def _below(manager: _Manager | None) -> RunnableConfig:
     """Return the config that makes the router's own runs children of this one: model runs expect no children."""
     if manager is None:
         return {}

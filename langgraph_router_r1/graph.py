@@ -59,9 +59,11 @@ from langgraph_router_r1.state import (
     is_fresh,
     nothing_yet,
     question_of,
+    tools_of,
 )
 from langgraph_router_r1.strategies import Again, Answer, Ask, Decision, RouterLLM, Strategy, View
 from langgraph_router_r1.strategies.fallback import FallbackPlan
+from langgraph_router_r1.strategies.tool_calls import called_tools, with_form, without_stream
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +104,10 @@ class RouterMachine:
         view = self._view(state)
         if is_degraded(state) and self.fallback is not None:
             return self._follow(state, view, self.fallback.decide(view), degraded=True)
+        if (ended := called_tools(view)) is not None:
+            return self._follow(state, view, ended)
         try:
-            decision = self.strategy.decide(view)
+            decision = self.strategy.decide(without_stream(view))
         except EngineError as error:
             fallback, view = self._take_over(state, error), view.forgetful()
             return self._follow(state, view, fallback.decide(view), degraded=True)
@@ -113,8 +117,10 @@ class RouterMachine:
         view = self._view(state)
         if is_degraded(state) and self.fallback is not None:
             return self._follow(state, view, await self.fallback.adecide(view), degraded=True)
+        if (ended := called_tools(view)) is not None:
+            return self._follow(state, view, ended)
         try:
-            decision = await self.strategy.adecide(view)
+            decision = await self.strategy.adecide(without_stream(view))
         except EngineError as error:
             fallback, view = self._take_over(state, error), view.forgetful()
             return self._follow(state, view, await fallback.adecide(view), degraded=True)
@@ -132,6 +138,7 @@ class RouterMachine:
             notes=state.get("notes", {}) if started else {},
             decided=len(state.get("decisions", [])) if started else 0,
             spent_usd=self._spent(state),
+            tools=state.get("tools") if started else tools_of(get_runtime().context),
             stream=AnswerStream.if_heard(self.stream, state if started else None),
             worst_case=functools.partial(self.candidates.worst_case, conversation=state["messages"]),
         )
@@ -147,6 +154,10 @@ class RouterMachine:
 
     def _follow(self, state: RouterState, view: View, decision: Decision, *, degraded: bool = False) -> Next:
         """Return the state update and the way that a decision means."""
+        if isinstance(decision, Ask) and not degraded and view.turn >= view.limits.max_turns:
+            best = view.replies[-1] if view.replies else ""
+            decision = Answer(best, stop_reason="forced_answer", **decision.common())
+        decision = with_form(view, decision)
         fresh = is_fresh(state)
         update: dict[str, Any] = self._new_run(state) if fresh else {}
         if degraded:
@@ -158,13 +169,10 @@ class RouterMachine:
             update["router_usage"] = Overwrite([decision.usage]) if fresh else [decision.usage]
         if decision.notes is not None:
             update["notes"] = dict(decision.notes)
-        if isinstance(decision, Ask) and not degraded and view.turn >= view.limits.max_turns:
-            best = view.replies[-1] if view.replies else ""
-            decision = Answer(best, stop_reason="forced_answer", **_taken(decision))
         update["decisions"] = Overwrite([decision.note()]) if fresh else [decision.note()]
         if view.stream is not None:
             is_shown = state.get("relayed") and isinstance(decision, Answer) and decision.text == view.replies[-1]
-            if isinstance(decision, Answer) and not is_shown:
+            if isinstance(decision, Answer) and not is_shown and not decision.tool_calls:
                 view.stream.finish(decision.text)
             update["answer_id"] = view.stream.message_id
         if decision.thought is not None:
@@ -180,6 +188,7 @@ class RouterMachine:
                 return Command(update=update, goto="think")
         assert isinstance(decision, Answer), decision
         update |= {"answer": decision.text, "stop_reason": decision.stop_reason, "reply": decision.reply}
+        update["tool_calls"] = list(decision.tool_calls)
         return Command(update=update, goto="answer")
 
     def _send(self, calls: list[PlannedCall], update: dict[str, Any]) -> Next:
@@ -232,7 +241,8 @@ class RouterMachine:
         metadata: dict[str, Any] = {"stop_reason": routing["stop_reason"]}
         if state.get("reply") is not None:
             metadata["reply"] = state["reply"]
-        message = AIMessage(answer, id=state.get("answer_id"), response_metadata=metadata)
+        called = state.get("tool_calls", [])
+        message = AIMessage(answer, id=state.get("answer_id"), tool_calls=called, response_metadata=metadata)
         # Without the mark of an open run, the same question asked again is a new run.
         return {"messages": [message], "answer": answer, "routing": routing, "question_id": None}
 
@@ -264,6 +274,7 @@ class RouterMachine:
             "limits": self._limits(state).as_state(),
             "strategy": self.strategy.note(),
             **nothing_yet(),
+            "tools": tools_of(get_runtime().context),
             "earlier": add_spending(earlier),
             "before": add_spending(before),
             "routing": empty_account(earlier, before),
@@ -384,8 +395,3 @@ def _router_llm(engine: RouterEngine | None, style: AnswerStyle, settings: dict[
     prompt = settings.pop("prompt", None) or RouterPrompt.of_style(style)
     price = Price.parse(settings.pop("router_price", FREE))
     return RouterLLM(engine, prompt=prompt, price=price, relays=style == "full", **settings)
-
-
-def _taken(decision: Decision) -> dict[str, Any]:
-    """Return what every decision has, whatever it decides."""
-    return {field.name: getattr(decision, field.name) for field in fields(Decision)}

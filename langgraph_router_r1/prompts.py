@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from string import Template
+from typing import TYPE_CHECKING
 
 from langchain_core.messages import (
     AIMessage,
@@ -20,6 +21,9 @@ from langchain_core.messages import (
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.protocol import fold, sanitize
 from langgraph_router_r1.registry import ModelRegistry
+
+if TYPE_CHECKING:
+    from langgraph_router_r1.state import Tools
 
 CALL_PROMPT = "Answer briefly and on topic; say so if you cannot.\n\n{query}"
 """What a routed model is asked, as one user message, when answers shall be short."""
@@ -138,6 +142,7 @@ class RouterPrompt:
         cost_weight: float,
         max_turns: int,
         control_tokens: Collection[str] = (),
+        tools: Tools | None = None,
     ) -> list[dict[str, str]]:
         """Return the router's chat: all other messages in their order as context, then the question in the template.
 
@@ -157,7 +162,7 @@ class RouterPrompt:
         told = self.prompted_weight(cost_weight, question)
         content = Template(self.template).substitute(
             question=question,
-            models=sanitize(registry.describe(), control_tokens),
+            models=sanitize(registry.describe() + _describe(tools), control_tokens),
             names=", ".join(registry.aliases),
             cost_weight=f"{told:g}",
             cost_words=next(words for most, words in COST_WORDS.items() if told <= most),
@@ -167,6 +172,15 @@ class RouterPrompt:
 
     def __repr__(self) -> str:
         return f"RouterPrompt({self.template!r}{f', weights={self.weights}' if self.weights else ''})"
+
+
+def _describe(tools: Tools | None) -> str:
+    """Return what the router is told of the tools that the models can call."""
+    if tools is None or tools["is_form"]:
+        return ""
+    functions = [tool["function"] for tool in tools["tools"]]
+    lines = [f"- {function['name']}: {function.get('description', '')}" for function in functions]
+    return "\nThese models can call tools when they are asked for what needs them:\n" + "\n".join(lines)
 
 
 def call_messages(
@@ -192,6 +206,16 @@ def call_messages(
     system = [SystemMessage("\n\n".join(instructions))] if instructions else []
     # The query may hold braces: no format string.
     return [*system, *shared, HumanMessage(template.replace("{query}", query))]
+
+
+def tool_messages(model: ModelDescriptor, query: str, conversation: Sequence[AnyMessage]) -> list[BaseMessage]:
+    """Return what a routed model is sent that may call tools: the conversation with their results, then the query."""
+    instructions = [model.system] if model.system else []
+    instructions += [message.text for message in conversation if isinstance(message, SystemMessage)]
+    system = [SystemMessage("\n\n".join(instructions))] if instructions else []
+    shared = [message for message in conversation if not isinstance(message, SystemMessage)]
+    is_asked = query.strip() == conversation[last_question(conversation)].text.strip()
+    return [*system, *shared, *([] if is_asked else [HumanMessage(query)])]
 
 
 def last_question(messages: Sequence[AnyMessage]) -> int:

@@ -78,7 +78,7 @@ class _Recorded(Strategy):
         if note["kind"] == "again":
             return Again(**fields)
         reason = note["stop_reason"] or "answered"
-        return Answer(note["text"], stop_reason=reason, reply=note["reply"], **fields)
+        return Answer(note["text"], stop_reason=reason, reply=note["reply"], tool_calls=note["tool_calls"], **fields)
 
     @override
     async def adecide(self, view: View) -> Decision:

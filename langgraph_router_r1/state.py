@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired
 
-from langchain_core.messages import AnyMessage, MessageLikeRepresentation
+from langchain_core.messages import AnyMessage, MessageLikeRepresentation, ToolCall
 from langgraph.channels import DeltaChannel
 from langgraph.graph.message import add_messages
 from langgraph.types import Overwrite
@@ -29,6 +29,17 @@ StopReason = Literal[
 `no_answer`: not even then. `context_full`: its context has no room for another turn.
 `budget_exhausted`: not even the router's own next turn can be paid. `degraded`: the router LLM did not answer, and
 the models were asked without it, in the order of the `fallback`; the answer is the reply of one of them."""
+
+
+class Tools(TypedDict):
+    """Tools that routed models may call; `calls.tools.make_tools` makes them."""
+
+    tools: list[dict[str, Any]]
+    """In OpenAI's form."""
+    choice: str | None
+    """None: the model decides; "any": it must call one; else the name of the one that it must call."""
+    is_form: bool
+    """Whether the tool is only the form of the final answer."""
 
 
 class Review(TypedDict):
@@ -76,6 +87,8 @@ class RoutedCall(TypedDict):
     maybe_billed_twice: bool
     """Whether this call may have been made and billed once before: an earlier attempt had begun when its process, or
     the run, was stopped, and left no reply. Its worst case is part of `maybe_cost_usd`."""
+    tool_calls: list[ToolCall]
+    """The tools that the model called instead of, or besides, replying in text."""
     review: Review | None
     """What a person decided on it; None for a call that needed no approval."""
     inner: RunReport | None
@@ -173,6 +186,8 @@ class DecisionNote(TypedDict):
     calls: list[CallNote]
     text: str
     """The answer; empty for other kinds."""
+    tool_calls: list[ToolCall]
+    """The tool calls that the run ends with."""
     stop_reason: StopReason | None
     reply: str | None
 
@@ -235,6 +250,10 @@ class RouterState(TypedDict):
     answer: NotRequired[str]
     answer_id: NotRequired[str | None]
     """Of the message that was streamed while it was written; None for one that was not."""
+    tool_calls: NotRequired[list[ToolCall]]
+    """The tool calls that the run ends with, in place of a text."""
+    tools: NotRequired[Tools | None]
+    """What the routed models of the run may call."""
     relayed: NotRequired[bool]
     """Whether the reply that is the answer was streamed already."""
     reply: NotRequired[str | None]
@@ -256,8 +275,14 @@ def nothing_yet() -> dict[str, Any]:
         "answer": "",
         "answer_id": None,
         "relayed": False,
+        "tool_calls": [],
         "reply": None,
     }
+
+
+def tools_of(context: Any) -> Tools | None:
+    """Return the tools of a run's context, of whatever type that is."""
+    return context.tools if isinstance(context, RouterContext) else None
 
 
 def question_of(state: RouterState) -> AnyMessage:
@@ -308,6 +333,8 @@ class PlannedCall(TypedDict):
     review: NotRequired[Review]
     context: NotRequired[list[AnyMessage]]
     """The messages of the run, if the model shares them."""
+    tools: NotRequired[Tools]
+    """What the model may call."""
     relay_id: NotRequired[str]
     """The reply is to be the answer, and is streamed as the message of this id."""
 
@@ -346,3 +373,5 @@ class RouterContext:
     max_parallel: int | None = None
     stream: Literal["answer", "thought"] | None = None
     """What is streamed while it is written."""
+    tools: Tools | None = None
+    """What the routed models may call, from `calls.tools.make_tools`; settled when the run begins."""

@@ -16,7 +16,10 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackMana
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, PrivateAttr
+from typing_extensions import override
 
 from langgraph_router_r1.engines.base import ContextFullError, Generation, OnText, cut_after_stop
 from langgraph_router_r1.engines.tokenizer import TokenEngine, Tokenizer
@@ -190,6 +193,11 @@ class ScriptedChatModel(BaseChatModel):
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
         return self._reply(messages)
+
+    @override
+    def bind_tools(self, tools: Any, *, tool_choice: Any = None, **kwargs: Any) -> Runnable[Any, AIMessage]:
+        """Offer tools; a tool call in the script is an `AIMessage` with `tool_calls`."""
+        return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], tool_choice=tool_choice, **kwargs)
 
     def _reply(self, messages: list[BaseMessage]) -> ChatResult:
         self.calls.append(messages)

@@ -55,12 +55,16 @@ class CallCache(CallMiddleware):
 
     @override
     def wrap_call(self, call: ModelCall, proceed: Send) -> AIMessage:
+        if call.tools is not None:  # a reply's tool calls are not kept
+            return proceed(call)
         key = _key(call)
         with self._locks.setdefault(key, threading.Lock()):
             return self._known(key) or self._keep(key, proceed(call))
 
     @override
     async def awrap_call(self, call: ModelCall, proceed: AsyncSend) -> AIMessage:
+        if call.tools is not None:
+            return await proceed(call)
         key = _key(call)
         # Whoever comes while the same is being asked waits for that reply; should it fail, the next one asks.
         async with self._async_locks.setdefault((id(asyncio.get_running_loop()), key), asyncio.Lock()):

@@ -89,6 +89,10 @@ class Candidates:
             for choice in self._choices(name)
         )
 
+    def worst_case_of(self, call: PlannedCall) -> float:
+        """Return the most that a planned call can cost in dollars; see `worst_case`."""
+        return max(map(request_worst_case, self._requests(call)))
+
     def ask(self, call: PlannedCall, *, again: bool = False, stream: AnswerStream | None = None) -> RoutedCall:
         """Make the call, unless it was refused before; return what came of it.
 
@@ -148,12 +152,13 @@ class Candidates:
 
     def _requests(self, call: PlannedCall) -> Iterator[ModelCall]:
         for model in self._choices(call["model"]):
-            yield ModelCall(model, call["query"], call.get("id"), call.get("context", ()), self._is_brief)
+            context = call.get("context", ())
+            yield ModelCall(model, call["query"], call.get("id"), context, self._is_brief, call.get("tools"))
 
     def _begin(self, call: PlannedCall, *, again: bool) -> _Outcome:
         outcome = _Outcome(call, again)
         if again:
-            outcome.add_maybe(self.worst_case(call["model"], call["query"], call.get("context", ())))
+            outcome.add_maybe(self.worst_case_of(call))
         return outcome
 
     def _replied(self, outcome: _Outcome, request: ModelCall, reply: AIMessage) -> RoutedCall:
@@ -163,8 +168,9 @@ class Candidates:
         routed: RoutedCall = {
             **self._spent(outcome),
             "response": response,
-            "status": "ok" if response else "error",
-            "reason": None if response else f"{model.name} gave an empty reply",
+            "status": "ok" if response or reply.tool_calls else "error",
+            "reason": None if response or reply.tool_calls else f"{model.name} gave an empty reply",
+            "tool_calls": list(reply.tool_calls),
             "answered_by": model.name,
             "finish_reason": "too_long" if whole_length > len(text) else finish_of(reply.response_metadata),
         }
@@ -311,6 +317,7 @@ def _blank(call: PlannedCall) -> RoutedCall:
         "finish_reason": None,
         "maybe_cost_usd": 0.0,
         "maybe_billed_twice": False,
+        "tool_calls": [],
         "review": call.get("review"),
         "inner": None,
     }

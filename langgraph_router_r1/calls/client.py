@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import math
 import os
 import sys
@@ -24,13 +25,14 @@ from langchain_core.exceptions import (
 )
 from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig
 from langgraph.constants import TAG_NOSTREAM
 from langgraph.pregel.protocol import PregelProtocol
 
 from langgraph_router_r1.calls.agent_model import AgentModel
 from langgraph_router_r1.calls.reply_stream import ReplyStream
+from langgraph_router_r1.calls.tools import ToolsNotSupportedError, tool_options
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.event_loops import AnyLoopModel, for_any_loop, in_thread
 from langgraph_router_r1.ledger import FREE, worst_case
@@ -51,6 +53,7 @@ _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (ModelInvalidRequestError, "rejected the request (400)"),
     (ModelAPIError, "had a server error (5xx)"),
     (ModelConnectionError, "can't be reached"),
+    (ToolsNotSupportedError, "can't call tools"),
     (ImportError, "needs a LangChain package that is not installed"),
 )
 
@@ -62,6 +65,7 @@ _NOT_BILLED = (
     ContextOverflowError,
     ModelInvalidRequestError,
     ConnectionRefusedError,
+    ToolsNotSupportedError,
 )
 """Failures after which nothing was generated: the provider refused the request, or no connection was made."""
 
@@ -125,10 +129,11 @@ class Client:
 
         It would be part of the key of LangChain's cache, which then would never hit.
         """
+        options = {} if call.tools is None else tool_options(_inner(_chat_model(self.model)), call.tools)
         if call.id is None or self._headers is None or get_llm_cache() is not None:
-            return {}
+            return options
         key = uuid.uuid5(uuid.UUID(call.id), self.descriptor.name)
-        return {"extra_headers": {"Idempotency-Key": str(key), **self._headers}}
+        return {**options, "extra_headers": {"Idempotency-Key": str(key), **self._headers}}
 
 
 class Clients:
@@ -246,8 +251,18 @@ def request_worst_case(call: ModelCall) -> float:
         return math.inf if budget is None else float(budget)
     if not model.is_bounded and model.price != FREE:
         return math.inf
-    texts = [message.text.encode("utf-8", "replace") for message in call.messages]
+    texts = [_all_of(message).encode("utf-8", "replace") for message in call.messages]
+    if call.tools is not None:
+        texts.append(json.dumps(call.tools["tools"]).encode())
     return worst_case(sum(map(len, texts)) + PROMPT_OVERHEAD_TOKENS * len(texts), model.max_tokens, model.price)
+
+
+def _all_of(message: BaseMessage) -> str:
+    """Return all that a model reads of a message: its text, or its blocks and tool calls as JSON."""
+    calls = message.tool_calls if isinstance(message, AIMessage) else []
+    if isinstance(message.content, str) and not calls:
+        return message.content
+    return json.dumps([message.content, calls], default=str)
 
 
 def may_have_been_billed(error: BaseException) -> bool:

@@ -30,7 +30,8 @@ from tenacity import AsyncRetrying, Retrying, retry_if_exception_type, stop_afte
 from typing_extensions import override
 
 from langgraph_router_r1.descriptor import ModelDescriptor
-from langgraph_router_r1.prompts import call_messages
+from langgraph_router_r1.prompts import call_messages, tool_messages
+from langgraph_router_r1.state import Tools
 
 TRANSIENT_ERRORS = (ModelRateLimitError, ModelAPIError, ModelConnectionError, ModelTimeoutError)
 """The failures that LangChain calls retryable."""
@@ -54,9 +55,14 @@ class ModelCall:
     is_brief: bool = True
     """Whether answers shall be short."""
 
+    tools: Tools | None = None
+    """What the model may call; it is then sent the whole conversation."""
+
     @property
     def messages(self) -> list[BaseMessage]:
         """What the model is sent."""
+        if self.tools is not None:
+            return tool_messages(self.model, self.query, self.conversation)
         return call_messages(self.model, self.query, self.conversation, is_brief=self.is_brief)
 
 

@@ -30,7 +30,7 @@ def pending_calls(decision: Ask, view: View, candidates: Candidates, strategy: S
     if not decision.calls:
         msg = f"{type(strategy).__name__} decided to ask, and names no model"
         raise ValueError(msg)
-    calls = [_planned(call, index, view, candidates) for index, call in enumerate(decision.calls)]
+    calls = [_planned(call, index, view, candidates, forms=decision.forms) for index, call in enumerate(decision.calls)]
     if decision.relay and view.stream is not None:
         calls[0]["relay_id"] = view.stream.message_id
     if view.limits.budget_usd is None:
@@ -43,13 +43,10 @@ def pending_calls(decision: Ask, view: View, candidates: Candidates, strategy: S
 
 def worst_cases(calls: Sequence[PlannedCall], candidates: Candidates) -> list[float]:
     """Return the most that each call can cost, in dollars; 0 for one that is not made."""
-    return [
-        0.0 if call["refusal"] else candidates.worst_case(call["model"], call["query"], call.get("context", ()))
-        for call in calls
-    ]
+    return [0.0 if call["refusal"] else candidates.worst_case_of(call) for call in calls]
 
 
-def _planned(call: Call, index: int, view: View, candidates: Candidates) -> PlannedCall:
+def _planned(call: Call, index: int, view: View, candidates: Candidates, *, forms: bool) -> PlannedCall:
     registry, most = view.registry, view.limits.max_parallel
     refusal: Refusal | None = None
     known = call.known and call.model in registry
@@ -59,6 +56,10 @@ def _planned(call: Call, index: int, view: View, candidates: Candidates) -> Plan
     elif index >= most:
         refusal = {"status": "denied", "reason": f"at most {most} models can be asked a turn"}
     planned = planned_call(view.turn, index, model, call.query, refusal)
-    if refusal is None and (context := candidates.context_of(model, view.messages)):
+    if refusal is not None:
+        return planned
+    if view.tools is not None and (forms or not view.tools["is_form"]):
+        planned["tools"], planned["context"] = view.tools, list(view.messages)
+    elif context := candidates.context_of(model, view.messages):
         planned["context"] = context
     return planned

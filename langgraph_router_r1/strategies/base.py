@@ -18,10 +18,10 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
-from langchain_core.messages import AnyMessage
+from langchain_core.messages import AnyMessage, ToolCall
 
 from langgraph_router_r1.events import AnswerStream
 from langgraph_router_r1.ledger import FREE, Price, Usage, estimate_tokens
@@ -29,7 +29,7 @@ from langgraph_router_r1.prompts import last_question
 from langgraph_router_r1.protocol import Call, sanitize
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import Limits
-from langgraph_router_r1.state import DecisionNote, RoutedCall, StopReason, StrategyNote
+from langgraph_router_r1.state import DecisionNote, RoutedCall, StopReason, StrategyNote, Tools
 from langgraph_router_r1.transcript import Segment
 
 
@@ -53,6 +53,8 @@ class View:
     """How many decisions were made so far."""
     spent_usd: float = 0.0
     """Dollars that count against the budget: spent, and possibly billed."""
+    tools: Tools | None = None
+    """What the routed models may call."""
     stream: AnswerStream | None = None
     """Takes the answer while it is written; None when nobody listens. What was not written, the graph adds."""
     worst_case: Callable[[str, str], float] = lambda _model, _query: 0.0
@@ -103,6 +105,10 @@ class Decision:
     notes: Mapping[str, Any] | None = None
     """What the strategy wants to find in the next view, JSON-like; None leaves the notes as they are."""
 
+    def common(self) -> dict[str, Any]:
+        """Return the fields that every decision has, whatever it decides."""
+        return {one.name: getattr(self, one.name) for one in fields(Decision)}
+
     def note(self) -> DecisionNote:
         """Return the decision for the record of the run."""
         return {
@@ -117,6 +123,7 @@ class Decision:
                 for call in (self.calls if isinstance(self, Ask) else ())
             ],
             "text": self.text if isinstance(self, Answer) else "",
+            "tool_calls": list(self.tool_calls) if isinstance(self, Answer) else [],
             "stop_reason": self.stop_reason if isinstance(self, Answer) else None,
             "reply": self.reply if isinstance(self, Answer) else None,
         }
@@ -129,6 +136,8 @@ class Ask(Decision):
     calls: Sequence[Call]
     keep_usd: float = field(default=0.0, kw_only=True)
     """Dollars of the budget that the calls must leave, for what the strategy itself still has to pay."""
+    forms: bool = field(default=False, kw_only=True)
+    """Whether the calls only put an answer into the form of a tool."""
     relay: bool = field(default=False, kw_only=True)
     """Whether the reply to the first call is to be the answer: then it is streamed while the model writes it."""
 
@@ -144,6 +153,8 @@ class Answer(Decision):
 
     text: str
     stop_reason: StopReason = field(default="answered", kw_only=True)
+    tool_calls: Sequence[ToolCall] = field(default=(), kw_only=True)
+    """Calls of tools that the run ends with."""
     reply: str | None = field(default=None, kw_only=True)
     """The whole reply that the answer was taken from, when it is not the answer itself."""
 

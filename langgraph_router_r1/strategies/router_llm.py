@@ -111,6 +111,7 @@ class RouterLLM(Strategy):
                 cost_weight=limits.cost_weight,
                 max_turns=limits.max_turns,
                 control_tokens=self.engine.control_tokens,
+                tools=view.tools,
             )
             added.append(self.engine.begin(chat))
             may_ask = limits.max_turns > 0 and self._can_ask(view, view.spent_usd, added)
