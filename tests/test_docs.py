@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from conftest import answer, pool, search
+from langchain_core.messages import AIMessage
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
 from langgraph_router_r1 import create_router
 from langgraph_router_r1.cli import cli
-from langgraph_router_r1.testing import ScriptedEngine
+from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -47,6 +48,25 @@ def test_the_code_of_a_page_works_with_a_router(page: str, capsys: pytest.Captur
     if page == "index.md":
         kinds = ["think", "route", "info", "answer_delta", "think", "done"]
         assert capsys.readouterr().out.split() == [f"router_r1.{kind}" for kind in kinds]
+
+
+def test_the_code_about_streaming_approval_and_tools_works(capsys: pytest.CaptureFixture[str]) -> None:
+    turns = [search("small: Capital of Peru?"), answer("Lima")]
+    exec(code_of("streaming.md"), {"router": create_router(ScriptedEngine(turns), pool(small="It is Lima."))})
+    assert capsys.readouterr().out == "Lima"
+    names: dict[str, Any] = {
+        "engine": ScriptedEngine(turns),
+        "registry": pool(small="x"),
+        "create_router": create_router,
+    }
+    exec(code_of("approval.md"), names)
+    assert capsys.readouterr().out == "Ask small (at most $0.00064): Capital of Peru?\n"
+    assert names["result"]["answer"] == "Lima"
+    call: Any = {"name": "weather", "args": {"city": "Lima"}, "id": "1", "type": "tool_call"}
+    small = ScriptedChatModel([AIMessage("", tool_calls=[call])])
+    names = {"router": create_router(ScriptedEngine(turns), pool(small=small))}
+    exec(code_of("tools.md"), names)
+    assert names["weather"].invoke({"city": "Lima"}) == "Lima: 21 degrees"
 
 
 def test_the_page_of_commands_is_the_help_of_the_commands() -> None:

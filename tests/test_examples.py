@@ -266,6 +266,45 @@ def test_a_run_is_resumed_and_its_call_is_not_made_twice() -> None:
     ]
 
 
+# 05 to 07: streaming, approval, an agent with tools
+
+
+def test_an_answer_comes_in_pieces_and_thoughts_are_marked_as_reasoning() -> None:
+    assert run("05_streaming.py").splitlines() == [
+        "messages: Lima,| on th|e coas|t.|",
+        "events: "
+        + "think_delta " * 5
+        + "think route info "
+        + "think_delta " * 3
+        + "answer_delta " * 4
+        + "think done ",
+        "chat model: Lima, on the coast.",
+        "reasoning: The capital is asked for. / That is it.",
+        "cost: $0.0000011",
+    ]
+
+
+def test_of_two_calls_that_wait_one_is_edited_and_one_is_rejected() -> None:
+    assert run("06_approval.py").splitlines() == [
+        "Ask expert (at most $0.02): How warm is it in Lima?",
+        "Ask expert (at most $0.02): How warm is it in Quito?",
+        "student | ok | about 20 degrees",
+        "expert | rejected | a person did not approve the call: One city is enough.",
+        "In Lima, I think.",
+    ]
+
+
+def test_an_agent_runs_on_the_router() -> None:
+    assert run("07_agent_with_tools.py").splitlines() == [
+        "human: How warm is it in Lima?",
+        "ai: calls weather",
+        "tool: Lima: 21 degrees",
+        "ai: calls Report",
+        "tool: Returning structured response: city='Lima' degrees=21",
+        "Report(city='Lima', degrees=21)",
+    ]
+
+
 # Studio
 
 

@@ -175,8 +175,8 @@ def test_known_replies_count_against_no_rate_limit() -> None:
 
 
 def test_waiting_for_a_turn_is_not_part_of_a_models_timeout() -> None:
-    busy = Busy(delay_s=0.05)
-    registry = busy.registry(timeout_s=0.2)
+    busy = Busy(delay_s=0.2)  # 2.4 s in all: the last one waits for longer than the timeout
+    registry = busy.registry(timeout_s=1.5)
     rollouts = batch(registry, *share_calls(registry, InMemoryCache(), per_model=1), same=False)
     assert [rollout.failed for rollout in rollouts] == [None] * 12
     slow = Busy(delay_s=5)
