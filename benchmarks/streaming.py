@@ -150,9 +150,7 @@ def main() -> None:
     if arguments.relay:
         relay()
         return
-    asyncio.run(scripted(100))
-    if arguments.vllm:
-        asyncio.run(served(20))
+    asyncio.run(served(20) if arguments.vllm else scripted(100))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from pydantic import ConfigDict, PrivateAttr
 from typing_extensions import override
 
 from langgraph_router_r1.accounting import from_cache, spending, with_earlier
+from langgraph_router_r1.calls.client import asked_by_a_router
 from langgraph_router_r1.calls.tools import ToolLike, make_tools
 from langgraph_router_r1.engines.base import EngineError
 from langgraph_router_r1.events import RouterEvent
@@ -174,7 +175,13 @@ class ChatRouterR1(BaseChatModel):
 
     def _message(self, output: Mapping[str, Any], stop: list[str] | None) -> AIMessage:
         """Return the answer of a run, up to the first of the stop strings, with its usage and its account."""
-        message: AIMessage = output["messages"][-1]
+        message = output["messages"][-1]
+        if not isinstance(message, AIMessage):
+            msg = (
+                "the run was interrupted, as by approve=..., and a chat model can't wait: use the router itself, with "
+                "a checkpointer, or one without approval"
+            )
+            raise RuntimeError(msg)  # noqa: TRY004 - not the caller's type is wrong, but what the router is
         routing = output["routing"] if self._earlier is None else with_earlier(output["routing"], self._earlier)
         message.response_metadata |= {"routing": routing, "model_name": self.model_name}
         message.usage_metadata = _usage(routing["router_tokens"])
@@ -226,8 +233,9 @@ class _Pieces:
         self._waits = bool(stop)  # what stands before a stop string is known at the end only
         self._text, self._message_id = "", ""
         self._write: StreamWriter | None = None  # of a graph around this model
-        with contextlib.suppress(RuntimeError, KeyError):  # there is none
-            self._write = get_stream_writer()
+        if not asked_by_a_router.get():
+            with contextlib.suppress(RuntimeError, KeyError):  # there is none
+                self._write = get_stream_writer()
 
     def of(self, streamed: Any) -> Iterator[ChatGenerationChunk]:
         """Yield what a streamed item adds to the message."""
@@ -254,7 +262,7 @@ class _Pieces:
             EngineError: The router's server broke off in the middle of the answer, and the fallback gave another one.
         """
         if not message.text.startswith(self._text):
-            msg = "the router's server broke off in the middle of an answer that was streamed; ask again"
+            msg = "the answer that was streamed broke off, and another one took its place; ask again"
             error = EngineError(msg)
             error.routing = message.response_metadata["routing"]
             raise error

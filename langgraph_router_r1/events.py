@@ -8,6 +8,7 @@ print(event["answered_by"], event["cost_usd"])
 from __future__ import annotations
 
 import contextvars
+import threading
 import uuid
 from typing import Literal, Self
 
@@ -142,7 +143,7 @@ class AnswerStream:
         self._turn, self._streams_thoughts = turn, streamed == "thought"
         self._thinks = False
         self._shown: list[str] = []
-        self._context = contextvars.copy_context()
+        self._context, self._lock = contextvars.copy_context(), threading.Lock()
         self._pushes = _is_heard_as_messages()
 
     @classmethod
@@ -157,7 +158,10 @@ class AnswerStream:
             return None
         context = get_runtime().context
         of_run = context.stream if isinstance(context, RouterContext) else None
-        turn, message_id = (state.get("turn", 0), state.get("answer_id")) if state is not None else (0, None)
+        turn = state.get("turn", 0) if state is not None else 0
+        # Thoughts of several turns and the answer are one message. Without them a turn begins a new one: some of an
+        # answer may have been shown in an attempt at this turn that broke off.
+        message_id = state.get("answer_id") if state is not None and (of_run or streamed) == "thought" else None
         return cls(turn, of_run or streamed, message_id)
 
     @classmethod
@@ -175,13 +179,13 @@ class AnswerStream:
             self._thinks = True
             event: ThinkDelta = {"type": "router_r1.think_delta", "turn": self._turn, "text": text}
             thought = AIMessageChunk(content="", id=self.message_id, additional_kwargs={"reasoning_content": text})
-            self._context.run(self._show, event, thought)
+            self._show(event, thought)
 
     def answer(self, text: str) -> None:
         """Show what is added to the answer."""
         self._shown.append(text)
         event: AnswerDelta = {"type": "router_r1.answer_delta", "message_id": self.message_id, "text": text}
-        self._context.run(self._show, event, AIMessageChunk(content=text, id=self.message_id))
+        self._show(event, AIMessageChunk(content=text, id=self.message_id))
 
     def finish(self, answer: str) -> None:
         """Show what is left of the answer; all of it, if none was shown yet."""
@@ -198,6 +202,10 @@ class AnswerStream:
             self.message_id, self._shown = _new_id(), []
 
     def _show(self, event: RouterEvent, chunk: AIMessageChunk) -> None:
+        with self._lock:  # a context can't be entered twice at a time
+            self._context.run(self._write, event, chunk)
+
+    def _write(self, event: RouterEvent, chunk: AIMessageChunk) -> None:
         get_stream_writer()(event)
         if self._pushes:
             push_message(chunk, state_key=None)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, cast
 
@@ -101,11 +102,11 @@ class RouterMachine:
     # think
 
     def _think(self, state: RouterState) -> Next:
-        view = self._view(state)
-        if is_degraded(state) and self.fallback is not None:
+        view, degraded = self._view(state), is_degraded(state) and self.fallback is not None
+        if (ended := called_tools(view, degraded=degraded)) is not None:
+            return self._follow(state, view, ended, degraded=degraded)
+        if degraded and self.fallback is not None:
             return self._follow(state, view, self.fallback.decide(view), degraded=True)
-        if (ended := called_tools(view)) is not None:
-            return self._follow(state, view, ended)
         try:
             decision = self.strategy.decide(without_stream(view))
         except EngineError as error:
@@ -114,11 +115,11 @@ class RouterMachine:
         return self._follow(state, view, decision)
 
     async def _athink(self, state: RouterState) -> Next:
-        view = self._view(state)
-        if is_degraded(state) and self.fallback is not None:
+        view, degraded = self._view(state), is_degraded(state) and self.fallback is not None
+        if (ended := called_tools(view, degraded=degraded)) is not None:
+            return self._follow(state, view, ended, degraded=degraded)
+        if degraded and self.fallback is not None:
             return self._follow(state, view, await self.fallback.adecide(view), degraded=True)
-        if (ended := called_tools(view)) is not None:
-            return self._follow(state, view, ended)
         try:
             decision = await self.strategy.adecide(without_stream(view))
         except EngineError as error:
@@ -170,10 +171,8 @@ class RouterMachine:
         if decision.notes is not None:
             update["notes"] = dict(decision.notes)
         update["decisions"] = Overwrite([decision.note()]) if fresh else [decision.note()]
-        if view.stream is not None:
-            is_shown = state.get("relayed") and isinstance(decision, Answer) and decision.text == view.replies[-1]
-            if isinstance(decision, Answer) and not is_shown and not decision.tool_calls:
-                view.stream.finish(decision.text)
+        if view.stream is not None and (fresh or not state.get("relayed")):
+            decision.show(view.stream)
             update["answer_id"] = view.stream.message_id
         if decision.thought is not None:
             stream_thought(view.turn, decision.thought)
@@ -181,9 +180,9 @@ class RouterMachine:
             case Ask():
                 pending = pending_calls(decision, view, self.candidates, self.strategy)
                 update["turn"] = view.turn + 1
-                if self.approval is not None and self.approval.pending(pending["calls"], self.candidates):
-                    return Command(update={**update, "pending": pending, "in_flight_usd": 0.0}, goto="approve")
-                return self._send(pending["calls"], update)
+                if self.approval is None or not self.approval.mark(pending, self.candidates):
+                    return self._send(pending["calls"], update)
+                return Command(update={**update, "pending": pending, "in_flight_usd": 0.0}, goto="approve")
             case Again():
                 return Command(update=update, goto="think")
         assert isinstance(decision, Answer), decision
@@ -203,7 +202,10 @@ class RouterMachine:
         assert self.approval is not None
         pending = state["pending"]
         assert pending is not None
-        calls, left = self.approval.review(pending["calls"], self.candidates, state["messages"]), pending["left_usd"]
+        calls, left = self.approval.review(pending, self.candidates, state["messages"]), pending["left_usd"]
+        budget = Limits(**state["limits"]).with_context(get_runtime().context).budget_usd
+        if budget is not None:  # that of a context with which the run goes on may be a smaller one
+            left = min(math.inf if left is None else left, budget - self._spent(state))
         if left is not None:  # an edit may have made them more expensive
             refuse_expensive(calls, worst_cases(calls, self.candidates), left)
         return self._send(calls, {"pending": None})

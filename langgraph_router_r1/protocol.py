@@ -26,7 +26,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from langgraph_router_r1.scanner import EXACT_TAG, TAGS, TurnScanner
+from langgraph_router_r1.scanner import EXACT_TAG, FROM_TAG, TAGS, TurnScanner
 
 SEARCH_END = "</search>"
 ANSWER_END = "</answer>"
@@ -36,7 +36,7 @@ _OPENING = re.compile(r"<(search|answer)>")
 # longer than its length.
 _TAG = re.compile(rf"[<‹＜﹤]\s*+(?:([/／])\s*+)?({'|'.join(TAGS)})\b\s*+[>›＞﹥]?", re.IGNORECASE)
 _CONTROL = re.compile(r"[<＜][|｜]([^<>|＜＞｜\n]{1,64})[|｜][>＞]|\[(/?INST)\]|<(/?s)>")
-_THINK_TAG = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
+THINK_TAG = re.compile(r"<(/?)think(?:ing)?>", re.IGNORECASE)
 _LONGEST_USUAL_RUN = 30
 """Most combining characters in a row in the text of any language (UAX #15, Stream-Safe Text Format)."""
 _PLACEHOLDER = re.compile(
@@ -268,7 +268,7 @@ def strip_thought(text: str) -> str:
     """
     kept: list[str] = []
     start = opened_at = depth = 0
-    for tag in _THINK_TAG.finditer(text):
+    for tag in THINK_TAG.finditer(text):
         if not tag.group(1):
             if depth == 0:
                 kept.append(text[start : tag.start()])
@@ -309,6 +309,7 @@ def relay_tag(number: int) -> str:
 
 def best_effort_answer(text: str) -> str:
     """Return what an unfinished turn comes closest to answering: an unclosed answer, or the text outside its tags."""
+    text = FROM_TAG.sub("", text)
     _, opened, rest = text.rpartition("<answer>")
     if opened and rest.strip():
         return EXACT_TAG.sub("", rest).strip()

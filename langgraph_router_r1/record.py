@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from langgraph_router_r1.accounting import account
 from langgraph_router_r1.ledger import Price, add_usage
@@ -59,6 +59,17 @@ class RunRecord(BaseModel):
     report: RunReport
     """Turns, tokens, costs and why the run ended; its own `calls` is empty, as the record has them."""
 
+    @field_validator("calls", mode="before")
+    @classmethod
+    def _calls_of_before(cls, calls: Any) -> Any:
+        """Fill in what records of before 2026-11-28 do not have."""
+        return _with({"tool_calls": [], "review": None}, calls)
+
+    @field_validator("decisions", mode="before")
+    @classmethod
+    def _decisions_of_before(cls, decisions: Any) -> Any:
+        return _with({"tool_calls": []}, decisions)
+
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Self:
         """Make the record of a run.
@@ -95,3 +106,10 @@ class RunRecord(BaseModel):
             answer=state.get("answer", ""),
             report={**report, "calls": []},
         )
+
+
+def _with(defaults: dict[str, Any], items: Any) -> Any:
+    """Return the items with defaults for what they do not have; what is no list of tables stays as it is."""
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        return items
+    return [{**defaults, **item} for item in items]

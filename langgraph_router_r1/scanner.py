@@ -14,7 +14,7 @@ EXACT_TAG = re.compile(rf"<(/?)({'|'.join(TAGS)})>")
 _ALL_TAGS = tuple(f"<{slash}{tag}>" for tag in TAGS for slash in ("", "/"))
 _LONGEST = max(map(len, _ALL_TAGS))
 
-_FROM = re.compile(r'<answer from="([^"<>\n]{1,100})"\s?(/?)>')
+FROM_TAG = re.compile(r'<answer from="([^"<>\n]{1,100})"\s?(/?)>')
 _LONGEST_FROM = 120
 
 Delta = tuple[Literal["thought", "answer"], str]
@@ -62,7 +62,7 @@ class TurnScanner:
     def feed(self, piece: str) -> list[Delta]:
         """Return what the piece adds to the thought and to the answer."""
         text, self._held = self._held + piece, ""
-        deltas: list[Delta] = []
+        deltas: list[tuple[Literal["thought", "answer"], list[str]]] = []
         start = 0
         while not self._ended:
             at = text.find("<", start)
@@ -72,7 +72,7 @@ class TurnScanner:
             if found := EXACT_TAG.match(text, at):
                 self._turn_to(found[2], closing=found[1] == "/")
                 start = found.end()
-            elif self._relaying and (found := _FROM.match(text, at)):
+            elif self._relaying and (found := FROM_TAG.match(text, at)):
                 self._take_source(found[1], is_whole=found[2] == "/")
                 start = found.end()
             elif self._may_become_a_tag(text, at):
@@ -81,7 +81,7 @@ class TurnScanner:
             else:
                 self._show("<", deltas)
                 start = at + 1
-        return deltas
+        return [(kind, "".join(pieces)) for kind, pieces in deltas]
 
     def _turn_to(self, tag: str, *, closing: bool) -> None:
         if self._place is None:
@@ -105,7 +105,7 @@ class TurnScanner:
         begins = rest.startswith("<answer ") or "<answer ".startswith(rest)
         return self._relaying and begins and len(text) - at < _LONGEST_FROM and ">" not in rest and "\n" not in rest
 
-    def _show(self, text: str, deltas: list[Delta]) -> None:
+    def _show(self, text: str, deltas: list[tuple[Literal["thought", "answer"], list[str]]]) -> None:
         if self._place == "relay":
             self._asked.append(text)
         if self._place not in {"think", "answer"}:
@@ -120,10 +120,9 @@ class TurnScanner:
         kind: Literal["thought", "answer"] = "thought" if self._place == "think" else "answer"
         if kind == "answer":
             self._answer.append(shown)
-        if deltas and deltas[-1][0] == kind:
-            deltas[-1] = (kind, deltas[-1][1] + shown)
-        else:
-            deltas.append((kind, shown))
+        if not deltas or deltas[-1][0] != kind:
+            deltas.append((kind, []))
+        deltas[-1][1].append(shown)
 
 
 def begun_answer(text: str, *, routing: bool = True) -> str:

@@ -281,8 +281,16 @@ def nothing_yet() -> dict[str, Any]:
 
 
 def tools_of(context: Any) -> Tools | None:
-    """Return the tools of a run's context, of whatever type that is."""
-    return context.tools if isinstance(context, RouterContext) else None
+    """Return the tools of a run's context, of whatever type that is.
+
+    Raises:
+        TypeError: They are not from `make_tools`.
+    """
+    tools = context.tools if isinstance(context, RouterContext) else None
+    if tools is not None and not (isinstance(tools, dict) and tools.keys() == Tools.__annotations__.keys()):
+        msg = f"tools is a {type(tools).__name__}; make_tools of langgraph_router_r1.calls.tools makes what it must be"
+        raise TypeError(msg)
+    return tools
 
 
 def question_of(state: RouterState) -> AnyMessage:
@@ -345,6 +353,8 @@ class PendingCalls(TypedDict):
     calls: list[PlannedCall]
     left_usd: float | None
     """Dollars that they may cost together; None for no limit."""
+    needs_approval: list[int]
+    """The places in the turn of those that a person has to decide on."""
 
 
 def planned_call(turn: int, index: int, model: str, query: str, refusal: Refusal | None = None) -> PlannedCall:

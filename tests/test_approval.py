@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 from conftest import answer, pool, search
+from langchain_core.messages import AIMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Command
 
 from langgraph_router_r1 import (
     RECORD_KEYS,
+    ChatRouterR1,
     ModelDescriptor,
     ModelRegistry,
     RouterContext,
@@ -24,6 +26,7 @@ from langgraph_router_r1 import (
     create_router,
 )
 from langgraph_router_r1.calls.approval import PendingCall
+from langgraph_router_r1.calls.tools import make_tools
 from langgraph_router_r1.replay import replay
 from langgraph_router_r1.strategies import AskInOrder
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
@@ -154,7 +157,7 @@ def test_without_approval_there_is_no_such_node_and_a_turn_without_pending_calls
     assert made.invoke(QUESTION, CONFIG)["answer"] == "done"
 
 
-@pytest.mark.parametrize("wrong", ["sometimes", {"under": 1}, {"over": -1}, {"over": "x"}, {}, 5, None])
+@pytest.mark.parametrize("wrong", ["sometimes", {"under": 1}, {"over": True}, {"over": -1}, {"over": "x"}, {}, 5, None])
 def test_what_is_no_rule_of_approval_is_an_error(wrong: Any) -> None:
     with pytest.raises(ValueError, match="it must be 'never', 'always'"):
         router(models(), approve=wrong)
@@ -229,6 +232,53 @@ def test_embedded_in_a_graph_the_request_comes_from_the_outer_graph() -> None:
     result = app.invoke(Command(resume={"decisions": [REJECT, APPROVE, REJECT]}), CONFIG)
     assert result["messages"][-1].text == "done"
     assert asked_of(asked) == {"a": [], "b": ["B?"], "c": [], "d": []}
+
+
+def test_what_waits_is_settled_when_it_is_asked_for_whatever_the_rule_says_later() -> None:
+    asked, seen = models(), set[str]()
+
+    def first_use(call: PendingCall) -> bool:
+        is_new = call.model.name not in seen
+        seen.add(call.model.name)
+        return is_new
+
+    made = router(asked, approve=first_use)
+    made.invoke(QUESTION, CONFIG)
+    [request] = made.invoke(Command(resume={"decisions": []}), CONFIG)["__interrupt__"]
+    assert "there are 0 decisions" in request.value["error"]
+    made.invoke(Command(resume={"decisions": [REJECT] * 3}), CONFIG)
+    assert not any(asked_of(asked).values())
+
+
+def test_a_smaller_budget_that_the_run_goes_on_with_holds() -> None:
+    made = router(models(), budget_usd=1.0)
+    made.invoke(QUESTION, CONFIG)
+    resume: Any = Command(resume={"decisions": [APPROVE] * 3})
+    result = made.invoke(resume, CONFIG, context=RouterContext(budget_usd=1e-9))
+    assert [call["status"] for call in result["routing"]["calls"]] == ["over_budget"] * 3
+
+
+def test_calls_with_tools_wait_and_keep_their_conversation() -> None:
+    call: Any = {"name": "weather", "args": {}, "id": "1", "type": "tool_call"}
+    asked = ScriptedChatModel([AIMessage("", tool_calls=[call])])
+    made = create_router(
+        ScriptedEngine([search("m: a?")]), pool(m=asked), approve="always", checkpointer=InMemorySaver()
+    )
+    tools = make_tools([{"name": "weather", "description": "Tell it.", "parameters": {"type": "object"}}])
+    made.invoke(QUESTION, CONFIG, context=RouterContext(tools=tools))
+    result = made.invoke(Command(resume={"decisions": [APPROVE]}), CONFIG)
+    assert result["messages"][-1].tool_calls[0]["name"] == "weather"
+    assert [message.text for message in asked.calls[0]] == ["Which?", "a?"]
+
+
+def test_a_chat_model_of_a_router_that_waits_says_that_it_can_not() -> None:
+    def model() -> ChatRouterR1:
+        return ChatRouterR1(router=create_router(ScriptedEngine(TURNS), pool(**models()), approve="always"))
+
+    with pytest.raises(RuntimeError, match="a chat model can't wait"):
+        model().invoke("Which?")
+    with pytest.raises(RuntimeError, match="a chat model can't wait"):
+        list(model().stream("Which?"))
 
 
 PROGRAM = """

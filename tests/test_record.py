@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -155,3 +156,15 @@ def test_another_version_of_the_record_is_refused() -> None:
     record = RunRecord.of(router(answer("Sol")).invoke(QUESTION, output_keys=RECORD_KEYS))
     with pytest.raises(ValueError, match="version"):
         RunRecord.model_validate({**record.model_dump(), "version": 2})
+
+
+def test_a_record_of_before_there_were_tools_and_approval_is_read_and_replays() -> None:
+    record = RunRecord.of(router(*TURNS["a turn of several calls"]).invoke(QUESTION, output_keys=RECORD_KEYS))
+    old = json.loads(record.model_dump_json())
+    for call in old["calls"]:
+        del call["tool_calls"], call["review"]
+    for decision in old["decisions"]:
+        del decision["tool_calls"]
+    read = RunRecord.model_validate_json(json.dumps(old))
+    assert read == record
+    assert replay(read).invoke({"messages": [("user", read.question)]})["answer"] == record.answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -30,6 +31,7 @@ from langgraph_router_r1 import (
     create_router,
 )
 from langgraph_router_r1.calls import CallCache
+from langgraph_router_r1.engines import ChatModelEngine
 from langgraph_router_r1.protocol import Answer, Call, Invalid, Relay, Route, parse
 from langgraph_router_r1.replay import replay
 from langgraph_router_r1.scanner import TurnScanner
@@ -242,6 +244,101 @@ def test_a_cached_reply_is_streamed_whole() -> None:
     for _ in range(2):
         made = router(DELEGATE, registry=pool(m="from m"), middleware=[cache])
         assert "".join(chunk.text for chunk, _ in made.stream(QUESTION, stream_mode="messages")) == "from m"
+
+
+def test_a_second_question_of_the_thread_is_streamed_too() -> None:
+    made = router(
+        DELEGATE, "<think> x </think><answer> own </answer>", registry=pool(m="from m"), checkpointer=InMemorySaver()
+    )
+    config: Any = {"configurable": {"thread_id": "1"}}
+    for expected in ("from m", "own"):
+        question: Any = {"messages": [("user", expected)]}
+        texts = [chunk.text for chunk, _ in made.stream(question, config, stream_mode="messages")]
+        assert "".join(texts) == expected
+
+
+class Hangs(Writes):
+    """Writes on, long after nobody waits for it."""
+
+    def _stream(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Iterator[Any]:
+        for piece in self.pieces:
+            yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
+            time.sleep(0.1)
+
+
+def test_a_model_that_timed_out_writes_nothing_into_the_reply_of_the_next() -> None:
+    slow = ModelDescriptor(
+        name="m", model=Hangs(pieces=["late "] * 9), price=1.0, timeout_s=0.25, fallbacks=("next",), max_retries=0
+    )
+    good = ModelDescriptor(name="next", model=Hangs(pieces=["good ", "reply "]), price=1.0)
+    texts: dict[str, str] = {}
+    last: Any = None
+    for mode, item in router(DELEGATE, registry=ModelRegistry([slow, good])).stream(
+        QUESTION, stream_mode=["messages", "values"]
+    ):
+        if mode == "messages":
+            texts[item[0].id] = texts.get(item[0].id, "") + item[0].text
+        else:
+            last = item
+    assert texts[last["messages"][-1].id] == last["answer"] == "good reply"
+    assert all("late" not in text or "good" not in text for text in texts.values())
+
+
+@pytest.mark.parametrize(
+    ("pieces", "shown"),
+    [
+        (["<THINK> a </THINK> Lima"], ["Lima"]),
+        (["<think>a</think> <thinking> b </thinking>", " Lima"], ["Lima"]),
+        (["<think>a <think> b </think> c </think> Lima"], ["Lima"]),
+        (["Lima <think> sure ", "</think>is it"], ["Lima is it"]),
+        (["Lima <think>", " is a tag"], ["Lima <think> is a tag"]),
+        (["Lima <", "b> is <t", "h>"], ["Lima <b> is <th>"]),
+        # Known at the closing tag only: what was shown becomes no message.
+        (["secret ", "thought </thi", "nk> Lima"], ["secret thought", "Lima"]),
+    ],
+)
+def test_what_is_shown_of_a_reply_is_what_is_left_without_its_thoughts(pieces: list[str], shown: list[str]) -> None:
+    made = router(DELEGATE, registry=pool(m=Writes(pieces=pieces)))
+    texts: dict[str, str] = {}
+    last: Any = None
+    for mode, item in made.stream(QUESTION, stream_mode=["messages", "values"]):
+        if mode == "messages":
+            texts[item[0].id] = texts.get(item[0].id, "") + item[0].text
+        else:
+            last = item
+    assert list(texts.values()) == shown
+    assert texts[last["messages"][-1].id] == last["answer"]
+
+
+def test_a_relayed_reply_that_is_too_long_is_cut_streamed_or_not_and_says_so() -> None:
+    writes = Writes(["Lima " * 9], pieces=["Lima " * 3] * 3)
+    model = ModelDescriptor(name="m", model=writes, price=1.0, max_reply_chars=20)
+    chunks = list(ChatRouterR1(router=router(DELEGATE, registry=ModelRegistry([model]))).stream("?"))
+    assert "".join(chunk.text for chunk in chunks) == ("Lima " * 4).strip()
+    result = router(DELEGATE, registry=ModelRegistry([model])).invoke(QUESTION)
+    assert (result["answer"], result["routing"]["stop_reason"]) == (("Lima " * 4).strip(), "cut_off")
+
+
+def test_a_stream_of_many_pieces_is_read_in_linear_time() -> None:
+    started = time.process_time()
+    made = router(
+        DELEGATE, registry=pool(m=Writes(pieces=["<think>", *["a "] * 10_000, "</think> Lima", *[" "] * 10_000]))
+    )
+    assert "".join(chunk.text for chunk, _ in made.stream(QUESTION, stream_mode="messages")) == "Lima"
+    assert time.process_time() - started < 30
+
+
+def test_a_chat_model_as_the_router_lets_a_model_answer_though_its_provider_leaves_out_the_stop_string() -> None:
+    engine = ChatModelEngine(ScriptedChatModel([DELEGATE.removesuffix(" </answer>")]))
+    made = create_router(engine, pool(m="from m"), answer="full")
+    assert made.invoke(QUESTION)["answer"] == "from m"
+
+
+def test_a_chat_model_as_the_router_may_speak_of_the_tag() -> None:
+    turn = '<think> I could write <answer from="1"/> here. </think><answer> Own. </answer>'
+    engine = ChatModelEngine(ScriptedChatModel([search("m: a?"), turn]))
+    made = create_router(engine, pool(m="from m"), answer="full")
+    assert made.invoke(QUESTION)["answer"] == "Own."
 
 
 # The style, and what routed models see of the run

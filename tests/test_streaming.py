@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from test_protocol import HOSTILE, NAMES
 from test_router_faults import PATIENT_S, TOKENS, serving
 
 from langgraph_router_r1 import ChatRouterR1, EngineError, RouterContext, create_router
-from langgraph_router_r1.engines import EngineUnavailableError, VLLMEngine
+from langgraph_router_r1.engines import ChatModelEngine, EngineUnavailableError, VLLMEngine
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.protocol import Answer, parse
 from langgraph_router_r1.scanner import TAGS, TurnScanner, begun_answer
@@ -229,7 +230,7 @@ async def test_the_fallbacks_answer_is_another_message_than_the_one_that_broke_o
 def test_a_chat_model_whose_stream_broke_off_raises_with_the_account() -> None:
     model = ChatRouterR1(router=create_router(BreaksOff(TURNS), pool(m="Quito"), fallback=First()))
     texts: list[str] = []
-    with pytest.raises(EngineError, match="broke off in the middle of an answer") as caught:
+    with pytest.raises(EngineError, match="the answer that was streamed broke off") as caught:
         texts.extend(chunk.text for chunk in model.stream("Capital of Peru?"))
     assert "".join(texts) == "Lima, o"
     assert caught.value.routing is not None
@@ -245,6 +246,63 @@ async def test_a_reader_that_leaves_ends_the_run() -> None:
     tasks = {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
     await asyncio.sleep(0.05)
     assert not {task for task in tasks if not task.done()}
+
+
+class NeedsAToken(ScriptedEngine):
+    """Breaks off in the middle of its answer the first time."""
+
+    broke_off = False
+
+    def generate(self, transcript: Any, *, on_text: Any = None, **options: Any) -> Any:
+        if "observation" in [segment["kind"] for segment in transcript] and not self.broke_off:
+            self.broke_off = True
+            on_text("<answer> Partial tex")
+            raise EngineUnavailableError("down")
+        return super().generate(transcript, on_text=on_text, **options)
+
+
+def test_a_run_that_goes_on_after_it_broke_off_in_its_answer_streams_another_message() -> None:
+    made = create_router(NeedsAToken(TURNS), pool(m="Lima"), checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "1"}}
+    texts: dict[str, str] = {}
+
+    def stream(what: Any) -> None:
+        for chunk, _ in made.stream(what, config, stream_mode="messages"):
+            texts[chunk.id] = texts.get(chunk.id, "") + chunk.text
+
+    with pytest.raises(EngineError):
+        stream(QUESTION)
+    stream(None)
+    assert list(texts.values()) == ["Partial tex", LIMA]
+
+
+def test_what_a_chat_model_writes_as_the_router_is_no_message_of_the_run() -> None:
+    for model in (Streams(), ScriptedChatModel(["<think> SECRET </think><answer> Lima </answer>"])):
+        router_model = ChatModelEngine(model)
+        texts = [
+            chunk.text for chunk, _ in create_router(router_model, pool(m="x")).stream(QUESTION, stream_mode="messages")
+        ]
+        assert "SECRET" not in "".join(texts)
+        assert "from " not in texts
+    assert "".join(texts) == "Lima"
+
+
+def test_a_chat_model_that_is_asked_streams_none_of_its_events_into_the_outer_run() -> None:
+    outer = create_router(ScriptedEngine([search("m: a?"), answer("out")]), pool(m=ChatRouterR1(router=router())))
+    events: list[Any] = [
+        item for mode, item in outer.stream(QUESTION, stream_mode=["custom", "messages"]) if mode == "custom"
+    ]
+    assert [event["text"] for event in events if event["type"] == "router_r1.answer_delta"] == ["out"]
+
+
+def test_hostile_turns_are_scanned_in_linear_time() -> None:
+    started = time.process_time()
+    assert begun_answer("<answer>" + "<a" * 400_000)
+    scanner = TurnScanner()
+    scanner.feed("<answer> x")
+    for _ in range(40_000):
+        scanner.feed(" ")
+    assert time.process_time() - started < 5  # what was quadratic took half a minute
 
 
 # The chat model

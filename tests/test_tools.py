@@ -24,6 +24,7 @@ from langgraph_router_r1 import (
 )
 from langgraph_router_r1.calls import CallCache
 from langgraph_router_r1.calls.tools import make_tools
+from langgraph_router_r1.engines import EngineUnavailableError
 from langgraph_router_r1.replay import replay
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
@@ -217,6 +218,60 @@ def test_a_resumed_run_still_has_its_tools() -> None:
     router.invoke(QUESTION, config, context=RouterContext(tools=make_tools([weather])))
     assert router.invoke(None, config)["messages"][-1].tool_calls[0]["name"] == "weather"
     assert asked.offered[0][0] is not None
+
+
+class First:
+    def rank(self, question: str, *, cost_weight: float) -> list[str]:
+        return ["m"]
+
+
+@pytest.mark.parametrize("choice", [None, "any"])
+def test_a_fallbacks_model_may_call_tools_too(choice: Any) -> None:
+    def down(_: Any) -> str:
+        raise EngineUnavailableError("down")
+
+    asked = ScriptedChatModel([calls("weather", city="Lima")])
+    router = create_router(ScriptedEngine(down), pool(m=asked), fallback=First())
+    reply = ChatRouterR1(router=router).bind_tools([weather], tool_choice=choice).invoke("?")
+    assert [call["name"] for call in reply.tool_calls] == ["weather"]
+    assert reply.response_metadata["stop_reason"] == "degraded"
+
+
+def test_a_relayed_reply_is_not_streamed_if_it_may_be_a_tool_call() -> None:
+    turn = '<think> x </think><answer from="m"> How warm? </answer>'
+    for choice in (None, "any"):
+        asked = ScriptedChatModel([AIMessage("text", tool_calls=calls("weather", city="Lima").tool_calls)])
+        bound = model([turn], asked, answer="full").bind_tools([weather], tool_choice=choice)
+        chunks = list(bound.stream("How warm?"))
+        whole = chunks[0]
+        for chunk in chunks[1:]:
+            whole += chunk
+        assert (whole.text, whole.tool_calls[0]["name"]) == ("text", "weather")
+
+
+def test_a_form_keeps_why_the_run_ended() -> None:
+    cut = f"<think> x </think><answer> {'Lima ' * 50}"
+    bound = model([cut], ScriptedChatModel([calls("weather", city="Lima")]), max_tokens=60)
+    reply = bound.bind_tools([weather], tool_choice="any").invoke("?")
+    assert (reply.tool_calls[0]["name"], reply.response_metadata["stop_reason"]) == ("weather", "cut_off")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda: make_tools([{"type": "web_search_preview"}]), "only functions can be tools here"),
+        (lambda: make_tools([weather], {"function": {}}), "tool_choice is"),
+    ],
+)
+def test_what_is_no_tool_is_an_error(wrong: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        wrong()
+
+
+def test_tools_of_a_context_that_are_none_are_an_error() -> None:
+    router = create_router(ScriptedEngine([]), pool(m="x"))
+    with pytest.raises(TypeError, match="tools is a list; make_tools"):
+        router.invoke(QUESTION, context=RouterContext(tools=[weather]))  # type: ignore[arg-type]
 
 
 def test_a_cache_keeps_no_replies_to_calls_with_tools() -> None:

@@ -24,7 +24,7 @@ from langgraph_router_r1.calls.candidates import Candidates
 from langgraph_router_r1.calls.planning import worst_cases
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.settings import Approve
-from langgraph_router_r1.state import PlannedCall, Review
+from langgraph_router_r1.state import PendingCalls, PlannedCall, Review
 
 ACTION = "ask_model"
 """What approval pages call the action that is reviewed."""
@@ -59,7 +59,7 @@ class Approval:
                 return None
             case "always":
                 return cls(lambda _: True)
-            case {"over": int() | float() as limit, **others} if not others and limit >= 0:
+            case {"over": int() | float() as limit, **others} if not others and limit is not True and limit >= 0:
                 return cls(lambda call: call.worst_case_usd > limit)
             case _ if callable(setting):
                 return cls(setting)
@@ -68,23 +68,29 @@ class Approval:
         )
         raise ValueError(msg)
 
-    def pending(self, calls: Sequence[PlannedCall], candidates: Candidates) -> dict[int, PendingCall]:
-        """Return the calls that need approval, by their place in the turn."""
-        pending = {
-            call["index"]: PendingCall(candidates.registry[call["model"]], call["query"], worst)
-            for call, worst in zip(calls, worst_cases(calls, candidates), strict=True)
-            if call["refusal"] is None
-        }
-        return {index: call for index, call in pending.items() if self.needs(call)}
+    def mark(self, turn: PendingCalls, candidates: Candidates) -> bool:
+        """Mark the calls of a turn that need approval; return whether there are any."""
+        asked = _askable(turn["calls"], candidates)
+        turn["needs_approval"] = [index for index, call in asked.items() if self.needs(call)]
+        return bool(turn["needs_approval"])
 
     def review(
-        self, calls: Sequence[PlannedCall], candidates: Candidates, conversation: Sequence[AnyMessage]
+        self, waiting: PendingCalls, candidates: Candidates, conversation: Sequence[AnyMessage]
     ) -> list[PlannedCall]:
         """Interrupt the run until a person has decided on the calls that need approval; return the reviewed calls.
 
         Decisions that can't be used are asked for again, with the reason in the request.
+
+        Args:
+            waiting: The calls of the turn. Which of them need approval was settled when they were planned: whoever
+                decides has seen those, whatever the rule or the prices say by now.
+            candidates: The models.
+            conversation: The messages of the run.
         """
-        pending = self.pending(calls, candidates)
+        calls = waiting["calls"]
+        pending = {
+            index: call for index, call in _askable(calls, candidates).items() if index in waiting["needs_approval"]
+        }
         request = _request(pending)
         while True:
             response = interrupt(request)
@@ -96,9 +102,18 @@ class Approval:
             reviewed = dict(zip(pending, decisions, strict=True))
             after = [_reviewed(call, reviewed.get(call["index"])) for call in calls]
             for call in after:
-                if call["refusal"] is None:  # another model may see more or less of the conversation
+                # Another model may see more or less of the conversation; with tools, each sees all of it.
+                if call["refusal"] is None and "tools" not in call:
                     call["context"] = candidates.context_of(call["model"], conversation)
             return after
+
+
+def _askable(calls: Sequence[PlannedCall], candidates: Candidates) -> dict[int, PendingCall]:
+    return {
+        call["index"]: PendingCall(candidates.registry[call["model"]], call["query"], worst)
+        for call, worst in zip(calls, worst_cases(calls, candidates), strict=True)
+        if call["refusal"] is None
+    }
 
 
 def _request(pending: Mapping[int, PendingCall]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import json
 import math
@@ -10,6 +11,8 @@ import os
 import sys
 import threading
 import uuid
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.exceptions import (
@@ -73,6 +76,10 @@ _NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "Unsuppo
 """Names of HTTP clients' errors (httpx's and its forks') for a request that never left."""
 
 
+asked_by_a_router: ContextVar[bool] = ContextVar("asked_by_a_router", default=False)
+"""Whether what runs is a model that a router asks: what it streams is no part of the router's stream."""
+
+
 class MissingKeyError(LookupError):
     """The environment variable that should hold a model's key is not set."""
 
@@ -95,26 +102,34 @@ class Client:
             TimeoutError: There is none within the descriptor's `timeout_s`.
             Exception: Whatever the model's own package raises.
         """
+        with _asking():
+            return self._sent(call, stream)
+
+    def _sent(self, call: ModelCall, stream: AnswerStream | None) -> AIMessage:
         options = self._options(call)
         if stream is None:
             work = functools.partial(self.model.invoke, call.messages, self._config(), **options)
-        else:
-            work = functools.partial(self._streamed, call, stream)
-        return _as_message(in_thread(work).result(timeout=self.descriptor.timeout_s))
+            return _as_message(in_thread(work).result(timeout=self.descriptor.timeout_s))
+        with contextlib.closing(ReplyStream(stream, self.descriptor.max_reply_chars)) as pieces:
+            work = functools.partial(self._streamed, call, pieces)
+            return _as_message(in_thread(work).result(timeout=self.descriptor.timeout_s))
 
     async def asend(self, call: ModelCall, stream: AnswerStream | None = None) -> AIMessage:
         """Return the reply without blocking; see `send`."""
+        with _asking():
+            return await self._asent(call, stream)
+
+    async def _asent(self, call: ModelCall, stream: AnswerStream | None) -> AIMessage:
         async with asyncio.timeout(self.descriptor.timeout_s):
             if stream is None:
                 return _as_message(await self.model.ainvoke(call.messages, self._config(), **self._options(call)))
-            pieces = ReplyStream(stream)
+            pieces = ReplyStream(stream, self.descriptor.max_reply_chars)
             options = self._options(call) | self._usage_option
             async for piece in self.model.astream(call.messages, self._config(), **options):
                 pieces.take(piece)
             return _as_message(pieces.whole())
 
-    def _streamed(self, call: ModelCall, stream: AnswerStream) -> Any:
-        pieces = ReplyStream(stream)
+    def _streamed(self, call: ModelCall, pieces: ReplyStream) -> Any:
         for piece in self.model.stream(call.messages, self._config(), **self._options(call), **self._usage_option):
             pieces.take(piece)
         return pieces.whole()
@@ -134,6 +149,15 @@ class Client:
             return options
         key = uuid.uuid5(uuid.UUID(call.id), self.descriptor.name)
         return {**options, "extra_headers": {"Idempotency-Key": str(key), **self._headers}}
+
+
+@contextlib.contextmanager
+def _asking() -> Iterator[None]:
+    token = asked_by_a_router.set(True)
+    try:
+        yield
+    finally:
+        asked_by_a_router.reset(token)
 
 
 class Clients:

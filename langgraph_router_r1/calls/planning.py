@@ -31,14 +31,15 @@ def pending_calls(decision: Ask, view: View, candidates: Candidates, strategy: S
         msg = f"{type(strategy).__name__} decided to ask, and names no model"
         raise ValueError(msg)
     calls = [_planned(call, index, view, candidates, forms=decision.forms) for index, call in enumerate(decision.calls)]
-    if decision.relay and view.stream is not None:
+    # A reply with tool calls is a message of its own, and none of it is streamed.
+    if decision.relay and view.stream is not None and view.tools is None:
         calls[0]["relay_id"] = view.stream.message_id
     if view.limits.budget_usd is None:
-        return {"calls": calls, "left_usd": None}
+        return {"calls": calls, "left_usd": None, "needs_approval": []}
     spent = view.spent_usd + (cost(decision.usage, strategy.price) if decision.usage else 0.0)
     left = view.limits.budget_usd - spent - decision.keep_usd
     refuse_expensive(calls, worst_cases(calls, candidates), left)
-    return {"calls": calls, "left_usd": left}
+    return {"calls": calls, "left_usd": left, "needs_approval": []}
 
 
 def worst_cases(calls: Sequence[PlannedCall], candidates: Candidates) -> list[float]:

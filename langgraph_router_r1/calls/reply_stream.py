@@ -4,44 +4,57 @@ from __future__ import annotations
 
 import functools
 import operator
+import re
+import threading
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk
 
 from langgraph_router_r1.events import AnswerStream
+from langgraph_router_r1.protocol import THINK_TAG
 
-_OPENING = "<think"
-_CLOSINGS = ("</think>", "</thinking>")
+_BEGUN_TAG = re.compile(r"</?(?:t(?:h(?:i(?:n(?:k(?:i(?:n(?:g)?)?)?)?)?)?)?)?$", re.IGNORECASE)
+
+
+class ClosedError(RuntimeError):
+    """Nobody waits for the reply any more."""
 
 
 class ReplyStream:
-    """Puts the pieces of a reply together, and shows them except for the thinking that a reply may begin with."""
+    """Puts the pieces of a reply together, and shows them without the thinking that the model shows.
 
-    def __init__(self, stream: AnswerStream) -> None:
-        """Begin a reply; what an earlier attempt at it has shown becomes no message."""
+    What is a thought is as for `protocol.strip_thought`. If a reply has shown its thinking without an opening tag, that
+    is known at the closing tag only: then nothing more is shown, and the reply becomes another message at its end.
+    """
+
+    def __init__(self, stream: AnswerStream, max_chars: int) -> None:
+        """Begin a reply of at most so many characters; what an earlier attempt has shown becomes no message."""
         stream.abandon()
-        self._stream = stream
+        self._stream, self._left = stream, max_chars
         self._pieces: list[Any] = []
-        self._blanks = ""
-        self._held: str | None = ""  # what may be a thought; None once the reply itself has begun
+        self._held, self._blanks = "", [""]
+        self._depth = 0
+        self._begun = self._ended = self._closed = False
+        self._lock = threading.Lock()
 
     def take(self, piece: Any) -> None:
-        """Take the next piece, as a Runnable streams it."""
-        self._pieces.append(piece)
-        text = piece if isinstance(piece, str) else piece.text if isinstance(piece, AIMessage) else ""
-        if self._held is None:
-            self._show(text)
-            return
-        self._held += text
-        begun = self._held.lstrip()
-        if begun.startswith(_OPENING):
-            for closing in _CLOSINGS:
-                _, closed, rest = begun.partition(closing)
-                if closed and rest.strip():
-                    self._begin(rest)
-                    return
-        elif begun and not _OPENING.startswith(begun):
-            self._begin(begun)
+        """Take the next piece, as a Runnable streams it.
+
+        Raises:
+            ClosedError: The stream is closed: the piece comes too late.
+        """
+        with self._lock:
+            if self._closed:
+                raise ClosedError
+            self._pieces.append(piece)
+            text = piece if isinstance(piece, str) else piece.text if isinstance(piece, AIMessage) else ""
+            self._read(text[: self._left])
+            self._left -= min(len(text), self._left)
+
+    def close(self) -> None:
+        """Show nothing more: the attempt is over, though its thread may go on."""
+        with self._lock:
+            self._closed = True
 
     def whole(self) -> Any:
         """Return the whole reply.
@@ -55,12 +68,29 @@ class ReplyStream:
         joins = isinstance(self._pieces[0], AIMessageChunk | str)
         return functools.reduce(operator.add, self._pieces) if joins else self._pieces[-1]
 
-    def _begin(self, text: str) -> None:
-        self._held = None
-        self._show(text.lstrip())
+    def _read(self, piece: str) -> None:
+        text, start = self._held + piece, 0
+        for tag in THINK_TAG.finditer(text):
+            self._show(text[start : tag.start()])
+            start = tag.end()
+            if not tag[1]:
+                self._depth += 1
+            elif self._depth:
+                self._depth -= 1
+            else:
+                self._ended = self._begun
+        begun = _BEGUN_TAG.search(text, max(start, len(text) - 12))
+        self._show(text[start : begun.start() if begun else None])
+        self._held = begun[0] if begun else ""
 
     def _show(self, text: str) -> None:
-        shown = (self._blanks + text).rstrip()  # blanks at its end are no part of a reply
-        self._blanks = (self._blanks + text)[len(shown) :]
-        if shown:
-            self._stream.answer(shown)
+        if self._depth or self._ended:
+            return
+        shown = text.rstrip()
+        if not shown:
+            self._blanks.append(text)
+            return
+        # Blanks around a reply are no part of it.
+        before, self._blanks = "".join(self._blanks), [text[len(shown) :]]
+        self._stream.answer(before + shown if self._begun else shown.lstrip())
+        self._begun = True

@@ -37,13 +37,17 @@ def make_tools(tools: Sequence[ToolLike], choice: Any = None, *, is_form: bool =
     """
     if not tools or choice in ("none", False):
         return None
+    given = choice
     if isinstance(choice, dict):
-        choice = choice["function"]["name"] if "function" in choice else choice.get("name")
+        choice = (choice.get("function") or choice).get("name") or choice.get("type") or str(given)
     named = None if choice in (None, "auto") else "any" if choice in ("any", "required", True) else str(choice)
     made = [convert_to_openai_tool(tool) for tool in tools]
+    if any("function" not in tool for tool in made):
+        msg = "only functions can be tools here: what a provider runs itself belongs in the params of a model"
+        raise ValueError(msg)
     names = [tool["function"]["name"] for tool in made]
     if named not in (None, "any", *names):
-        msg = f"tool_choice is {choice!r}; it must be 'auto', 'any', 'none' or one of {', '.join(map(repr, names))}"
+        msg = f"tool_choice is {given!r}; it must be 'auto', 'any', 'none' or one of {', '.join(map(repr, names))}"
         raise ValueError(msg)
     return {"tools": made, "choice": named, "is_form": is_form}
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import functools
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, convert_to_messages
+from langchain_core.runnables import RunnableConfig
+from langgraph.constants import TAG_NOSTREAM
 
 from langgraph_router_r1.engines.base import ContextFullError, EngineError, Generation, OnText, cut_after_stop
 from langgraph_router_r1.event_loops import for_any_loop
 from langgraph_router_r1.ledger import CHARACTERS_PER_TOKEN, NO_USAGE, estimate_tokens, finish_of, reported_usage
-from langgraph_router_r1.protocol import ANSWER_END, SEARCH_END
 from langgraph_router_r1.transcript import Segment
+
+_CONFIG: RunnableConfig = {"run_name": "router", "tags": [TAG_NOSTREAM]}
+"""What the router writes is no message of the run: its answer is streamed by the graph."""
+
+_OPENING = re.compile(r'<(search|answer)(?: from="[^"<>\n]*")?>')
 
 
 class ChatModelEngine:
@@ -60,10 +67,10 @@ class ChatModelEngine:
         chat, options = _chat(transcript), self._options(stop, max_tokens, on_text)
         try:
             if on_text is None:
-                reply = self._client.invoke(chat, **options)
+                reply = self._client.invoke(chat, _CONFIG, **options)
             else:
                 pieces = []
-                for piece in self._client.stream(chat, **options):
+                for piece in self._client.stream(chat, _CONFIG, **options):
                     pieces.append(piece)
                     on_text(piece.text)
                 reply = _joined(pieces)
@@ -81,10 +88,10 @@ class ChatModelEngine:
         chat, options = _chat(transcript), self._options(stop, max_tokens, on_text)
         try:
             if on_text is None:
-                reply = await self._client.ainvoke(chat, **options)
+                reply = await self._client.ainvoke(chat, _CONFIG, **options)
             else:
                 pieces = []
-                async for piece in self._client.astream(chat, **options):
+                async for piece in self._client.astream(chat, _CONFIG, **options):
                     pieces.append(piece)
                     on_text(piece.text)
                 reply = _joined(pieces)
@@ -97,9 +104,7 @@ class ChatModelEngine:
     def _options(self, stop: Sequence[str], max_tokens: int, on_text: OnText | None) -> dict[str, Any]:
         # Without it, OpenAI's client asks for no usage when it streams from another address than OpenAI's.
         usage = {"stream_usage": True} if on_text is not None and hasattr(self.chat_model, "stream_usage") else {}
-        # Chat APIs take few stop strings and leave them out of the text: only those that can be put back.
-        closing = [string for string in stop if not string.startswith("<answer ")]
-        return {"stop": closing, "max_tokens": max_tokens, **usage}
+        return {"stop": _closing(stop), "max_tokens": max_tokens, **usage}
 
     def __repr__(self) -> str:
         return f"ChatModelEngine({self.model!r})"
@@ -113,7 +118,7 @@ class ChatModelEngine:
     def _read(self, transcript: Sequence[Segment], reply: AIMessage, stop: Sequence[str]) -> Generation:
         cut_by_length = finish_of(reply.response_metadata) == "length"
         # Half an emoji, as some JSON holds, is taken by no tokenizer.
-        text = cut_after_stop(reply.text.encode("utf-8", "replace").decode(), stop)
+        text = cut_after_stop(reply.text.encode("utf-8", "replace").decode(), _closing(stop))
         if not cut_by_length:
             text += _missing_end(text, stop)
         usage, from_cache = reported_usage(reply.usage_metadata)
@@ -155,6 +160,16 @@ def _joined(pieces: Sequence[Any]) -> AIMessage:
 
 def _missing_end(text: str, stop: Sequence[str]) -> str:
     """Return the closing tag that a provider cut off: stop strings are left out of what chat APIs return."""
-    last = max((SEARCH_END, ANSWER_END), key=lambda end: text.rfind(end.replace("/", "")))
-    opened = text.rfind(last.replace("/", ""))
-    return last if last in stop and opened > text.rfind(last) else ""
+    opened = max(_OPENING.finditer(text), key=re.Match.start, default=None)
+    if opened is None:
+        return ""
+    end = f"</{opened[1]}>"
+    return end if end in stop and opened.start() > text.rfind(end) else ""
+
+
+def _closing(stop: Sequence[str]) -> list[str]:
+    """Return the stop strings that close a tag: chat APIs take few, and leave them out of the text.
+
+    What follows a tag that passes on a reply, nobody reads.
+    """
+    return [string for string in stop if string.startswith("</")]

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 from langchain_core.messages import AnyMessage, ToolCall
+from typing_extensions import override
 
 from langgraph_router_r1.events import AnswerStream
 from langgraph_router_r1.ledger import FREE, Price, Usage, estimate_tokens
@@ -105,6 +106,10 @@ class Decision:
     notes: Mapping[str, Any] | None = None
     """What the strategy wants to find in the next view, JSON-like; None leaves the notes as they are."""
 
+    def show(self, stream: AnswerStream) -> None:
+        """Complete what a stream has shown of the decision: an answer; nothing of any other."""
+        stream.abandon()
+
     def common(self) -> dict[str, Any]:
         """Return the fields that every decision has, whatever it decides."""
         return {one.name: getattr(self, one.name) for one in fields(Decision)}
@@ -157,6 +162,11 @@ class Answer(Decision):
     """Calls of tools that the run ends with."""
     reply: str | None = field(default=None, kw_only=True)
     """The whole reply that the answer was taken from, when it is not the answer itself."""
+
+    @override
+    def show(self, stream: AnswerStream) -> None:
+        if not self.tool_calls:  # a message with tool calls is shown whole
+            stream.finish(self.text)
 
 
 @dataclass(frozen=True)

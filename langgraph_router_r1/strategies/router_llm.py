@@ -160,9 +160,9 @@ class RouterLLM(Strategy):
                 ended: StopReason = "cut_off" if is_cut else "answered" if turn.may_ask else "forced_answer"
                 return Answer(text, stop_reason=ended, **wrote)
             case protocol.Relay(number):
-                return Answer(
-                    view.replies[number - 1], stop_reason="answered" if turn.may_ask else "forced_answer", **wrote
-                )
+                call = [call for call in view.calls if call["status"] == "ok"][number - 1]
+                ended = _cut_or("answered" if turn.may_ask else "forced_answer", call)
+                return Answer(call["response"], stop_reason=ended, **wrote)
             case protocol.Route(calls, relay):
                 if relay:
                     wrote["notes"] = {**view.notes, "relay": view.turn}
@@ -267,8 +267,13 @@ class _Turn:
 def _relayed(view: View) -> Answer | None:
     """Return the answer if the router has let a model answer in its place, and the model did."""
     if view.calls and view.notes.get("relay") == view.turn - 1 and view.latest[0]["status"] == "ok":
-        return Answer(view.latest[0]["response"])
+        return Answer(view.latest[0]["response"], stop_reason=_cut_or("answered", view.latest[0]))
     return None
+
+
+def _cut_or(reason: StopReason, call: RoutedCall) -> StopReason:
+    """Return why a run ended whose answer is the reply to this call."""
+    return reason if call["finish_reason"] in {None, "stop"} else "cut_off"
 
 
 def _finish(turn: _Turn, stop_reason: StopReason, text: str = "", **wrote: Any) -> Answer:

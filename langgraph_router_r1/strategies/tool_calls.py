@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from langgraph_router_r1.protocol import Call
+from langgraph_router_r1.state import StopReason
 from langgraph_router_r1.strategies.base import Answer, Ask, Decision, View
 
 FORM_PROMPT = "The answer is:\n\n{answer}\n\nGive it by calling the tool."
@@ -19,14 +20,23 @@ _FORMED = "formed_answer"
 """The note that says that the latest call was such a one, with the answer that it was about."""
 
 
-def called_tools(view: View) -> Answer | None:
-    """Return the end of a run whose latest turn has called tools, or was to do so; None if it goes on."""
+def called_tools(view: View, *, degraded: bool = False) -> Answer | None:
+    """Return the end of a run whose latest turn has called tools, or was to do so; None if it goes on.
+
+    Args:
+        view: The run so far.
+        degraded: Whether the fallback decides.
+    """
     if view.tools is None or not view.latest:
         return None
     for call in view.latest:
         if call["status"] == "ok" and call["tool_calls"]:
-            return Answer(call["response"], tool_calls=call["tool_calls"])
-    return Answer(view.notes[_FORMED]) if _FORMED in view.notes else None
+            formed = view.notes.get(_FORMED)
+            reason: StopReason = formed["stop_reason"] if formed else "degraded" if degraded else "answered"
+            return Answer(call["response"], tool_calls=call["tool_calls"], stop_reason=reason)
+    if (formed := view.notes.get(_FORMED)) is None:
+        return None
+    return Answer(formed["text"], stop_reason=formed["stop_reason"])
 
 
 def must_call(view: View) -> bool:
@@ -42,7 +52,10 @@ def with_form(view: View, decision: Decision) -> Decision:
     replied = [call["answered_by"] or call["model"] for call in view.calls if call["status"] == "ok"]
     by_price = sorted(view.registry, key=lambda model: model.price.prompt + model.price.completion)
     model = replied[-1] if replied else by_price[0].name
-    notes = {**(decision.notes if decision.notes is not None else view.notes), _FORMED: decision.text}
+    notes = {
+        **(decision.notes if decision.notes is not None else view.notes),
+        _FORMED: {"text": decision.text, "stop_reason": decision.stop_reason},
+    }
     query = FORM_PROMPT.format(answer=decision.text)
     return Ask((Call(model, query),), forms=True, **{**decision.common(), "notes": notes})
 
