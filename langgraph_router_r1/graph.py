@@ -217,15 +217,15 @@ class RouterMachine:
 
     def _route(self, call: PlannedCall) -> dict[str, Any]:
         stream_call(call)
-        again = self.checkpointed and call["refusal"] is None and intents.begin(call)
         stream = AnswerStream.of_relay(call)
-        return self._replied(self.candidates.ask(call, again=again, stream=stream), stream)
+        with intents.making(call, checkpointed=self.checkpointed) as again:
+            return self._replied(self.candidates.ask(call, again=again, stream=stream), stream)
 
     async def _aroute(self, call: PlannedCall) -> dict[str, Any]:
         stream_call(call)
-        again = self.checkpointed and call["refusal"] is None and await intents.abegin(call)
         stream = AnswerStream.of_relay(call)
-        return self._replied(await self.candidates.aask(call, again=again, stream=stream), stream)
+        async with intents.amaking(call, checkpointed=self.checkpointed) as again:
+            return self._replied(await self.candidates.aask(call, again=again, stream=stream), stream)
 
     def _replied(self, routed: RoutedCall, stream: AnswerStream | None) -> dict[str, Any]:
         stream_reply(routed)

@@ -14,12 +14,14 @@ If the note is there already, an earlier attempt has begun and left no result.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.config import get_config
+from langgraph.errors import GraphInterrupt
 from langgraph.runtime import get_runtime
 
 from langgraph_router_r1.state import PlannedCall
@@ -33,6 +35,9 @@ _DURABILITY = "__pregel_durability"
 
 CHANNEL = "router_r1_intent"
 """The name under which notes stand among the pending writes; no channel of the graph, so LangGraph ignores it."""
+
+_INTERRUPTED = "-interrupted"
+"""What the id of a note ends with that says that the call was interrupted."""
 
 STORED_WITHIN_S = 30.0
 """How long to wait until the checkpoint that plans a call is stored."""
@@ -62,10 +67,10 @@ def begin(call: PlannedCall) -> bool:
         time.sleep(pause)
     else:
         raise NotStoredError(_NOT_STORED)
-    if _is_noted(stored, call):
-        return True
-    saver.put_writes(place, [(CHANNEL, call["model"])], _note_id(call))
-    return False
+    note, is_noted = _latest(stored, call)
+    if not is_noted:
+        saver.put_writes(place, [(CHANNEL, call["model"])], note)
+    return is_noted
 
 
 async def abegin(call: PlannedCall) -> bool:
@@ -81,10 +86,45 @@ async def abegin(call: PlannedCall) -> bool:
         await asyncio.sleep(pause)
     else:
         raise NotStoredError(_NOT_STORED)
-    if _is_noted(stored, call):
-        return True
-    await saver.aput_writes(place, [(CHANNEL, call["model"])], _note_id(call))
-    return False
+    note, is_noted = _latest(stored, call)
+    if not is_noted:
+        await saver.aput_writes(place, [(CHANNEL, call["model"])], note)
+    return is_noted
+
+
+@contextlib.contextmanager
+def making(call: PlannedCall, *, checkpointed: bool) -> Iterator[bool]:
+    """Note the call that is made within; what is bound says whether it may have been made before, see `begin`.
+
+    A call that is interrupted, because the model is a router that waits for a person, is not in flight any more.
+    """
+    if not checkpointed or call["refusal"] is not None:
+        yield False
+        return
+    again = begin(call)
+    try:
+        yield again
+    except GraphInterrupt:
+        if (saver := _saver()) is not None and (stored := saver.get_tuple(_place())) is not None:
+            note, _ = _latest(stored, call)
+            saver.put_writes(_place(), [(CHANNEL, call["model"])], f"{note}{_INTERRUPTED}")
+        raise
+
+
+@contextlib.asynccontextmanager
+async def amaking(call: PlannedCall, *, checkpointed: bool) -> AsyncIterator[bool]:
+    """Note the call that is made within, without blocking; see `making`."""
+    if not checkpointed or call["refusal"] is not None:
+        yield False
+        return
+    again = await abegin(call)
+    try:
+        yield again
+    except GraphInterrupt:
+        if (saver := _saver()) is not None and (stored := await saver.aget_tuple(_place())) is not None:
+            note, _ = _latest(stored, call)
+            await saver.aput_writes(_place(), [(CHANNEL, call["model"])], f"{note}{_INTERRUPTED}")
+        raise
 
 
 _NOT_STORED = (
@@ -121,9 +161,13 @@ def _pauses() -> Iterator[float]:
         pause = min(2 * pause, 0.25)
 
 
-def _note_id(call: PlannedCall) -> str:
-    return f"intent-{call['id']}"
+def _latest(stored: CheckpointTuple, call: PlannedCall) -> tuple[str, bool]:
+    """Return the id of the call's latest note that counts, and whether that is among the pending writes.
 
-
-def _is_noted(stored: CheckpointTuple, call: PlannedCall) -> bool:
-    return any(write[0] == _note_id(call) for write in stored.pending_writes or ())
+    One whose call was interrupted does not count: the next attempt has a note of its own.
+    """
+    ids = {write[0] for write in stored.pending_writes or ()}
+    note = f"intent-{call['id']}"
+    while f"{note}{_INTERRUPTED}" in ids:
+        note = f"{note}-again"
+    return note, note in ids

@@ -281,6 +281,21 @@ def test_a_chat_model_of_a_router_that_waits_says_that_it_can_not() -> None:
         list(model().stream("Which?"))
 
 
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+async def test_a_call_that_an_inner_routers_approval_has_interrupted_was_not_made_before(way: str) -> None:
+    asked = models()
+    inner = router(asked, checkpointer=None)
+    registry = ModelRegistry([ModelDescriptor(name="m", model=inner, price="free")])
+    engine = ScriptedEngine([search("m: Which?"), answer("out")])
+    outer = create_router(engine, registry, checkpointer=InMemorySaver())
+    waiting = await go(way, outer, QUESTION)
+    assert len(waiting["__interrupt__"][0].value["action_requests"]) == 3
+    result = await go(way, outer, Command(resume={"decisions": [APPROVE] * 3}))
+    assert result["answer"] == "out"
+    assert (result["routing"]["maybe_billed_twice"], result["routing"]["maybe_cost_usd"]) == (0, 0.0)
+    assert asked_of(asked) == {"a": ["A?"], "b": ["B?"], "c": ["C?"], "d": []}
+
+
 PROGRAM = """
 import json, os, sys
 from langchain_core.runnables import RunnableLambda
