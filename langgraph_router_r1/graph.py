@@ -110,7 +110,7 @@ class RouterMachine:
         try:
             decision = self.strategy.decide(without_stream(view))
         except EngineError as error:
-            fallback, view = self._take_over(state, error), view.forgetful()
+            fallback, view = self._take_over(state, error), replace(view, notes={})
             return self._follow(state, view, fallback.decide(view), degraded=True)
         return self._follow(state, view, decision)
 
@@ -123,7 +123,7 @@ class RouterMachine:
         try:
             decision = await self.strategy.adecide(without_stream(view))
         except EngineError as error:
-            fallback, view = self._take_over(state, error), view.forgetful()
+            fallback, view = self._take_over(state, error), replace(view, notes={})
             return self._follow(state, view, await fallback.adecide(view), degraded=True)
         return self._follow(state, view, decision)
 

@@ -247,6 +247,10 @@ def test_a_relayed_reply_is_not_streamed_if_it_may_be_a_tool_call() -> None:
         for chunk in chunks[1:]:
             whole += chunk
         assert (whole.text, whole.tool_calls[0]["name"]) == ("text", "weather")
+        router = create_router(ScriptedEngine([turn]), pool(m=asked), answer="full")
+        context = RouterContext(tools=make_tools([weather], choice))
+        [message] = [chunk for chunk, _ in router.stream(QUESTION, stream_mode="messages", context=context)]
+        assert (message.text, message.tool_calls[0]["name"]) == ("text", "weather")
 
 
 def test_a_form_keeps_why_the_run_ended() -> None:

@@ -18,8 +18,8 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from langchain_core.messages import AnyMessage, ToolCall
 from typing_extensions import override
@@ -60,12 +60,6 @@ class View:
     """Takes the answer while it is written; None when nobody listens. What was not written, the graph adds."""
     worst_case: Callable[[str, str], float] = lambda _model, _query: 0.0
     """The most that asking a model (by name) a query can cost, in dollars; infinity when nothing bounds it."""
-
-    def forgetful(self) -> Self:
-        """Return the view for another strategy, which takes over: without the notes and the answer of the first."""
-        if self.stream is not None:
-            self.stream.abandon()
-        return replace(self, notes={})
 
     @property
     def question(self) -> str:
