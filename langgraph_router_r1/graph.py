@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, cast
 
 from langchain_core.messages import AIMessage
