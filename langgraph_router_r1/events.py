@@ -137,7 +137,14 @@ class AnswerStream:
     """Passes an answer on to whoever listens to the run, while it is written. May be used from any thread."""
 
     def __init__(self, turn: int, streamed: StreamedText, message_id: str | None = None) -> None:
-        """Begin a turn, in the node that it is of: events need its context."""
+        """Begin a turn, in the node that it is of: events need its context.
+
+        Raises:
+            ValueError: `streamed` is neither "answer" nor "thought".
+        """
+        if streamed not in {"answer", "thought"}:
+            msg = f"stream is {streamed!r}; it must be 'answer' or 'thought'"
+            raise ValueError(msg)
         self.message_id = message_id or _new_id()
         """Of the message that the answer becomes; the same in all turns of a run."""
         self._turn, self._streams_thoughts = turn, streamed == "thought"

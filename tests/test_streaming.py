@@ -134,6 +134,11 @@ def test_thoughts_are_streamed_only_if_asked_for_and_as_reasoning() -> None:
     assert "".join(thoughts(context=RouterContext(stream="thought"))) == "I have to ask.\nI know it."
 
 
+def test_what_is_streamed_must_be_the_answer_or_thoughts() -> None:
+    with pytest.raises(ValueError, match="stream is 'nope'; it must be 'answer' or 'thought'"):
+        list(router(stream="nope").stream(QUESTION, stream_mode="messages"))
+
+
 def test_the_typed_deltas_add_up_to_the_answer_of_the_end() -> None:
     events: list[Any] = list(router(stream="thought").stream(QUESTION, stream_mode="custom"))
     said = [event["text"] for event in events if event["type"] == "router_r1.answer_delta"]
