@@ -21,6 +21,32 @@ Delta = tuple[Literal["thought", "answer"], str]
 """A piece of a turn, and what it is part of."""
 
 
+class Trimmed:
+    """Passes a text on, piece by piece, without the blanks around the whole of it.
+
+    Example:
+        >>> trimmed = Trimmed()
+        >>> [trimmed.take(piece) for piece in ("  a", " ", "b ", " ")]
+        ['a', '', ' b', '']
+    """
+
+    def __init__(self) -> None:
+        """Begin a text."""
+        self._blanks: list[str] = []  # they count only if something follows
+        self._has_begun = False
+
+    def take(self, piece: str) -> str:
+        """Return what a piece adds to the text so far."""
+        shown = piece.rstrip()
+        if not shown:
+            self._blanks.append(piece)
+            return ""
+        before, self._blanks = "".join(self._blanks), [piece[len(shown) :]]
+        shown = before + shown if self._has_begun else shown.lstrip()
+        self._has_begun = True
+        return shown
+
+
 class TurnScanner:
     r"""Takes a turn in pieces, cut anywhere, and returns what may be shown of each.
 
@@ -43,8 +69,7 @@ class TurnScanner:
         """Whose reply the answer is: a number or a model's name; None if the router writes it itself."""
         self._place: str | None = None  # the tag that is open, if it matters
         self._held = ""  # what may turn out to be a tag
-        self._blanks: list[str] = []  # they count only if something follows
-        self._begun = False
+        self._trimmed = Trimmed()
         self._answer: list[str] = []
         self._asked: list[str] = []
         self._ended = False
@@ -86,7 +111,7 @@ class TurnScanner:
     def _turn_to(self, tag: str, *, closing: bool) -> None:
         if self._place is None:
             if not closing and tag != "information":
-                self._place, self._begun, self._blanks = tag, False, []
+                self._place, self._trimmed = tag, Trimmed()
         elif closing and tag == self._place:
             self._ended = tag == "answer" or (tag == "search" and self._routing)
             self._place = None
@@ -110,13 +135,8 @@ class TurnScanner:
             self._asked.append(text)
         if self._place not in {"think", "answer"}:
             return
-        shown = text.rstrip()
-        if not shown:
-            self._blanks.append(text)
+        if not (shown := self._trimmed.take(text)):
             return
-        before, self._blanks = "".join(self._blanks), [text[len(shown) :]]
-        shown = before + shown if self._begun else shown.lstrip()
-        self._begun = True
         kind: Literal["thought", "answer"] = "thought" if self._place == "think" else "answer"
         if kind == "answer":
             self._answer.append(shown)

@@ -12,6 +12,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 
 from langgraph_router_r1.events import AnswerStream
 from langgraph_router_r1.protocol import THINK_TAG
+from langgraph_router_r1.scanner import Trimmed
 
 _BEGUN_TAG = re.compile(r"</?(?:t(?:h(?:i(?:n(?:k(?:i(?:n(?:g)?)?)?)?)?)?)?)?$", re.IGNORECASE)
 
@@ -32,7 +33,7 @@ class ReplyStream:
         stream.abandon()
         self._stream, self._left = stream, max_chars
         self._pieces: list[Any] = []
-        self._held, self._blanks = "", [""]
+        self._held, self._trimmed = "", Trimmed()
         self._depth = 0
         self._begun = self._ended = self._closed = False
         self._lock = threading.Lock()
@@ -86,11 +87,6 @@ class ReplyStream:
     def _show(self, text: str) -> None:
         if self._depth or self._ended:
             return
-        shown = text.rstrip()
-        if not shown:
-            self._blanks.append(text)
-            return
-        # Blanks around a reply are no part of it.
-        before, self._blanks = "".join(self._blanks), [text[len(shown) :]]
-        self._stream.answer(before + shown if self._begun else shown.lstrip())
-        self._begun = True
+        if shown := self._trimmed.take(text):
+            self._stream.answer(shown)
+            self._begun = True
