@@ -35,7 +35,7 @@ from langgraph_router_r1.accounting import (
     refuse_expensive,
     spending,
 )
-from langgraph_router_r1.calls import Candidates
+from langgraph_router_r1.calls import CallCache, Candidates
 from langgraph_router_r1.calls.approval import Approval
 from langgraph_router_r1.calls.planning import pending_calls, worst_cases
 from langgraph_router_r1.engines.base import EngineError, RouterEngine
@@ -332,14 +332,15 @@ def build_router(
     limits = Limits(**{field.name: given.pop(field.name) for field in fields(Limits) if field.name in given})
     fallback = FallbackPlan.of(given.pop("fallback", None), registry)
     stream, approval = given.pop("stream", "answer"), Approval.of(given.pop("approve", "never"))
-    checkpointed, around = given.pop("checkpointed", True), (given.pop("middleware", ()), given.pop("clients", None))
+    checkpointed, clients, cache = given.pop("checkpointed", True), given.pop("clients", None), given.pop("cache", None)
+    middleware = [*given.pop("middleware", ()), *([] if cache is None else [CallCache(cache)])]
     style: AnswerStyle = given.pop("answer", "short")
     decides = _router_llm(engine, style, given) if strategy is None else strategy
     if strategy is not None and (engine is not None or given):
         for_engine = ", ".join(["engine"] * (engine is not None) + sorted(given))
         msg = f"{for_engine}: for a router LLM, and the strategy {type(strategy).__name__} decides here"
         raise TypeError(msg)
-    candidates = Candidates(registry, decides.count_tokens, *around, is_brief=style == "short")
+    candidates = Candidates(registry, decides.count_tokens, middleware, clients, is_brief=style == "short")
     return RouterMachine(
         strategy=decides,
         candidates=candidates,

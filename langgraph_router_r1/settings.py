@@ -13,6 +13,8 @@ from langgraph_router_r1.state import RouterContext, RunLimits
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from langgraph.cache.base import BaseCache
+
     from langgraph_router_r1.calls.approval import PendingCall
     from langgraph_router_r1.calls.client import Clients
     from langgraph_router_r1.calls.middleware import CallMiddleware
@@ -104,6 +106,8 @@ class RouterSettings(TypedDict, total=False):
     the engine's `EngineError`. The first ranking of "knn" loads its embeddings, which takes seconds."""
     middleware: Sequence[CallMiddleware]
     """What stands around each call of a model, the outermost first: see `CallMiddleware`."""
+    cache: BaseCache[Any] | None
+    """Keeps the replies of routed models, in any cache of LangGraph's, such as a SQLite file: see `CallCache`."""
     clients: Clients | None
     """Built models that several routers share, with their connections; by default each router builds its own."""
     checkpointed: bool

@@ -333,6 +333,7 @@ def test_the_settings_of_a_router_have_the_documented_defaults_and_no_others_are
     assert (router_llm.max_tokens, router_llm.max_info_tokens, router_llm.price) == (1024, 600, Price.parse("free"))
     others = {
         "answer",
+        "cache",
         "approve",
         "stream",
         "prompt",

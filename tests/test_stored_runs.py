@@ -1,0 +1,110 @@
+"""What a checkpoint database holds: its runs as records, and what people decided as preference pairs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import answer, pool, search
+from langgraph.cache.memory import InMemoryCache
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.types import Command
+from typer.testing import CliRunner
+
+from langgraph_router_r1 import create_router
+from langgraph_router_r1.cli import cli
+from langgraph_router_r1.preferences import preferences
+from langgraph_router_r1.stored_runs import stored_runs
+from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
+
+APPROVE: Any = {"type": "approve"}
+REJECT: Any = {"type": "reject", "message": "no"}
+EDIT: Any = {"type": "edit", "edited_action": {"name": "ask_model", "args": {"model": "d", "query": "Edited?"}}}
+
+
+def config(thread: str) -> Any:
+    return {"configurable": {"thread_id": thread}}
+
+
+def reviewed(saver: Any, thread: str, *decisions: Any, question: str = "Which?") -> None:
+    engine = ScriptedEngine([search("a: A?", "b: B?", "c: C?"), answer("done")])
+    router = create_router(engine, pool(a="x", b="x", c="x", d="x"), approve="always", checkpointer=saver)
+    router.invoke({"messages": [("user", question)]}, config(thread))
+    router.invoke(Command(resume={"decisions": list(decisions)}), config(thread))
+
+
+def test_the_finished_runs_of_a_database_are_records_in_order(tmp_path: Path) -> None:
+    with SqliteSaver.from_conn_string(str(tmp_path / "runs.sqlite")) as saver:
+        for thread, question in (("2", "one"), ("1", "two"), ("2", "three")):
+            reviewed(saver, thread, APPROVE, APPROVE, APPROVE, question=question)
+        waiting = create_router(ScriptedEngine([search("a: A?")]), pool(a="x"), approve="always", checkpointer=saver)
+        waiting.invoke({"messages": [("user", "waits")]}, config("3"))
+        found = [(run.thread_id, run.record.question, run.record.answer) for run in stored_runs(saver)]
+        assert found == [("1", "two", "done"), ("2", "one", "done"), ("2", "three", "done")]
+        assert [run.record.question for run in stored_runs(saver, "2")] == ["one", "three"]
+        assert all(run.record.report["cost_usd"] > 0 for run in stored_runs(saver))
+
+
+def test_other_graphs_in_the_database_are_left_out() -> None:
+    saver = InMemorySaver()
+    graph = StateGraph(MessagesState)
+    graph.add_node("research", create_router(ScriptedEngine([answer("x")]), pool(a="x")))
+    graph.add_edge(START, "research")
+    graph.add_edge("research", END)
+    graph.compile(checkpointer=saver).invoke({"messages": [("user", "?")]}, config("1"))
+    assert list(stored_runs(saver)) == []
+
+
+@pytest.mark.parametrize(
+    ("decisions", "chosen"),
+    [
+        ([APPROVE, APPROVE, APPROVE], None),
+        ([REJECT, REJECT, REJECT], None),
+        ([APPROVE, EDIT, APPROVE], "a: A?\nd: Edited?\nc: C?"),
+        ([REJECT, APPROVE, APPROVE], "b: B?\nc: C?"),
+    ],
+)
+def test_a_changed_turn_is_a_pair_of_what_was_written_and_what_was_decided(decisions: Any, chosen: str | None) -> None:
+    saver = InMemorySaver()
+    reviewed(saver, "1", *decisions)
+    [run] = stored_runs(saver)
+    pairs = preferences(run.record)
+    if chosen is None:
+        assert pairs == []
+        return
+    [pair] = pairs
+    assert pair["rejected"] == search("a: A?", "b: B?", "c: C?")
+    assert pair["chosen"] == f"<think> I have to ask. </think>\n<search> {chosen} </search>"
+    assert pair["prompt"] == run.record.segments[0]["text"]
+
+
+def test_the_command_prints_the_pairs_of_a_database_and_names_what_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "runs.sqlite"
+    with SqliteSaver.from_conn_string(str(file)) as saver:
+        reviewed(saver, "1", EDIT, APPROVE, APPROVE)
+        reviewed(saver, "2", APPROVE, EDIT, APPROVE)
+    printed = CliRunner().invoke(cli, ["export-preferences", str(file)])
+    assert printed.exit_code == 0, printed.output
+    pairs = [json.loads(line) for line in printed.stdout.splitlines()]
+    assert [set(pair) for pair in pairs] == [{"prompt", "chosen", "rejected"}] * 2
+    printed = CliRunner().invoke(cli, ["export-preferences", str(file), "--thread", "2"])
+    assert len(printed.stdout.splitlines()) == 1
+    text = tmp_path / "text"
+    text.write_text("no database, " * 100)
+    for path, says in ((tmp_path / "none", "is no file"), (text, "is no SQLite file of checkpoints")):
+        printed = CliRunner().invoke(cli, ["export-preferences", str(path)])
+        assert printed.exit_code == 1
+        assert says in printed.stderr.replace("\n", " ")
+
+
+def test_a_cache_of_langgraphs_keeps_the_replies_of_a_routers_models() -> None:
+    model, cache = ScriptedChatModel(["Lima"]), InMemoryCache[Any]()
+    for cost in (11e-6, 0.0):
+        router = create_router(ScriptedEngine([search("m: a?"), answer("x")]), pool(m=model), cache=cache)
+        result = router.invoke({"messages": [("user", "?")]})
+        assert result["routing"]["cost_usd"] == pytest.approx(cost)
+    assert len(model.calls) == 1
