@@ -95,7 +95,7 @@ SUITES = {
         "langgraph_router_r1/accounting.py", ("test_accounting.py", "test_money.py", "test_accounts.py")
     ),
     "graph": Suite(
-        "langgraph_router_r1/graph.py",
+        "langgraph_router_r1/machine.py",
         (
             "test_both_ways.py",
             "test_money.py",

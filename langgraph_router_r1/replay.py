@@ -19,8 +19,8 @@ from typing_extensions import override
 from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.events import AnswerStream
-from langgraph_router_r1.graph import RouterMachine
 from langgraph_router_r1.ledger import Price
+from langgraph_router_r1.machine import RouterMachine
 from langgraph_router_r1.record import RunRecord
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import Limits
@@ -46,13 +46,13 @@ def replay(record: RunRecord) -> CompiledStateGraph[RouterState, RouterContext, 
         cost_weight=record.limits["cost_weight"],
     )
     machine = RouterMachine(
-        strategy=_Recorded(record), candidates=_RecordedCalls(record), limits=limits, checkpointed=False
+        strategy=RecordedStrategy(record), candidates=_RecordedCalls(record), limits=limits, checkpointed=False
     )
     return machine.graph().compile(name="replay")
 
 
 @dataclass
-class _Recorded(Strategy):
+class RecordedStrategy(Strategy):
     """Decides what the record says."""
 
     record: RunRecord

@@ -62,7 +62,7 @@ LAYERS = (
     {"descriptor", "registry", "state", "prompts"},
     {"engines", "settings", "accounting", "events", "intents", "testing", "trace"},
     {"calls", "strategies", "serving"},
-    {"graph", "chat_model", "record", "replay", "stored_runs", "preferences"},
+    {"machine", "graph", "chat_model", "record", "replay", "stored_runs", "preferences", "fork"},
     {"evaluation", "pocket"},
     {"cli"},
 )

@@ -13,10 +13,12 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Command
+from provider import Provider
 from typer.testing import CliRunner
 
-from langgraph_router_r1 import create_router
+from langgraph_router_r1 import RECORD_KEYS, RunRecord, UnknownModelError, create_router
 from langgraph_router_r1.cli import cli
+from langgraph_router_r1.fork import ForkError, fork
 from langgraph_router_r1.preferences import preferences
 from langgraph_router_r1.stored_runs import stored_runs
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
@@ -108,3 +110,82 @@ def test_a_cache_of_langgraphs_keeps_the_replies_of_a_routers_models() -> None:
         result = router.invoke({"messages": [("user", "?")]})
         assert result["routing"]["cost_usd"] == pytest.approx(cost)
     assert len(model.calls) == 1
+
+
+# Forks
+
+
+TURNS = [search("a: A?", "b: B?"), search("c: C?"), answer("recorded")]
+
+
+def recorded() -> RunRecord:
+    router = create_router(ScriptedEngine(TURNS), pool(a="from a", b="from b", c="from c"))
+    return RunRecord.of(router.invoke({"messages": [("user", "Which?")]}, output_keys=RECORD_KEYS))
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+async def test_a_fork_repeats_the_run_up_to_the_call_and_goes_on_by_itself(way: str) -> None:
+    record = recorded()
+    others = {name: ScriptedChatModel([f"now {name}"]) for name in "abcd"}
+    engine = ScriptedEngine([answer("forked")])
+    forked = fork(record, turn=0, index=1, model="d", engine=engine, registry=pool(**others))
+    question: Any = {"messages": [("user", "Which?")]}
+    if way == "invoke":
+        result = forked.invoke(question, output_keys=[*RECORD_KEYS, "routing"])
+    else:
+        result = await forked.ainvoke(question, output_keys=[*RECORD_KEYS, "routing"])
+    assert result["answer"] == "forked"
+    assert [(call["model"], call["response"]) for call in result["calls"]] == [("a", "from a"), ("d", "now d")]
+    # Only the forked call is made and paid.
+    assert {name: len(model.calls) for name, model in others.items()} == {"a": 0, "b": 0, "c": 0, "d": 1}
+    kept, made = result["routing"]["calls"]
+    assert (kept["cost_usd"], made["cost_usd"]) == (0.0, result["routing"]["cost_usd"])
+    assert kept["list_cost_usd"] > 0
+    # The prompt of the live turn is the recorded transcript, with the new reply in it.
+    assert result["transcript"][1]["text"] == record.segments[1]["text"]
+    assert "d: now d" in result["transcript"][2]["text"]
+
+
+def test_a_fork_of_a_later_turn_keeps_all_before_it() -> None:
+    registry = pool(a="x", b="x", c="x", d="now d")
+    forked = fork(recorded(), turn=1, model="d", engine=ScriptedEngine([answer("forked")]), registry=registry)
+    result = forked.invoke({"messages": [("user", "Which?")]})
+    assert [call["response"] for call in result["routing"]["calls"]] == ["from a", "from b", "now d"]
+
+
+def test_what_can_not_be_forked_is_named() -> None:
+    engine, registry = ScriptedEngine([]), pool(a="x")
+    with pytest.raises(ForkError, match=r"the record has no call 2\.0 that was made; it has 0\.0, 0\.1, 1\.0"):
+        fork(recorded(), turn=2, model="a", engine=engine, registry=registry)
+    with pytest.raises(UnknownModelError, match="'z'"):
+        fork(recorded(), turn=0, model="z", engine=engine, registry=registry)
+
+
+def test_the_command_replays_a_database_and_forks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "runs.sqlite"
+    with SqliteSaver.from_conn_string(str(file)) as saver:
+        reviewed(saver, "1", APPROVE, APPROVE, APPROVE)
+        reviewed(saver, "2", APPROVE, APPROVE, APPROVE)
+    run = CliRunner().invoke
+    printed = run(cli, ["replay", str(file)])
+    assert (printed.exit_code, "name one with --thread" in printed.stderr) == (1, True)
+    printed = run(cli, ["replay", str(file), "--thread", "1"])
+    assert printed.exit_code == 0, printed.output
+    assert "= done" in printed.stdout
+    with Provider(reply=lambda request: "<answer> forked" if "tags" in str(request.body) else "from d") as provider:
+        monkeypatch.setenv("OPENAI_API_KEY", "k")
+        monkeypatch.setenv("OPENAI_BASE_URL", provider.base_url)
+        models = tmp_path / "models.toml"
+        models.write_text("".join(f'[models.{name}]\nmodel = "openai:x"\nprice = 1\n' for name in "abcd"))
+        arguments = ["replay", str(file), "--thread", "1", "--fork", "0.2", "--model", "d"]
+        printed = run(cli, [*arguments, "--registry", str(models), "--router", "openai:gpt-x"])
+    assert printed.exit_code == 0, printed.output
+    assert "recorded" in printed.stdout
+    assert "a, b, d" in printed.stdout
+    for wrong, says in (
+        (["--fork", "0.2"], "--fork and --model belong together"),
+        (["--fork", "x", "--model", "d"], "--fork is 'x'"),
+    ):
+        printed = run(cli, ["replay", str(file), *wrong])
+        assert printed.exit_code == 1
+        assert says in printed.stderr.replace("\n", " ")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
 
@@ -29,8 +28,6 @@ from langgraph_router_r1.graph import build_router, create_router
 from langgraph_router_r1.pocket import MAX_ROUTER_TOKENS, ROUTER_NAME, pocket_registry, pocket_router, pocket_server
 from langgraph_router_r1.record import RECORD_KEYS, RunRecord
 from langgraph_router_r1.registry import ModelRegistry
-from langgraph_router_r1.replay import ReplayError
-from langgraph_router_r1.replay import replay as replay_of
 from langgraph_router_r1.trace import ConsoleTrace, bill_table, printable
 
 DEMO_QUESTIONS = (
@@ -127,25 +124,6 @@ def ask(
 
 
 @cli.command()
-def replay(
-    file: Annotated[Path, typer.Argument(help="A record that `router-r1 ask --record` wrote.")],
-) -> None:
-    """Show a recorded run again, event by event, without asking any model."""
-    with failing_clearly():
-        try:
-            record = RunRecord.model_validate_json(file.read_bytes())
-        except (OSError, ValidationError) as error:
-            fail(f"{str(file)!r} is no record of a run: {_first_line(error)}")
-        trace = ConsoleTrace(results_console())
-        trace.question(record.question)
-        try:
-            for event in replay_of(record).stream({"messages": [("user", record.question)]}, stream_mode="custom"):
-                trace.show(event)
-        except ReplayError as error:
-            fail(str(error))
-
-
-@cli.command()
 def models(registry: RegistryOption = None) -> None:
     """List the models that may be asked, as the router is told about them."""
     with failing_clearly():
@@ -213,14 +191,6 @@ def graph() -> None:
 
     drawn = build_router(ScriptedEngine([]), pocket_registry()).compile().get_graph()
     typer.echo(drawn.draw_mermaid())
-
-
-def _first_line(error: OSError | ValidationError) -> str:
-    """Return what is wrong in a few words; the rest of such an error repeats the file."""
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
 
 
 def _is_text(value: str) -> bool:

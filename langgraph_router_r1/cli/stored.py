@@ -1,35 +1,158 @@
-"""`router-r1 export-preferences`: what people decided on calls, out of a checkpoint database."""
+"""`router-r1 replay | export-preferences`: runs that were kept, in a file or in a checkpoint database."""
 
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
+from pydantic import ValidationError
+from rich.table import Table
+from rich.text import Text
 
 from langgraph_router_r1.cli.app import cli
-from langgraph_router_r1.cli.output import fail, failing_clearly
+from langgraph_router_r1.cli.output import errors, fail, failing_clearly, results_console
+from langgraph_router_r1.cli.pool import RegistryOption, RouterOption, open_pool
+from langgraph_router_r1.fork import ForkError, fork
+from langgraph_router_r1.ledger import sum_of
+from langgraph_router_r1.pocket import MAX_ROUTER_TOKENS, ROUTER_NAME
 from langgraph_router_r1.preferences import preferences
-from langgraph_router_r1.stored_runs import stored_runs
+from langgraph_router_r1.record import RECORD_KEYS, RunRecord
+from langgraph_router_r1.registry import UnknownModelError
+from langgraph_router_r1.replay import ReplayError
+from langgraph_router_r1.replay import replay as replay_of
+from langgraph_router_r1.stored_runs import StoredRun, stored_runs
+from langgraph_router_r1.trace import ConsoleTrace, printable
+
+ThreadOption = Annotated[str | None, typer.Option(help="The thread of the database to read.")]
+
+
+@cli.command()
+def replay(
+    file: Annotated[
+        Path, typer.Argument(help="A record that `router-r1 ask --record` wrote, or a SQLite file of checkpoints.")
+    ],
+    thread: ThreadOption = None,
+    fork_at: Annotated[
+        str | None,
+        typer.Option("--fork", metavar="TURN.CALL", help="Then make this call to another model, and go on from there."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The other model.")] = None,
+    registry: RegistryOption = None,
+    router: RouterOption = None,
+    router_name: Annotated[str, typer.Option(help="Name of the router on its vLLM server.")] = ROUTER_NAME,
+) -> None:
+    """Show a recorded run again, event by event, without asking any model; or with one call made to another."""
+    if (fork_at is None) != (model is None):
+        fail("--fork and --model belong together: which call, and which model instead")
+    place = re.fullmatch(r"(\d+)\.(\d+)", fork_at or "0.0")
+    if place is None:
+        fail(f"--fork is {fork_at!r}; it must be a turn and a call of it, both from 0, such as 0.0")
+    console = results_console()
+    with failing_clearly():
+        record = _record(file, thread)
+        trace = ConsoleTrace(console)
+        trace.question(record.question)
+        try:
+            for event in replay_of(record).stream({"messages": [("user", record.question)]}, stream_mode="custom"):
+                trace.show(event)
+        except ReplayError as error:
+            fail(str(error))
+        if model is None:
+            return
+        with open_pool(registry, router, router_name, errors) as (engine, pool):
+            tokens = MAX_ROUTER_TOKENS if router is None else 1024
+            try:
+                forked = fork(
+                    record,
+                    turn=int(place[1]),
+                    index=int(place[2]),
+                    model=model,
+                    engine=engine,
+                    registry=pool,
+                    max_tokens=tokens,
+                )
+            except (ForkError, UnknownModelError) as error:
+                fail(str(error))
+            trace.question(f"{record.question}  (call {place[1]}.{place[2]} to {model})")
+            state: dict[str, Any] = {}
+            for mode, chunk in forked.stream(
+                {"messages": [("user", record.question)]}, stream_mode=["custom", "values"], output_keys=RECORD_KEYS
+            ):
+                if mode == "values":
+                    state = cast("dict[str, Any]", chunk)
+                else:
+                    trace.show(chunk)
+        console.print(_side_by_side(record, RunRecord.of(state)))
 
 
 @cli.command("export-preferences")
 def export_preferences(
     database: Annotated[Path, typer.Argument(help="A SQLite file of checkpoints, as `SqliteSaver` writes it.")],
-    thread: Annotated[str | None, typer.Option(help="The only thread to read.")] = None,
+    thread: ThreadOption = None,
 ) -> None:
     """Print what people decided on calls as preference pairs for TRL, one JSON object per line."""
+    with failing_clearly(), _runs_of(database, thread) as runs:
+        for run in runs:
+            for pair in preferences(run.record):
+                typer.echo(json.dumps(pair))
+
+
+def _record(file: Path, thread: str | None) -> RunRecord:
+    """Return the record of a file, or of the latest run of a database or of one of its threads."""
+    if _is_database(file):
+        with _runs_of(file, thread) as runs:
+            found = list(runs)
+        threads = sorted({run.thread_id for run in found})
+        if not found or len(threads) > 1:
+            fail(f"{str(file)!r} has finished runs of the threads {threads!r}: name one with --thread")
+        return found[-1].record
+    try:
+        return RunRecord.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        return fail(f"{str(file)!r} is no record of a run: {str(error).splitlines()[0]}")
+
+
+def _is_database(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(16) == b"SQLite format 3\0"
+    except OSError:
+        return False
+
+
+@contextmanager
+def _runs_of(database: Path, thread: str | None) -> Iterator[Iterator[StoredRun]]:
+    from langgraph.checkpoint.sqlite import SqliteSaver  # of the [eval] extra
+
     if not database.is_file():
         fail(f"{str(database)!r} is no file")
-    with failing_clearly():
-        from langgraph.checkpoint.sqlite import SqliteSaver  # of the [eval] extra
+    try:
+        with SqliteSaver.from_conn_string(str(database)) as saver:
+            yield stored_runs(saver, thread)
+    except sqlite3.DatabaseError as error:
+        fail(f"{str(database)!r} is no SQLite file of checkpoints: {error}")
 
-        try:
-            with SqliteSaver.from_conn_string(str(database)) as saver:
-                for run in stored_runs(saver, thread):
-                    for pair in preferences(run.record):
-                        typer.echo(json.dumps(pair))
-        except sqlite3.DatabaseError as error:
-            fail(f"{str(database)!r} is no SQLite file of checkpoints: {error}")
+
+def _side_by_side(recorded: RunRecord, forked: RunRecord) -> Table:
+    table = Table("", "recorded", "forked")
+    names = ("answer", "calls", "cost at list price", "spent", "ended")
+    for name, *facts in zip(names, _facts(recorded), _facts(forked), strict=True):
+        table.add_row(name, *(Text(printable(fact)) for fact in facts))
+    return table
+
+
+def _facts(record: RunRecord) -> list[str]:
+    report = record.report
+    return [
+        record.answer or "(no answer)",
+        ", ".join(call["model"] for call in record.calls) or "none",
+        f"${sum_of(report['list_cost_parts']):.8f}",
+        f"${report['cost_usd']:.8f}",
+        str(report["stop_reason"]),
+    ]
