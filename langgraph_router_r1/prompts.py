@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING
 
 from langchain_core.messages import (
     AIMessage,
@@ -20,10 +19,9 @@ from langchain_core.messages import (
 
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.protocol import fold, sanitize
+from langgraph_router_r1.question import last_question
 from langgraph_router_r1.registry import ModelRegistry
-
-if TYPE_CHECKING:
-    from langgraph_router_r1.state import Tools
+from langgraph_router_r1.state import Tools
 
 CALL_PROMPT = "Answer briefly and on topic; say so if you cannot.\n\n{query}"
 """What a routed model is asked, as one user message, when answers shall be short."""
@@ -216,38 +214,6 @@ def tool_messages(model: ModelDescriptor, query: str, conversation: Sequence[Any
     shared = [message for message in conversation if not isinstance(message, SystemMessage)]
     is_asked = query.strip() == conversation[last_question(conversation)].text.strip()
     return [*system, *shared, *([] if is_asked else [HumanMessage(query)])]
-
-
-def last_question(messages: Sequence[AnyMessage]) -> int:
-    """Return the place of the last human message.
-
-    Raises:
-        ValueError: There is none, it has no text, or a message holds an image or something else that is not text.
-    """
-    for place, message in enumerate(messages):
-        _require_text(place, message)
-    for index in range(len(messages) - 1, -1, -1):
-        if isinstance(messages[index], HumanMessage):
-            if not messages[index].text.strip():
-                break
-            return index
-    msg = 'there is no question: the router needs a human message with text, as in {"messages": [("user", "...")]}'
-    raise ValueError(msg)
-
-
-_MEDIA = frozenset({"image", "image_url", "audio", "input_audio", "video", "file", "input_file", "document", "media"})
-"""Types of content blocks that a router must not ignore in what another agent said; its tool calls are no content."""
-
-
-def _require_text(place: int, message: AnyMessage) -> None:
-    for block in [] if isinstance(message.content, str) else message.content:
-        kind = "text" if isinstance(block, str) else str(block.get("type"))[:40]
-        if kind in _MEDIA or (kind != "text" and not isinstance(message, AIMessage)):
-            msg = (
-                f"messages[{place}] holds a block of type {kind!r}; the router and the models that it asks read text "
-                "only: put what it shows into words, or ask a model for images directly"
-            )
-            raise ValueError(msg)
 
 
 def _context(message: AnyMessage) -> str:

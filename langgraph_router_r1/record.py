@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from langgraph_router_r1.accounting import account
 from langgraph_router_r1.ledger import Price, add_usage
-from langgraph_router_r1.prompts import last_question
+from langgraph_router_r1.question import last_question
 from langgraph_router_r1.state import DecisionNote, RoutedCall, RunLimits, RunReport, StrategyNote
 from langgraph_router_r1.transcript import Segment
 

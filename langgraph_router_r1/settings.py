@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from typing_extensions import TypedDict
 
+from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.state import RouterContext, RunLimits
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from langgraph.cache.base import BaseCache
 
-    from langgraph_router_r1.calls.approval import PendingCall
     from langgraph_router_r1.calls.client import Clients
     from langgraph_router_r1.calls.middleware import CallMiddleware
     from langgraph_router_r1.engines.base import Fallback
@@ -27,7 +27,18 @@ if TYPE_CHECKING:
 AnswerStyle = Literal["short", "full"]
 """How long answers shall be: see `RouterSettings.answer`."""
 
-Approve = Literal["never", "always"] | dict[Literal["over"], float] | Callable[["PendingCall"], bool]
+
+@dataclass(frozen=True)
+class PendingCall:
+    """A call that waits to be made."""
+
+    model: ModelDescriptor
+    query: str
+    worst_case_usd: float
+    """The most that it can cost, in dollars; infinity when nothing bounds it."""
+
+
+Approve = Literal["never", "always"] | dict[Literal["over"], float] | Callable[[PendingCall], bool]
 """Which calls need a person's approval: see `RouterSettings.approve`."""
 
 

@@ -14,7 +14,7 @@ from langgraph.types import Overwrite
 from typing_extensions import TypedDict
 
 from langgraph_router_r1.ledger import CostParts, FinishReason, Usage
-from langgraph_router_r1.prompts import last_question
+from langgraph_router_r1.question import last_question
 from langgraph_router_r1.transcript import Segment
 
 CallStatus = Literal["ok", "error", "unknown_model", "over_budget", "denied", "rejected"]

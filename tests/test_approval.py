@@ -25,9 +25,9 @@ from langgraph_router_r1 import (
     RunRecord,
     create_router,
 )
-from langgraph_router_r1.calls.approval import PendingCall
 from langgraph_router_r1.calls.tools import make_tools
 from langgraph_router_r1.replay import replay
+from langgraph_router_r1.settings import PendingCall
 from langgraph_router_r1.strategies import AskInOrder
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 

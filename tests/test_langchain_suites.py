@@ -13,7 +13,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
 from langgraph_router_r1 import ChatRouterR1, ModelDescriptor, ModelRegistry, create_router
-from langgraph_router_r1.prompts import last_question
+from langgraph_router_r1.question import last_question
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
 

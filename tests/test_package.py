@@ -59,7 +59,7 @@ LAYERS = (
         "registry_yaml",
         "secret_text",
     },
-    {"descriptor", "registry", "state", "prompts"},
+    {"question", "descriptor", "registry", "state", "prompts"},
     {"engines", "settings", "accounting", "events", "intents", "testing", "trace"},
     {"calls", "strategies", "serving"},
     {"machine", "graph", "chat_model", "record", "replay", "stored_runs", "preferences", "fork"},

@@ -22,22 +22,11 @@ from langgraph.types import interrupt
 
 from langgraph_router_r1.calls.candidates import Candidates
 from langgraph_router_r1.calls.planning import worst_cases
-from langgraph_router_r1.descriptor import ModelDescriptor
-from langgraph_router_r1.settings import Approve
+from langgraph_router_r1.settings import Approve, PendingCall
 from langgraph_router_r1.state import PendingCalls, PlannedCall, Review
 
 ACTION = "ask_model"
 """What approval pages call the action that is reviewed."""
-
-
-@dataclass(frozen=True)
-class PendingCall:
-    """A call that waits to be made."""
-
-    model: ModelDescriptor
-    query: str
-    worst_case_usd: float
-    """The most that it can cost, in dollars; infinity when nothing bounds it."""
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from typing_extensions import override
 
 from langgraph_router_r1.events import AnswerStream
 from langgraph_router_r1.ledger import FREE, Price, Usage, estimate_tokens
-from langgraph_router_r1.prompts import last_question
 from langgraph_router_r1.protocol import Call, sanitize
+from langgraph_router_r1.question import last_question
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import Limits
 from langgraph_router_r1.state import DecisionNote, RoutedCall, StopReason, StrategyNote, Tools
