@@ -118,6 +118,8 @@ async def test_a_streamed_turn_is_the_turn_and_its_pieces_are_its_text(engine: R
         assert cut_after_stop("".join(heard), stop) in {whole.segment["text"], whole.segment["text"].rstrip("\ufffd")}
     if not isinstance(engine, ChatModelEngine):
         assert len(pieces) > 1
+    if isinstance(engine, VLLMEngine):
+        await engine.aclose()
 
 
 def test_an_engine_keeps_the_protocol(engine: RouterEngine) -> None:

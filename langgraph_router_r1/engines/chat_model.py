@@ -168,8 +168,8 @@ def _missing_end(text: str, stop: Sequence[str]) -> str:
 
 
 def _closing(stop: Sequence[str]) -> list[str]:
-    """Return the stop strings that close a tag: chat APIs take few, and leave them out of the text.
+    """Return the stop strings without the tags that pass on a reply.
 
-    What follows a tag that passes on a reply, nobody reads.
+    Chat APIs leave stop strings out of the text, and these can't be put back. What follows such a tag, nobody reads.
     """
-    return [string for string in stop if string.startswith("</")]
+    return [string for string in stop if not string.startswith("<answer from=")]
