@@ -115,7 +115,15 @@ def _record(file: Path, thread: str | None) -> RunRecord:
     try:
         return RunRecord.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
-        return fail(f"{str(file)!r} is no record of a run: {str(error).splitlines()[0]}")
+        return fail(f"{str(file)!r} is no record of a run: {_first_line(error)}")
+
+
+def _first_line(error: OSError | ValidationError) -> str:
+    """Return what is wrong in a few words; the rest of such an error repeats the file."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
 
 
 def _is_database(file: Path) -> bool:
