@@ -9,20 +9,31 @@ result["messages"][-1].content, result["routing"]["cost_usd"]
 """
 
 from langgraph_router_r1.calls.middleware import CallMiddleware
+from langgraph_router_r1.calls.tools import make_tools
 from langgraph_router_r1.chat_model import ChatRouterR1
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.engines.base import EngineError, Fallback
-from langgraph_router_r1.events import DoneEvent, InfoEvent, RouteEvent, RouterEvent, ThinkEvent
+from langgraph_router_r1.events import (
+    AnswerDelta,
+    DoneEvent,
+    InfoEvent,
+    RouteEvent,
+    RouterEvent,
+    ThinkDelta,
+    ThinkEvent,
+)
 from langgraph_router_r1.graph import build_router, create_router
 from langgraph_router_r1.ledger import Price
 from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.record import RECORD_KEYS, RunRecord
 from langgraph_router_r1.registry import ModelRegistry, RegistryError, UnknownModelError
+from langgraph_router_r1.settings import PendingCall
 from langgraph_router_r1.state import RoutedCall, RouterContext, RouterInput, RouterOutput, RouterState, RunReport
 from langgraph_router_r1.strategies.base import Strategy
 
 __all__ = [
     "RECORD_KEYS",
+    "AnswerDelta",
     "CallMiddleware",
     "ChatRouterR1",
     "DoneEvent",
@@ -31,6 +42,7 @@ __all__ = [
     "InfoEvent",
     "ModelDescriptor",
     "ModelRegistry",
+    "PendingCall",
     "Price",
     "RegistryError",
     "RouteEvent",
@@ -44,8 +56,10 @@ __all__ = [
     "RunRecord",
     "RunReport",
     "Strategy",
+    "ThinkDelta",
     "ThinkEvent",
     "UnknownModelError",
     "build_router",
     "create_router",
+    "make_tools",
 ]

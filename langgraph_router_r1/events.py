@@ -146,7 +146,7 @@ class AnswerStream:
             msg = f"stream is {streamed!r}; it must be 'answer' or 'thought'"
             raise ValueError(msg)
         self.message_id = message_id or _new_id()
-        """Of the message that the answer becomes; the same in all turns of a run."""
+        """Of the message that the answer becomes. With thoughts, all turns of a run are one message."""
         self._turn, self._streams_thoughts = turn, streamed == "thought"
         self._thinks = False
         self._shown: list[str] = []

@@ -8,7 +8,7 @@ print(run.thread_id, run.record.question, run.record.report["cost_usd"])
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -16,7 +16,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph_router_r1.graph import create_router
 from langgraph_router_r1.record import RunRecord
 from langgraph_router_r1.registry import ModelRegistry
-from langgraph_router_r1.state import has_ended
+from langgraph_router_r1.state import RouterState, has_ended
 from langgraph_router_r1.strategies import AskInOrder
 
 
@@ -50,4 +50,4 @@ def stored_runs(saver: BaseCheckpointSaver[Any], thread_id: str | None = None) -
 
 
 def _is_a_run(values: dict[str, Any]) -> bool:
-    return {"messages", "limits", "strategy", "routing"} <= values.keys() and has_ended(values)  # type: ignore[arg-type]
+    return {"messages", "limits", "strategy", "routing"} <= values.keys() and has_ended(cast("RouterState", values))

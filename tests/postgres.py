@@ -28,25 +28,15 @@ def serve_postgres(programs: Path) -> Iterator[str]:
         if user is not None:
             account = pwd.getpwnam(user)
             os.chown(directory, account.pw_uid, account.pw_gid)
-        data = f"{directory}/data"
-        options = {"check": True, "capture_output": True, "user": user, "cwd": directory}
-        init = [
-            programs / "initdb",
-            "-D",
-            data,
-            "-U",
-            "router",
-            "--auth=trust",
-            "--no-sync",
-            "-E",
-            "UTF8",
-            "--locale=C",
-        ]
-        subprocess.run(init, **options)  # type: ignore[call-overload]
-        control = [programs / "pg_ctl", "-D", data, "-w", "-l", f"{directory}/log"]
+
+        def run(program: str, *arguments: str) -> None:
+            command = [programs / program, "-D", f"{directory}/data", *arguments]
+            subprocess.run(command, check=True, capture_output=True, user=user, cwd=directory)
+
+        run("initdb", "-U", "router", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C")
         settings = f"-c listen_addresses='' -c unix_socket_directories={directory} -c fsync=off"
-        subprocess.run([*control, "-o", settings, "start"], **options)  # type: ignore[call-overload]
+        run("pg_ctl", "-w", "-l", f"{directory}/log", "-o", settings, "start")
         try:
             yield f"postgresql://router@/postgres?host={directory}"
         finally:
-            subprocess.run([*control, "-m", "immediate", "stop"], **options)  # type: ignore[call-overload]
+            run("pg_ctl", "-w", "-m", "immediate", "stop")

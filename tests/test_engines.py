@@ -293,6 +293,19 @@ async def test_a_cancelled_request_leaves_transformers_working(tiny_transformers
         await tiny_transformers.agenerate(prompt, stop=[], max_tokens=2)
 
 
+async def test_a_listener_that_fails_ends_neither_its_turn_nor_others_of_the_batch(tiny_transformers: Any) -> None:
+    def fails(_: str) -> None:
+        heard.append("once")
+        raise RuntimeError("gone")
+
+    heard: list[str] = []
+    prompt = [tiny_transformers.begin(HELLO)]
+    turns = [tiny_transformers.agenerate(prompt, stop=[], max_tokens=6, on_text=told) for told in (fails, None)]
+    first, second = await asyncio.gather(*turns)
+    assert first.segment == second.segment
+    assert heard == ["once"]
+
+
 async def test_concurrent_requests_to_transformers_share_batches(
     tiny_transformers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

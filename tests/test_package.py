@@ -37,7 +37,8 @@ def test_the_public_names_are_these() -> None:
         "ModelRegistry", "ModelDescriptor", "Price", "RegistryError", "UnknownModelError",
         "RouterContext", "RouterInput", "RouterOutput", "RouterPrompt", "RouterState", "RoutedCall", "RunReport",
         "EngineError", "Fallback", "Strategy", "CallMiddleware", "RunRecord", "RECORD_KEYS",
-        "RouterEvent", "ThinkEvent", "RouteEvent", "InfoEvent", "DoneEvent",
+        "RouterEvent", "ThinkEvent", "RouteEvent", "InfoEvent", "DoneEvent", "ThinkDelta", "AnswerDelta",
+        "make_tools", "PendingCall",
     }  # fmt: skip
     for name in langgraph_router_r1.__all__:
         assert getattr(langgraph_router_r1, name).__doc__ or name == "RouterEvent"

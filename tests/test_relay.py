@@ -31,6 +31,7 @@ from langgraph_router_r1 import (
     create_router,
 )
 from langgraph_router_r1.calls import CallCache
+from langgraph_router_r1.calls.client import Clients
 from langgraph_router_r1.engines import ChatModelEngine
 from langgraph_router_r1.protocol import Answer, Call, Invalid, Relay, Route, parse
 from langgraph_router_r1.replay import replay
@@ -317,6 +318,15 @@ def test_a_relayed_reply_that_is_too_long_is_cut_streamed_or_not_and_says_so() -
     assert "".join(chunk.text for chunk in chunks) == ("Lima " * 4).strip()
     result = router(DELEGATE, registry=ModelRegistry([model])).invoke(QUESTION)
     assert (result["answer"], result["routing"]["stop_reason"]) == (("Lima " * 4).strip(), "cut_off")
+
+
+def test_routers_that_share_clients_keep_their_own_limit_of_a_reply() -> None:
+    clients, writes = Clients(), Writes(pieces=["Lima " * 3] * 3)
+    for limit in (20, 10):  # the reply's cut ends in a space, which is trimmed
+        registry = ModelRegistry([ModelDescriptor(name="m", model=writes, price=1.0, max_reply_chars=limit)])
+        made = router(DELEGATE, registry=registry, clients=clients)
+        shown = "".join(chunk.text for chunk, _ in made.stream(QUESTION, stream_mode="messages"))
+        assert len(shown) == limit - 1
 
 
 def test_a_stream_of_many_pieces_is_read_in_linear_time() -> None:

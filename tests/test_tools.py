@@ -220,6 +220,16 @@ def test_a_resumed_run_still_has_its_tools() -> None:
     assert asked.offered[0][0] is not None
 
 
+def test_a_tool_that_the_run_does_not_offer_is_no_reply() -> None:
+    router = create_router(
+        ScriptedEngine([search("m: a?"), answer("x")]), pool(m=ScriptedChatModel([calls("its_own")]))
+    )
+    result = router.invoke(QUESTION)
+    [call] = result["routing"]["calls"]
+    assert (call["status"], call["reason"], call["tool_calls"]) == ("error", "m gave an empty reply", [])
+    assert result["messages"][-1].tool_calls == []
+
+
 class First:
     def rank(self, question: str, *, cost_weight: float) -> list[str]:
         return ["m"]

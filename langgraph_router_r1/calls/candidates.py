@@ -165,12 +165,15 @@ class Candidates:
         model = outcome.sent_to or request.model  # a middleware may have chosen another one
         text, whole_length = _text_of(model, reply)
         response = strip_thought(text)
+        # Of tools that the run did not offer, nobody knows how to run them.
+        tool_calls = list(reply.tool_calls) if request.tools is not None else []
+        is_empty = not response and not tool_calls
         routed: RoutedCall = {
             **self._spent(outcome),
             "response": response,
-            "status": "ok" if response or reply.tool_calls else "error",
-            "reason": None if response or reply.tool_calls else f"{model.name} gave an empty reply",
-            "tool_calls": list(reply.tool_calls),
+            "status": "error" if is_empty else "ok",
+            "reason": f"{model.name} gave an empty reply" if is_empty else None,
+            "tool_calls": tool_calls,
             "answered_by": model.name,
             "finish_reason": "too_long" if whole_length > len(text) else finish_of(reply.response_metadata),
         }

@@ -110,7 +110,7 @@ class Client:
         if stream is None:
             work = functools.partial(self.model.invoke, call.messages, self._config(), **options)
             return _as_message(in_thread(work).result(timeout=self.descriptor.timeout_s))
-        with contextlib.closing(ReplyStream(stream, self.descriptor.max_reply_chars)) as pieces:
+        with contextlib.closing(ReplyStream(stream, call.model.max_reply_chars)) as pieces:
             work = functools.partial(self._streamed, call, pieces)
             return _as_message(in_thread(work).result(timeout=self.descriptor.timeout_s))
 
@@ -123,7 +123,7 @@ class Client:
         async with asyncio.timeout(self.descriptor.timeout_s):
             if stream is None:
                 return _as_message(await self.model.ainvoke(call.messages, self._config(), **self._options(call)))
-            pieces = ReplyStream(stream, self.descriptor.max_reply_chars)
+            pieces = ReplyStream(stream, call.model.max_reply_chars)
             options = self._options(call) | self._usage_option
             async for piece in self.model.astream(call.messages, self._config(), **options):
                 pieces.take(piece)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import queue
 import threading
 import time
@@ -19,6 +20,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, StoppingCriteria
 from langgraph_router_r1.engines.base import ContextFullError, EngineError, Generation, OnText
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer, TokenEngine
 from langgraph_router_r1.transcript import Segment, token_ids
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -233,7 +236,11 @@ class _Rows(StoppingCriteria):  # type: ignore[misc]
                 continue
             ids = sampled[row]
             if request.on_text is not None and (text := self.decode[row](ids[-1])):
-                request.on_text(text)
+                try:
+                    request.on_text(text)
+                except Exception as error:  # noqa: BLE001 - whoever listens to one row must not fail the others
+                    logger.warning("a turn is not streamed on: its listener failed (%s)", type(error).__name__)
+                    request.on_text = None
             # A stop string is no longer than its characters are tokens.
             reach = max((len(string) for string in request.stop), default=0)
             tail = self.tokenizer.decode(ids[-reach:]) if reach else ""

@@ -53,8 +53,8 @@ M = TypeVar("M", bound=Reply)
 _Clients = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient]
 
 
-class _ConnectionLostError(EngineUnavailableError):
-    """A connection ended before anything of a reply came."""
+_CLOSED = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
+"""How httpx tells that the server closed the connection."""
 
 
 class VLLMEngine(TokenEngine):
@@ -262,23 +262,10 @@ class VLLMEngine(TokenEngine):
         body: Mapping[str, Any] | None = None,
         on_bytes: Callable[[bytes], None] | None = None,
     ) -> tuple[int, bytes]:
-        """Make a request, once more if the connection was closed before anything came back; see `_send_once`.
-
-        That happens to connections that are kept for the next request: the server may close one as it is used.
-        """
-        try:
-            return await self._send_once(method, path, body, on_bytes)
-        except _ConnectionLostError:
-            return await self._send_once(method, path, body, on_bytes)
-
-    async def _send_once(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None = None,
-        on_bytes: Callable[[bytes], None] | None = None,
-    ) -> tuple[int, bytes]:
         """Make a request; return the status and the body of the reply, which `on_bytes` is given as it comes.
+
+        It is made once more if the connection was closed before anything came back: a server may close one that is kept
+        for the next request as it is used.
 
         Raises:
             EngineUnavailableError: There is no whole reply, or none that is HTTP.
@@ -288,28 +275,30 @@ class VLLMEngine(TokenEngine):
         client = self._clients.get(loop)
         if client is None:
             client = self._clients[loop] = httpx.AsyncClient(**self._options)
-        content, kind = bytearray(), EngineUnavailableError
-        try:
-            async with client.stream(method, f"{self.base_url}/{path}", json=body) as response:
-                if response.headers.get("Content-Encoding", "identity") != "identity":
-                    raise EngineError(f"the server at {self.base_url} sent a compressed reply, and was asked not to")
-                async for chunk in response.aiter_raw():
-                    content += chunk
-                    if len(content) > MAX_REPLY_BYTES:
-                        raise EngineError(f"{self.base_url} sent a reply of more than {MAX_REPLY_BYTES:,} bytes")
-                    if on_bytes is not None and response.status_code == httpx.codes.OK:
-                        on_bytes(chunk)
-                return response.status_code, bytes(content)
-        except httpx.ConnectTimeout:
-            problem = f"accepts no connection within {min(CONNECT_TIMEOUT_S, self.timeout_s):g} s"
-        except httpx.ConnectError:
-            problem = "is down (ConnectError)"
-        except (httpx.HTTPError, httpx.InvalidURL) as error:  # the URL is one that the server redirects to
-            problem = f"gave no whole reply ({type(error).__name__})"
-            if isinstance(error, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError) and not content:
-                kind = _ConnectionLostError
+        for may_repeat in (True, False):
+            content, was_closed = bytearray(), False
+            try:
+                async with client.stream(method, f"{self.base_url}/{path}", json=body) as response:
+                    if response.headers.get("Content-Encoding", "identity") != "identity":
+                        raise EngineError(f"{self.base_url} sent a compressed reply, and was asked not to")
+                    async for chunk in response.aiter_raw():
+                        content += chunk
+                        if len(content) > MAX_REPLY_BYTES:
+                            raise EngineError(f"{self.base_url} sent a reply of more than {MAX_REPLY_BYTES:,} bytes")
+                        if on_bytes is not None and response.status_code == httpx.codes.OK:
+                            on_bytes(chunk)
+                    return response.status_code, bytes(content)
+            except httpx.ConnectTimeout:
+                problem = f"accepts no connection within {min(CONNECT_TIMEOUT_S, self.timeout_s):g} s"
+            except httpx.ConnectError:
+                problem = "is down (ConnectError)"
+            except (httpx.HTTPError, httpx.InvalidURL) as error:  # the URL is one that the server redirects to
+                problem = f"gave no whole reply ({type(error).__name__})"
+                was_closed = isinstance(error, _CLOSED) and not content
+            if not (was_closed and may_repeat):
+                break
         # Raised outside the handlers: the exceptions of httpx hold the request, whose headers hold the key.
-        raise kind(f"the router's server at {self.base_url} {problem}")
+        raise EngineUnavailableError(f"the router's server at {self.base_url} {problem}")
 
     def _body(self, asked: Asked, stop: Sequence[str]) -> dict[str, Any]:
         return {
