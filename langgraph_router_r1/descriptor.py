@@ -138,6 +138,11 @@ class ModelDescriptor(BaseModel):
     a model given as a string, and never for one that is given as an object, which has its own way."""
     requests_per_second: Number | None = Field(default=None, gt=0)
     """Most attempts a second, shared by everybody who uses the same router; waiting is not part of `timeout_s`."""
+    rest_after: Count = Field(default=5, ge=0)
+    """After how many failures in a row it is not asked for a while; 0 for never. Timeouts, failed connections, server
+    errors and rate limits count, in each attempt of a call."""
+    rest_s: Number = Field(default=30.0, gt=0, le=86_400)
+    """For how many seconds; then one request is made as a trial."""
     alias: str | None = None
     """What the router is told instead of the name, and writes to call it; see `ModelRegistry.neutral`."""
     fallbacks: tuple[str, ...] = ()

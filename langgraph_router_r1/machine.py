@@ -136,6 +136,7 @@ class RouterMachine:
             tools=state.get("tools") if started else tools_of(get_runtime().context),
             stream=AnswerStream.if_heard(self.stream, state if started else None),
             worst_case=functools.partial(self.candidates.worst_case, conversation=state["messages"]),
+            is_resting=self.candidates.is_resting,
         )
 
     def _take_over(self, state: RouterState, error: EngineError) -> FallbackPlan:

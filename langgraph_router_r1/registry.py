@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,17 @@ class ModelRegistry:
         """
         gone = {fold(self[name].name) for name in names}
         return ModelRegistry((model for model in self if fold(model.name) not in gone), profile=self.profile)
+
+    def only(self, keeps: Callable[[ModelDescriptor], bool]) -> ModelRegistry:
+        """Return the registry of the models that meet a condition; among their fallbacks, too, others are left out."""
+        kept = {fold(model.name): model for model in self if keeps(model)}
+        if len(kept) == len(self):
+            return self
+        models = (
+            model.model_copy(update={"fallbacks": tuple(name for name in model.fallbacks if fold(name) in kept)})
+            for model in kept.values()
+        )
+        return ModelRegistry(models, profile=self.profile)
 
     def anonymized(self) -> ModelRegistry:
         """Return the registry with models that the router calls model-1, model-2 and so on; their names stay.

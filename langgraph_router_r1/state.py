@@ -17,9 +17,10 @@ from langgraph_router_r1.ledger import CostParts, FinishReason, Usage
 from langgraph_router_r1.question import last_question
 from langgraph_router_r1.transcript import Segment
 
-CallStatus = Literal["ok", "error", "unknown_model", "over_budget", "denied", "rejected"]
+CallStatus = Literal["ok", "error", "unknown_model", "over_budget", "denied", "rejected", "resting"]
 """`ok`: it replied. `error`: it was asked and failed. The others were never asked: no model has that name,
-its worst case is over what is left of the budget, it is one call too many in its turn, or a person rejected it."""
+its worst case is over what is left of the budget, it is one call too many in its turn, a person rejected it, or the
+model rests because it keeps failing."""
 
 StopReason = Literal[
     "answered", "forced_answer", "cut_off", "no_answer", "context_full", "budget_exhausted", "degraded"

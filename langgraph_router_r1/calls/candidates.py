@@ -14,6 +14,7 @@ from langchain_core.messages import AIMessage, AnyMessage
 from langgraph.errors import GraphBubbleUp
 
 from langgraph_router_r1.calls.client import Clients, is_router, may_have_been_billed, public_reason, request_worst_case
+from langgraph_router_r1.calls.health import RestingError
 from langgraph_router_r1.calls.middleware import CallMiddleware, MiddlewareError, ModelCall, awrap, ordered, wrap
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.engines.base import EngineError
@@ -73,6 +74,10 @@ class Candidates:
         self._clients = Clients() if clients is None else clients
         self._is_brief = is_brief
 
+    def is_resting(self, name: str) -> bool:
+        """Return whether a model is not asked for now, because it keeps failing."""
+        return self._clients.is_resting(self.registry[name])
+
     def context_of(self, name: str, conversation: Sequence[AnyMessage]) -> list[AnyMessage]:
         """Return the messages that a call must carry: all of a run's if the model or a fallback shares them."""
         shares = any(choice.share_context != "none" for choice in self._choices(name))
@@ -107,7 +112,7 @@ class Candidates:
 
         def send(request: ModelCall) -> AIMessage:
             client = self._clients.get(request.model)
-            with outcome.noting(request):
+            with client.watching(), outcome.noting(request):
                 return outcome.received(request, client.send(request, stream))
 
         for request in self._requests(call):
@@ -128,7 +133,7 @@ class Candidates:
 
         async def send(request: ModelCall) -> AIMessage:
             client = await self._clients.aget(request.model)
-            with outcome.noting(request):
+            with client.watching(), outcome.noting(request):
                 return outcome.received(request, await client.asend(request, stream))
 
         for request in self._requests(call):
@@ -181,9 +186,11 @@ class Candidates:
         return self._priced(routed, replace(request, model=model), reply) if outcome.sent_to is None else routed
 
     def _failed(self, outcome: _Outcome) -> RoutedCall:
-        reason = public_reason(self.registry[outcome.call["model"]], outcome.failures[0])
+        failure = outcome.failures[0]
+        reason = public_reason(self.registry[outcome.call["model"]], failure)
         logger.info("%s", reason)
-        return {**self._spent(outcome), "reason": reason}
+        was_refused = isinstance(failure, RestingError) and not outcome.was_sent
+        return {**self._spent(outcome), "status": "resting" if was_refused else "error", "reason": reason}
 
     def _spent(self, outcome: _Outcome) -> RoutedCall:
         """Return the routed call with the costs of all replies that came, also of those that middleware kept back."""
@@ -229,6 +236,8 @@ class _Outcome:
         """The last failure of each model that was tried."""
         self.sent_to: ModelDescriptor | None = None
         """The model that the latest request went to, since `begin`; None while none was sent."""
+        self.was_sent = False
+        """Whether any request was."""
         self.replies: list[tuple[ModelCall, AIMessage]] = []
         """Every reply that came, and to which request: all of them were paid for."""
         self._accounts: list[RunReport] = []
@@ -247,7 +256,7 @@ class _Outcome:
     @contextlib.contextmanager
     def noting(self, request: ModelCall) -> Iterator[None]:
         """Note where an attempt goes, and what may be billed should it fail."""
-        self.sent_to = request.model
+        self.sent_to, self.was_sent = request.model, True
         try:
             yield
         except Exception as error:

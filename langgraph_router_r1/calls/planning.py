@@ -53,7 +53,7 @@ def _planned(call: Call, index: int, view: View, candidates: Candidates, *, form
     known = call.known and call.model in registry
     model = registry[call.model].name if known else call.model[:MAX_UNKNOWN_NAME]
     if not known:
-        refusal = {"status": "unknown_model", "reason": registry.explain_unknown(model)}
+        refusal = {"status": "unknown_model", "reason": view.offered.explain_unknown(model)}
     elif index >= most:
         refusal = {"status": "denied", "reason": f"at most {most} models can be asked a turn"}
     planned = planned_call(view.turn, index, model, call.query, refusal)

@@ -60,6 +60,13 @@ class View:
     """Takes the answer while it is written; None when nobody listens. What was not written, the graph adds."""
     worst_case: Callable[[str, str], float] = lambda _model, _query: 0.0
     """The most that asking a model (by name) a query can cost, in dollars; infinity when nothing bounds it."""
+    is_resting: Callable[[str], bool] = lambda _model: False
+    """Whether a model (by name) is not asked for now, because it keeps failing."""
+
+    @property
+    def offered(self) -> ModelRegistry:
+        """The models to choose from: those that do not rest, or all of them if all rest."""
+        return self.registry.only(lambda model: not self.is_resting(model.name)) or self.registry
 
     @property
     def question(self) -> str:

@@ -107,7 +107,7 @@ class RouterLLM(Strategy):
         if not transcript:
             chat = self.prompt.render(
                 view.messages,
-                view.registry,
+                view.offered,
                 cost_weight=limits.cost_weight,
                 max_turns=limits.max_turns,
                 control_tokens=self.engine.control_tokens,
@@ -302,7 +302,7 @@ def _said(call: RoutedCall) -> str:
 def _reason(call: RoutedCall, registry: ModelRegistry) -> str:
     """Return why there is no reply; the account tells of models by name, and the router knows aliases only."""
     name, reason = call["answered_by"] or call["model"], str(call["reason"])
-    if call["status"] == "error" and name in registry and reason.startswith(f"{name} "):
+    if call["status"] in {"error", "resting"} and name in registry and reason.startswith(f"{name} "):
         return registry[name].display_name + reason.removeprefix(name)
     return reason
 
