@@ -34,6 +34,7 @@ from langgraph_router_r1.accounting import (
 from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.calls.approval import Approval
 from langgraph_router_r1.calls.planning import pending_calls, worst_cases
+from langgraph_router_r1.calls.prompt_cache import beginning
 from langgraph_router_r1.engines.base import EngineError
 from langgraph_router_r1.events import AnswerStream, StreamedText, stream_call, stream_end, stream_reply, stream_thought
 from langgraph_router_r1.ledger import add_bounds, add_usage, bound
@@ -137,6 +138,7 @@ class RouterMachine:
             stream=AnswerStream.if_heard(self.stream, state if started else None),
             worst_case=functools.partial(self.candidates.worst_case, conversation=state["messages"]),
             is_resting=self.candidates.is_resting,
+            warm=state.get("warm", ()) if started else self.candidates.warm_caches(state),
         )
 
     def _take_over(self, state: RouterState, error: EngineError) -> FallbackPlan:
@@ -155,7 +157,7 @@ class RouterMachine:
             decision = Answer(best, stop_reason="forced_answer", **decision.common())
         decision = with_form(view, decision)
         fresh = is_fresh(state)
-        update: dict[str, Any] = self._new_run(state) if fresh else {}
+        update: dict[str, Any] = {**self._new_run(state), "warm": list(view.warm)} if fresh else {}
         if degraded:
             update["degraded"] = True
         if fresh or decision.segments:
@@ -271,6 +273,7 @@ class RouterMachine:
             "limits": self._limits(state).as_state(),
             "strategy": self.strategy.note(),
             **nothing_yet(),
+            "began_with": beginning(state["messages"]),
             "tools": tools_of(get_runtime().context),
             "earlier": add_spending(earlier),
             "before": add_spending(before),

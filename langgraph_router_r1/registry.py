@@ -171,9 +171,9 @@ class ModelRegistry:
         models = (model.model_copy(update={"alias": f"model-{place}"}) for place, model in enumerate(self, start=1))
         return ModelRegistry(models, profile=self.profile)
 
-    def describe(self) -> str:
-        """Return what the router reads of the pool: a line a model."""
-        return "\n".join(model.describe() for model in self)
+    def describe(self, savings: Mapping[str, float] | None = None) -> str:
+        """Return what the router reads of the pool: a line a model, with what a warm prompt cache saves, by model."""
+        return "\n".join(model.describe((savings or {}).get(model.name, 0.0)) for model in self)
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:

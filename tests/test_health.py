@@ -14,14 +14,17 @@ import pytest
 from conftest import WAYS, answer, invoked, pool, search
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.exceptions import ModelAPIError
 from provider import Provider
 
-from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
+from langgraph_router_r1 import ModelDescriptor, ModelRegistry, Strategy, create_router
 from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.calls.client import Clients
 from langgraph_router_r1.calls.health import Health, RestingError
+from langgraph_router_r1.engines.base import EngineUnavailableError
 from langgraph_router_r1.strategies.fallback import FallbackPlan
+from langgraph_router_r1.strategies.knn import KNNStrategy, Observation
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
 QUESTION: Any = {"messages": [("user", "Capital of Peru?")]}
@@ -155,6 +158,14 @@ async def test_a_timeout_and_a_server_that_is_gone_count(way: str) -> None:
     assert (await call(asked, way))["reason"] == "m is resting after a failure"
 
 
+@pytest.mark.parametrize("failure", [ConnectionResetError(), EngineUnavailableError(), ValueError()])
+def test_a_failed_connection_of_any_client_counts_and_so_does_a_routers_server(failure: Exception) -> None:
+    fails = ScriptedChatModel([failure])
+    asked = candidates(ModelDescriptor(name="m", model=fails, price=1.0, rest_after=1))
+    assert asked.ask(CALL)["status"] == "error"
+    assert asked.is_resting("m") is not isinstance(failure, ValueError)
+
+
 def test_a_failure_between_two_replies_rests_nobody(provider: Provider) -> None:
     asked = candidates(model(provider))
     for status in (500, 500, 200, 500, 500):
@@ -233,8 +244,8 @@ def test_resting_can_be_turned_off_for_a_model_and_for_a_measurement(
 ) -> None:
     asked = candidates(model(provider, rest_after=rest_after), clients=Clients(rests=rests))
     provider.status = 500
-    assert [asked.ask(CALL)["status"] for _ in range(4)] == ["error"] * 4
-    assert len(provider.requests) == 4
+    assert [asked.ask(CALL)["status"] for _ in range(9)] == ["error"] * 9
+    assert len(provider.requests) == 9
 
 
 # In a run
@@ -297,19 +308,24 @@ async def test_when_all_models_rest_all_are_offered_and_the_run_ends_with_the_re
     assert second["routing"]["stop_reason"] == "answered"
 
 
-def test_strategies_choose_among_the_models_on_offer() -> None:
-    class Rank:
-        def rank(self, question: str, *, cost_weight: float) -> list[str]:
-            return ["small", "large"]
+class Rank:
+    def rank(self, question: str, *, cost_weight: float) -> list[str]:
+        return ["small", "large"]
 
-    failing = Failing(["nothing"])
+
+@pytest.mark.parametrize("kind", ["fallback", "knn"])
+def test_strategies_without_an_llm_choose_among_the_models_on_offer(kind: str) -> None:
+    models = {"small": ScriptedChatModel([ModelAPIError("down")]), "large": ScriptedChatModel(["Lima"])}
     registry = ModelRegistry(
-        ModelDescriptor(name=name, model=reply, price=1.0, rest_after=1)
-        for name, reply in {"small": failing.broken, "large": ScriptedChatModel(["Lima"])}.items()
+        ModelDescriptor(name=name, model=model, price=1.0, rest_after=1) for name, model in models.items()
     )
-    plan = FallbackPlan.of(Rank(), registry)
-    assert plan is not None
-    router = create_router(strategy=plan, registry=registry)
+    known = [Observation("x", {"small": 1.0, "large": 0.5}, {})]
+    strategy: Strategy = (
+        FallbackPlan(Rank())
+        if kind == "fallback"
+        else KNNStrategy(registry, known, embeddings=DeterministicFakeEmbedding(size=8))
+    )
+    router = create_router(strategy=strategy, registry=registry)
     calls = [[call["model"] for call in router.invoke(QUESTION)["routing"]["calls"]] for _ in range(2)]
     assert calls == [["small", "large"], ["large"]]
 

@@ -16,6 +16,7 @@ from langgraph.errors import GraphBubbleUp
 from langgraph_router_r1.calls.client import Clients, is_router, may_have_been_billed, public_reason, request_worst_case
 from langgraph_router_r1.calls.health import RestingError
 from langgraph_router_r1.calls.middleware import CallMiddleware, MiddlewareError, ModelCall, awrap, ordered, wrap
+from langgraph_router_r1.calls.prompt_cache import warm_caches
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.engines.base import EngineError
 from langgraph_router_r1.events import AnswerStream
@@ -36,7 +37,7 @@ from langgraph_router_r1.ledger import (
 )
 from langgraph_router_r1.protocol import strip_thought
 from langgraph_router_r1.registry import ModelRegistry
-from langgraph_router_r1.state import CallStatus, PlannedCall, RoutedCall, RunReport
+from langgraph_router_r1.state import CallStatus, PlannedCall, RoutedCall, RouterState, RunReport, WarmCache
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,10 @@ class Candidates:
     def is_resting(self, name: str) -> bool:
         """Return whether a model is not asked for now, because it keeps failing."""
         return self._clients.is_resting(self.registry[name])
+
+    def warm_caches(self, state: RouterState) -> list[WarmCache]:
+        """Return the prompt caches that are warm for a run that begins; see `prompt_cache`."""
+        return warm_caches(state, self.registry, self._count_tokens)
 
     def context_of(self, name: str, conversation: Sequence[AnyMessage]) -> list[AnyMessage]:
         """Return the messages that a call must carry: all of a run's if the model or a fallback shares them."""

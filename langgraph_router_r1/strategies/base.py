@@ -30,7 +30,7 @@ from langgraph_router_r1.protocol import Call, sanitize
 from langgraph_router_r1.question import last_question
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import Limits
-from langgraph_router_r1.state import DecisionNote, RoutedCall, StopReason, StrategyNote, Tools
+from langgraph_router_r1.state import DecisionNote, RoutedCall, StopReason, StrategyNote, Tools, WarmCache
 from langgraph_router_r1.transcript import Segment
 
 
@@ -62,11 +62,18 @@ class View:
     """The most that asking a model (by name) a query can cost, in dollars; infinity when nothing bounds it."""
     is_resting: Callable[[str], bool] = lambda _model: False
     """Whether a model (by name) is not asked for now, because it keeps failing."""
+    warm: Sequence[WarmCache] = ()
+    """Prompt caches that were warm when the run began."""
 
     @property
     def offered(self) -> ModelRegistry:
         """The models to choose from: those that do not rest, or all of them if all rest."""
         return self.registry.only(lambda model: not self.is_resting(model.name)) or self.registry
+
+    @property
+    def savings(self) -> dict[str, float]:
+        """Dollars that a call costs less because the model's prompt cache is warm, by model."""
+        return {cache["model"]: cache["saving_usd"] for cache in self.warm}
 
     @property
     def question(self) -> str:

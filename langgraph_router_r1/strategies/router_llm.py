@@ -112,6 +112,7 @@ class RouterLLM(Strategy):
                 max_turns=limits.max_turns,
                 control_tokens=self.engine.control_tokens,
                 tools=view.tools,
+                savings=view.savings,
             )
             added.append(self.engine.begin(chat))
             may_ask = limits.max_turns > 0 and self._can_ask(view, view.spent_usd, added)
