@@ -4,7 +4,7 @@
         def decide(self, view):
             if view.replies:
                 return Answer(view.replies[-1])
-            cheapest = min(view.registry, key=lambda model: model.price.completion)
+            cheapest = min(view.offered, key=lambda model: model.price.completion)
             return Ask.one(cheapest.name, view.question)
 
     router = create_router(strategy=AskTheCheapest(), registry=registry)
