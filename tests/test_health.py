@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,9 @@ from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.calls.client import Clients
 from langgraph_router_r1.calls.health import Health, RestingError
 from langgraph_router_r1.engines.base import EngineUnavailableError
+from langgraph_router_r1.evaluation.baselines import create_baseline
+from langgraph_router_r1.evaluation.profile import profile
+from langgraph_router_r1.evaluation.tasks import Task
 from langgraph_router_r1.strategies.fallback import FallbackPlan
 from langgraph_router_r1.strategies.knn import KNNStrategy, Observation
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
@@ -179,6 +183,18 @@ def test_a_missing_key_rests_nobody(provider: Provider, monkeypatch: pytest.Monk
     asked = candidates(model(provider, rest_after=1, api_key_env="NO_SUCH_KEY"))
     assert [asked.ask(CALL)["status"] for _ in range(2)] == ["error"] * 2
     assert not asked.is_resting("m")
+
+
+async def test_measurements_ask_a_failing_model_every_time(tmp_path: Path) -> None:
+    fails = ScriptedChatModel([ModelAPIError("down")])
+    registry = ModelRegistry([ModelDescriptor(name="m", model=fails, price=1.0, rest_after=1)])
+    baseline = create_baseline("m", registry)
+    runs = [baseline.invoke(QUESTION)["routing"]["calls"][0]["status"] for _ in range(3)]
+    assert runs == ["error"] * 3
+    asked = len(fails.calls)
+    tasks = [Task(f"a-{number}", f"{number}?", ("right",), "a") for number in range(3)]
+    await profile(registry, tasks, path=tmp_path / "p.jsonl")
+    assert len(fails.calls) - asked >= 3
 
 
 def test_retries_end_when_the_model_rests(provider: Provider) -> None:
