@@ -18,7 +18,6 @@ from langchain_core.callbacks import (
 )
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, Generation
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -33,8 +32,8 @@ from langgraph_router_r1.accounting import from_cache, spending, with_earlier
 from langgraph_router_r1.calls.client import asked_by_a_router
 from langgraph_router_r1.calls.tools import ToolLike, make_tools
 from langgraph_router_r1.engines.base import EngineError
+from langgraph_router_r1.engines.llm_run import usage_metadata
 from langgraph_router_r1.events import RouterEvent
-from langgraph_router_r1.ledger import Usage
 from langgraph_router_r1.state import RouterContext, RouterInput, RouterOutput, RouterState, Spending, Tools
 
 _Manager = CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun
@@ -184,7 +183,7 @@ class ChatRouterR1(BaseChatModel):
             raise RuntimeError(msg)  # noqa: TRY004 - not the caller's type is wrong, but what the router is
         routing = output["routing"] if self._earlier is None else with_earlier(output["routing"], self._earlier)
         message.response_metadata |= {"routing": routing, "model_name": self.model_name}
-        message.usage_metadata = _usage(routing["router_tokens"])
+        message.usage_metadata = usage_metadata(routing["router_tokens"])
         if stop:
             message.content = re.split("|".join(map(re.escape, stop)), message.text, maxsplit=1)[0]
         return message
@@ -280,16 +279,6 @@ class _Pieces:
 
 def _chunk(text: str, **fields: Any) -> ChatGenerationChunk:
     return ChatGenerationChunk(message=AIMessageChunk(content=text, **fields))
-
-
-def _usage(tokens: Usage) -> UsageMetadata:
-    """Return token counts as LangChain's messages have them."""
-    return {
-        "input_tokens": tokens["prompt_tokens"],
-        "output_tokens": tokens["completion_tokens"],
-        "total_tokens": tokens["prompt_tokens"] + tokens["completion_tokens"],
-        "input_token_details": {"cache_read": tokens["cached_tokens"]},
-    }
 
 
 def _below(manager: _Manager | None) -> RunnableConfig:

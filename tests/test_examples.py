@@ -305,6 +305,32 @@ def test_an_agent_runs_on_the_router() -> None:
     ]
 
 
+# 09 and 10: traces; replay and fork
+
+
+def test_a_trace_tells_what_each_turn_and_call_cost_and_their_sum_is_the_account() -> None:
+    lines = [line.split("$") for line in run("09_tracing.py").splitlines()]
+    assert [name.strip() for name, *_ in lines] == [
+        "invoke_agent router_r1",
+        *("think", "chat scripted"),
+        *("route small", "chat small", "route large", "chat large"),
+        *("think", "chat scripted"),
+        "account",
+    ]
+    costs = {name.strip(): float(cost) for name, *costs in lines for cost in costs if not name.startswith("think")}
+    thinking = sum(float(cost) for name, *costs in lines for cost in costs if name.startswith("think"))
+    assert costs["invoke_agent router_r1"] == costs["account"]
+    assert thinking + costs["route small"] + costs["route large"] == pytest.approx(costs["account"], abs=2e-7)
+
+
+def test_a_recorded_run_is_replayed_and_forked() -> None:
+    assert [line.split() for line in run("10_replay_and_fork.py").splitlines()] == [
+        ["recorded", "small", "8", "million", "$0.0000012"],
+        ["replayed", "small", "8", "million", "$0.0000012"],
+        ["forked", "large", "10", "million", "$0.0000600"],
+    ]
+
+
 # Studio
 
 

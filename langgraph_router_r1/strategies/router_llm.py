@@ -13,6 +13,7 @@ from typing import Any
 from typing_extensions import override
 
 from langgraph_router_r1 import protocol
+from langgraph_router_r1.engines import llm_run
 from langgraph_router_r1.engines.base import ContextFullError, Generation, RouterEngine, observation_segment
 from langgraph_router_r1.ledger import FREE, PER_MILLION, Price, cost, worst_case
 from langgraph_router_r1.prompts import RouterPrompt
@@ -82,7 +83,7 @@ class RouterLLM(Strategy):
         if turn.max_tokens < 1:
             return _finish(turn, "budget_exhausted")
         try:
-            generation = self.engine.generate(turn.transcript, max_tokens=turn.max_tokens, **self._options(turn))
+            generation = llm_run.generate(self.engine, turn.transcript, **self._options(turn))
         except ContextFullError:
             return _finish(turn, "context_full")
         return self._read(turn, generation)
@@ -96,7 +97,7 @@ class RouterLLM(Strategy):
         if turn.max_tokens < 1:
             return _finish(turn, "budget_exhausted")
         try:
-            generation = await self.engine.agenerate(turn.transcript, max_tokens=turn.max_tokens, **self._options(turn))
+            generation = await llm_run.agenerate(self.engine, turn.transcript, **self._options(turn))
         except ContextFullError:
             return _finish(turn, "context_full")
         return self._read(turn, generation)
@@ -129,21 +130,22 @@ class RouterLLM(Strategy):
         return _Turn(view, added, transcript, may_ask, self._affordable_tokens(limits, view.spent_usd, transcript))
 
     def _options(self, turn: _Turn) -> dict[str, Any]:
-        """Return what ends the turn, and what is told of its text if somebody listens."""
+        """Return how long the turn may be, what ends it, and what is told of its text if somebody listens."""
         stop = [protocol.SEARCH_END, protocol.ANSWER_END] if turn.may_ask else [protocol.ANSWER_END]
         if self.relays:
             last = len(turn.view.replies)
             stop += [protocol.relay_tag(number) for number in range(max(1, last - MAX_RELAY_STOPS + 1), last + 1)]
         stream = turn.view.stream
+        options: dict[str, Any] = {"max_tokens": turn.max_tokens, "stop": stop}
         if stream is None:
-            return {"stop": stop}
+            return options
         scanner = TurnScanner(routing=turn.may_ask, relaying=self.relays)
 
         def on_text(piece: str) -> None:
             for kind, text in scanner.feed(piece):
                 (stream.answer if kind == "answer" else stream.think)(text)
 
-        return {"stop": stop, "on_text": on_text}
+        return {**options, "on_text": on_text}
 
     def _read(self, turn: _Turn, generation: Generation) -> Decision:
         self._has_tokenizer = True  # no turn is sampled without it
