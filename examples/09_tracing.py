@@ -15,7 +15,8 @@ from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
 QUESTION: Any = {"messages": [("user", "Which has more people, Lima or Quito?")]}
 TURNS = [
-    "<think> Two numbers. </think><search> small: People of Lima?\nlarge: People of Quito? </search>",
+    "<think> Two numbers. </think><search> small: How many people live in Lima? </search>",
+    "<think> One more. </think><search> large: How many people live in Quito? </search>",
     "<think> Lima has more. </think><answer> Lima </answer>",
 ]
 

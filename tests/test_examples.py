@@ -312,8 +312,8 @@ def test_a_trace_tells_what_each_turn_and_call_cost_and_their_sum_is_the_account
     lines = [line.split("$") for line in run("09_tracing.py").splitlines()]
     assert [name.strip() for name, *_ in lines] == [
         "invoke_agent router_r1",
-        *("think", "chat scripted"),
-        *("route small", "chat small", "route large", "chat large"),
+        *("think", "chat scripted", "route small", "chat small"),
+        *("think", "chat scripted", "route large", "chat large"),
         *("think", "chat scripted"),
         "account",
     ]
