@@ -17,13 +17,14 @@ from langchain_core.callbacks import (
     CallbackManagerForLLMRun,
 )
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, convert_to_messages
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, Generation
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.config import get_stream_writer
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.pregel._messages import StreamMessagesHandler
+from langgraph.pregel.remote import RemoteGraph
 from langgraph.types import StreamMode, StreamWriter
 from pydantic import ConfigDict, PrivateAttr
 from typing_extensions import override
@@ -57,8 +58,9 @@ class ChatRouterR1(BaseChatModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    router: CompiledStateGraph[RouterState, RouterContext, RouterInput, RouterOutput]
-    """What `create_router` returns, without a checkpointer: a chat model is given the whole conversation each time."""
+    router: CompiledStateGraph[RouterState, RouterContext, RouterInput, RouterOutput] | RemoteGraph
+    """What `create_router` returns, without a checkpointer: a chat model is given the whole conversation each time. Or
+    the `RemoteGraph` of such a router on a LangGraph server; a run that fails there has no account here."""
 
     context: RouterContext | None = None
     """Overrides for every run, as for `invoke(..., context=...)`."""
@@ -174,7 +176,7 @@ class ChatRouterR1(BaseChatModel):
 
     def _message(self, output: Mapping[str, Any], stop: list[str] | None) -> AIMessage:
         """Return the answer of a run, up to the first of the stop strings, with its usage and its account."""
-        message = output["messages"][-1]
+        [message] = convert_to_messages(output["messages"][-1:])  # a remote graph's are JSON
         if not isinstance(message, AIMessage):
             msg = (
                 "the run was interrupted, as by approve=..., and a chat model can't wait: use the router itself, with "
@@ -238,7 +240,7 @@ class _Pieces:
 
     def of(self, streamed: Any) -> Iterator[ChatGenerationChunk]:
         """Yield what a streamed item adds to the message."""
-        mode, item = streamed
+        mode, item, *_ = streamed  # a remote graph adds an id
         if mode == "values":
             self.output = item
             return
