@@ -53,8 +53,10 @@ def studio(folder: Path, **environment: str) -> Iterator[str]:
 
     At the end, nothing blocked its event loop, no node failed, and it connected to nothing beyond this machine.
     """
-    if not (ROOT / "build" / "studio-venv" / ".installed").is_file() and "CI" not in os.environ:
-        pytest.skip("the environment of Studio's server is not installed: make build/studio-venv/.installed")
+    installed = "build/studio-venv/.installed"
+    if not (ROOT / installed).is_file() and "CI" not in os.environ:
+        pytest.skip(f"the environment of Studio's server is not installed: make {installed}")
+    subprocess.run(["make", installed], cwd=ROOT, check=True)  # up to date before all but loopback is cut off
     app, port, log = folder / "examples" / "studio", free_port(), folder / "log"
     shutil.copytree(EXAMPLE, app, ignore=shutil.ignore_patterns(".langgraph_api"))
     url, beyond = f"http://127.0.0.1:{port}", []
