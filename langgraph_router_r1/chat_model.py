@@ -22,9 +22,8 @@ from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, Generation
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.config import get_stream_writer
-from langgraph.graph.state import CompiledStateGraph
 from langgraph.pregel._messages import StreamMessagesHandler
-from langgraph.pregel.remote import RemoteGraph
+from langgraph.pregel.protocol import PregelProtocol
 from langgraph.types import StreamMode, StreamWriter
 from pydantic import ConfigDict, PrivateAttr
 from typing_extensions import override
@@ -58,7 +57,7 @@ class ChatRouterR1(BaseChatModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    router: CompiledStateGraph[RouterState, RouterContext, RouterInput, RouterOutput] | RemoteGraph
+    router: PregelProtocol[RouterState, RouterContext, RouterInput, RouterOutput]
     """What `create_router` returns, without a checkpointer: a chat model is given the whole conversation each time. Or
     the `RemoteGraph` of such a router on a LangGraph server; a run that fails there has no account here."""
 
