@@ -50,6 +50,7 @@ def test_the_code_of_a_page_works_with_a_router(page: str, capsys: pytest.Captur
         assert capsys.readouterr().out.split() == [f"router_r1.{kind}" for kind in kinds]
 
 
+@pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
 def test_the_code_about_streaming_approval_and_tools_works(capsys: pytest.CaptureFixture[str]) -> None:
     turns = [search("small: Capital of Peru?"), answer("Lima")]
     exec(code_of("streaming.md"), {"router": create_router(ScriptedEngine(turns), pool(small="It is Lima."))})
@@ -64,7 +65,13 @@ def test_the_code_about_streaming_approval_and_tools_works(capsys: pytest.Captur
     assert names["result"]["answer"] == "Lima"
     call: Any = {"name": "weather", "args": {"city": "Lima"}, "id": "1", "type": "tool_call"}
     small = ScriptedChatModel([AIMessage("", tool_calls=[call])])
-    names = {"router": create_router(ScriptedEngine(turns), pool(small=small))}
+    registry = pool(small=small)
+    names = {
+        "router": create_router(ScriptedEngine(turns), registry),
+        "engine": ScriptedEngine(turns),
+        "registry": registry,
+        "chat_models": {"small": small},
+    }
     exec(code_of("tools.md"), names)
     assert names["weather"].invoke({"city": "Lima"}) == "Lima: 21 degrees"
 
