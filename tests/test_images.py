@@ -23,6 +23,7 @@ from langgraph_router_r1 import (
     RunRecord,
     create_router,
 )
+from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.calls.client import request_worst_case
 from langgraph_router_r1.calls.middleware import ModelCall
 from langgraph_router_r1.engines import EngineUnavailableError
@@ -56,6 +57,11 @@ def pool(models: dict[str, Any], **of_seeing: Any) -> ModelRegistry:
         for name, model in models.items()
         for seeing in ["seeing" in name]
     )
+
+
+def weather(city: str) -> str:
+    """Tell the weather."""
+    return city
 
 
 def prompt_of(engine: ScriptedEngine) -> str:
@@ -162,14 +168,14 @@ def test_a_model_that_reads_text_is_sent_a_note_for_an_image_of_the_conversation
     registry = ModelRegistry([ModelDescriptor(name="m", model=model, price=1.0, share_context="conversation")])
     messages = [HumanMessage(["Look.", DOG]), AIMessage("I see."), HumanMessage("What do dogs eat?")]
     create_router(ScriptedEngine([search("m: Food?"), answer("x")]), registry).invoke({"messages": messages})
-    assert model.calls[0][0].content == "Look.\n(This message came with 1 image that you cannot see.)"
+    note = "Look.\n(This message came with 1 image that you cannot see.)"
+    assert model.calls[0][0].content == note
+    router = create_router(ScriptedEngine([search("m: Food?"), answer("x")]), registry)
+    ChatRouterR1(router=router).bind_tools([weather]).invoke(messages)
+    assert model.calls[1][0].content == note
 
 
 def test_a_model_with_tools_is_sent_the_image_and_a_call_that_fills_a_form_goes_to_one_that_sees_it() -> None:
-    def weather(city: str) -> str:
-        """Tell the weather."""
-        return city
-
     called: Any = {"name": "weather", "args": {"city": "Lima"}, "id": "1"}
     for turn in (search("seeing: Weather?"), answer("Lima")):
         models = mixed(seeing=ScriptedChatModel([AIMessage("", tool_calls=[called])]))
@@ -331,6 +337,15 @@ def test_under_a_budget_a_model_is_asked_only_if_its_images_have_a_bound(fields:
     engine = ScriptedEngine([search("m: What?"), answer("x")])
     result = create_router(engine, ModelRegistry([model]), budget_usd=0.01).invoke(about(CAT))
     assert [call["status"] for call in result["routing"]["calls"]] == status
+
+
+def test_a_fallback_that_is_not_asked_about_an_image_does_not_count() -> None:
+    blind = ModelDescriptor(name="blind", model=ScriptedChatModel(), price=1000.0)
+    seeing = ModelDescriptor(name="seeing", model=ScriptedChatModel(), price="free", modalities=BOTH)
+    registry = ModelRegistry([blind, seeing.model_copy(update={"fallbacks": ("blind",)})])
+    candidates = Candidates(registry, count_tokens=len)
+    assert candidates.worst_case("seeing", "What?", about(CAT)["messages"]) == 0
+    assert candidates.worst_case("seeing", "What?", [HumanMessage("What?")]) > 0
 
 
 def test_the_usage_that_a_model_does_not_report_is_estimated_with_its_images() -> None:
