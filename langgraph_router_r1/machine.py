@@ -62,6 +62,9 @@ from langgraph_router_r1.strategies.tool_calls import called_tools, with_form, w
 
 logger = logging.getLogger(__name__)
 
+NODE_KEY = "router_r1_node"
+"""In the metadata of a node's run, and of all runs below it: the node's name, by which traces tell it."""
+
 Next = Command[Literal["route", "approve", "answer", "think"]]
 
 
@@ -82,12 +85,17 @@ class RouterMachine:
         graph = StateGraph(
             RouterState, context_schema=RouterContext, input_schema=RouterInput, output_schema=RouterOutput
         )
-        waits = () if self.approval is None else ("approve",)
-        graph.add_node("think", Node(self._think, self._athink), destinations=("route", "think", "answer", *waits))
+        next_ones = ["route", "think", "answer"]
+
+        def add(name: str, node: Node, **options: Any) -> None:
+            graph.add_node(name, node, metadata={NODE_KEY: name}, **options)
+
         if self.approval is not None:
-            graph.add_node("approve", Node(self._approve, self._aapprove), destinations=("route",))
-        graph.add_node("route", Node(self._route, self._aroute), input_schema=PlannedCall)
-        graph.add_node("answer", Node(self._answer, self._aanswer))
+            next_ones.append("approve")
+            add("approve", Node(self._approve, self._aapprove), destinations=("route",))
+        add("think", Node(self._think, self._athink), destinations=tuple(next_ones))
+        add("route", Node(self._route, self._aroute), input_schema=PlannedCall)
+        add("answer", Node(self._answer, self._aanswer))
         graph.add_edge(START, "think")
         graph.add_edge("route", "think")
         graph.add_edge("answer", END)

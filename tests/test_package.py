@@ -63,7 +63,7 @@ LAYERS = (
     {"question", "descriptor", "registry", "state", "prompts"},
     {"engines", "settings", "accounting", "events", "intents", "testing", "trace"},
     {"calls", "strategies", "serving"},
-    {"machine", "graph", "chat_model", "record", "replay", "stored_runs", "preferences", "fork"},
+    {"machine", "graph", "chat_model", "record", "replay", "stored_runs", "preferences", "fork", "otel"},
     {"evaluation", "pocket"},
     {"cli"},
 )
