@@ -110,6 +110,10 @@ class ModelDescriptor(BaseModel):
     """Usual seconds a call."""
     context_tokens: Count | None = Field(default=None, gt=0)
     """Length of its context window, in tokens."""
+    modalities: tuple[Literal["text", "image"], ...] = ("text",)
+    """What it reads; a question with an image goes only to models that read "image" too."""
+    image_tokens: Count | None = Field(default=None, gt=0)
+    """Most tokens that one image is billed as. Without it, nothing bounds the cost of a call with an image."""
     skills: dict[str, Annotated[Number, Field(ge=0, le=1)]] = Field(default_factory=dict)
     """Measured accuracy, 0 to 1, by kind of question."""
     measured: Measured | None = Field(default=None, repr=False)
@@ -184,6 +188,14 @@ class ModelDescriptor(BaseModel):
             raise ValueError(msg)
         return prompt
 
+    @field_validator("modalities")
+    @classmethod
+    def _with_text(cls, modalities: tuple[str, ...]) -> tuple[str, ...]:
+        if "text" not in modalities:
+            msg = "it must hold 'text': each query has some"
+            raise ValueError(msg)
+        return modalities
+
     @field_validator("api_key_env")
     @classmethod
     def _a_variable(cls, name: str | None) -> str | None:
@@ -224,6 +236,11 @@ class ModelDescriptor(BaseModel):
     def display_name(self) -> str:
         """What the router calls it: its alias, else its name."""
         return self.alias or self.name
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether images can be sent to it; see `modalities`."""
+        return "image" in self.modalities
 
     @property
     def max_tokens(self) -> int:

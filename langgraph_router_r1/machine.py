@@ -133,7 +133,7 @@ class RouterMachine:
         started = not is_fresh(state)
         return View(
             messages=state["messages"],
-            registry=self.candidates.registry,
+            registry=self.candidates.offered(state["messages"]),
             limits=self._limits(state),
             turn=state.get("turn", 0) if started else 0,
             calls=in_call_order(state.get("calls", [])) if started else (),

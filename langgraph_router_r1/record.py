@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from langgraph_router_r1.accounting import account
 from langgraph_router_r1.ledger import Price, add_usage
-from langgraph_router_r1.question import last_question
+from langgraph_router_r1.question import image_digests, last_question
 from langgraph_router_r1.state import DecisionNote, RoutedCall, RunLimits, RunReport, StrategyNote
 from langgraph_router_r1.transcript import Segment
 
@@ -45,6 +45,8 @@ class RunRecord(BaseModel):
 
     version: Literal[1] = 1
     question: str
+    images: list[str] = []
+    """The SHA-256 of each image that the question came with; the images themselves are not in the record."""
     limits: RunLimits
     """What the run was held to."""
     strategy: StrategyNote
@@ -98,6 +100,7 @@ class RunRecord(BaseModel):
         messages = state["messages"]
         return cls(
             question=messages[last_question(messages)].text,
+            images=image_digests(messages),
             limits=state["limits"],
             strategy=strategy,
             segments=state.get("transcript", []),

@@ -144,6 +144,15 @@ class ModelRegistry:
         gone = {fold(self[name].name) for name in names}
         return ModelRegistry((model for model in self if fold(model.name) not in gone), profile=self.profile)
 
+    def reading_images(self) -> ModelRegistry:
+        """Return the registry of the models that read images; among their fallbacks, too, the others are left out."""
+        reading = {fold(model.name): model for model in self if model.reads_images}
+        models = (
+            model.model_copy(update={"fallbacks": tuple(name for name in model.fallbacks if fold(name) in reading)})
+            for model in reading.values()
+        )
+        return ModelRegistry(models, profile=self.profile)
+
     def anonymized(self) -> ModelRegistry:
         """Return the registry with models that the router calls model-1, model-2 and so on; their names stay.
 

@@ -113,5 +113,6 @@ def _registry(record: RunRecord) -> ModelRegistry:
     names = {call["model"]: None for call in record.calls if call["status"] != "unknown_model"}
     # A registry must not be empty, and a run that only answered has called nobody.
     return ModelRegistry(
-        ModelDescriptor(name=name, model="openai:replayed", price="free") for name in (names or {"nobody": None})
+        ModelDescriptor(name=name, model="openai:replayed", price="free", modalities=("text", "image"))
+        for name in (names or {"nobody": None})
     )

@@ -18,8 +18,9 @@ from langgraph_router_r1.question import last_question
 from langgraph_router_r1.transcript import Segment
 
 CallStatus = Literal["ok", "error", "unknown_model", "over_budget", "denied", "rejected"]
-"""`ok`: it replied. `error`: it was asked and failed. The others were never asked: no model has that name,
-its worst case is over what is left of the budget, it is one call too many in its turn, or a person rejected it."""
+"""`ok`: it replied. `error`: it was asked and failed. The others were never asked: no model has that name, or the
+one that has it reads no images and the question has one; its worst case is over what is left of the budget; it is one
+call too many in its turn; or a person rejected it."""
 
 StopReason = Literal[
     "answered", "forced_answer", "cut_off", "no_answer", "context_full", "budget_exhausted", "degraded"
@@ -340,7 +341,7 @@ class PlannedCall(TypedDict):
     """Set when the call must not be made: `route` then only records it."""
     review: NotRequired[Review]
     context: NotRequired[list[AnyMessage]]
-    """The messages of the run, if the model shares them."""
+    """The messages of the run, if the model shares them; else the question, if it has images."""
     tools: NotRequired[Tools]
     """What the model may call."""
     relay_id: NotRequired[str]

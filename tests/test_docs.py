@@ -14,7 +14,7 @@ from langchain_core.messages import AIMessage
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
-from langgraph_router_r1 import create_router
+from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
 from langgraph_router_r1.cli import cli
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
@@ -43,7 +43,9 @@ async def test_the_strategy_and_the_middleware_of_the_documentation_work(
 @pytest.mark.parametrize("page", ["index.md", "embedding.md", "budgets.md"])
 def test_the_code_of_a_page_works_with_a_router(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     turns = [search("small: Capital of Peru?"), answer("Lima")] * 2
-    names: dict[str, Any] = {"router": create_router(ScriptedEngine(turns), pool(small="It is Lima."))}
+    small = ScriptedChatModel(["It is Lima."])
+    registry = ModelRegistry([ModelDescriptor(name="small", model=small, price=1.0, modalities=("text", "image"))])
+    names: dict[str, Any] = {"router": create_router(ScriptedEngine(turns), registry)}
     exec(code_of(page), names)
     if page == "index.md":
         kinds = ["think", "route", "info", "answer_delta", "think", "done"]

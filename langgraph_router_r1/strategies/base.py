@@ -40,6 +40,7 @@ class View:
 
     messages: Sequence[AnyMessage]
     registry: ModelRegistry
+    """The models that may be asked: all of the router's, or those that read images if the question comes with one."""
     limits: Limits
     """What the run is held to."""
     turn: int = 0

@@ -102,7 +102,7 @@ class KNNStrategy(Strategy):
         self._fitting = threading.Lock()
         # A question comes again at another cost weight, and a prediction takes a millisecond.
         self._expected_of = functools.lru_cache(maxsize=REMEMBERED)(lambda question: self.expected_quality([question]))
-        self._asks = AskInOrder(lambda view: self.rank(view.question, cost_weight=view.limits.cost_weight)[:MOST_ASKED])
+        self._asks = AskInOrder(self._choose)
 
     @classmethod
     def from_profile(cls, path: str | Path, registry: ModelRegistry, **options: Any) -> KNNStrategy:
@@ -129,6 +129,11 @@ class KNNStrategy(Strategy):
     @override
     def decide(self, view: View) -> Decision:
         return self._asks.decide(view)
+
+    def _choose(self, view: View) -> list[str]:
+        """Return the models to ask, of those that may be."""
+        ranked = self.rank(view.question, cost_weight=view.limits.cost_weight)
+        return [name for name in ranked if name in view.registry][:MOST_ASKED]
 
     def rank(self, question: str, *, cost_weight: float = 0.0) -> list[str]:
         """Return the names of the pool, the best choice first; of equals the cheaper one first."""
