@@ -36,7 +36,7 @@ from langgraph_router_r1.calls.approval import Approval
 from langgraph_router_r1.calls.planning import pending_calls, worst_cases
 from langgraph_router_r1.engines.base import EngineError
 from langgraph_router_r1.events import AnswerStream, StreamedText, stream_call, stream_end, stream_reply, stream_thought
-from langgraph_router_r1.ledger import add_bounds, add_usage, bound
+from langgraph_router_r1.ledger import add_bounds, bound
 from langgraph_router_r1.node import Node
 from langgraph_router_r1.settings import Limits
 from langgraph_router_r1.state import (
@@ -259,7 +259,7 @@ class RouterMachine:
         return account(
             state.get("calls", []),
             turns=state.get("turn", 0),
-            router_tokens=add_usage(state.get("router_usage", [])),
+            router_usage=state.get("router_usage", []),
             router_price=self.strategy.price,
             stop_reason=state.get("stop_reason"),
             earlier=state.get("earlier"),
@@ -277,6 +277,7 @@ class RouterMachine:
             "question_id": question_of(state).id,
             "limits": self._limits(state).as_state(),
             "strategy": self.strategy.note(),
+            "prices": {model.name: model.price.note() for model in self.candidates.registry},
             **nothing_yet(),
             "tools": tools_of(get_runtime().context),
             "earlier": add_spending(earlier),

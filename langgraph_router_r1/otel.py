@@ -158,7 +158,7 @@ class OpenTelemetryTracer(BaseCallbackHandler):
         decisions = update.get("decisions", [])
         [decision] = decisions.value if isinstance(decisions, Overwrite) else decisions
         strategy = update.get("strategy") or run.inputs["strategy"]
-        self._end_paid(run, cost(decision["usage"], Price(**strategy["price"])) if decision["usage"] else 0.0)
+        self._end_paid(run, cost(decision["usage"], Price.parse(strategy["price"])) if decision["usage"] else 0.0)
 
     def _end_call(self, run: _Run, span: Span, update: Mapping[str, Any]) -> None:
         [call] = update["calls"]

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from langgraph_router_r1.accounting import account
-from langgraph_router_r1.ledger import Price, add_usage
+from langgraph_router_r1.ledger import Price, PriceNote
 from langgraph_router_r1.question import image_digests, last_question
 from langgraph_router_r1.state import DecisionNote, RoutedCall, RunLimits, RunReport, StrategyNote
 from langgraph_router_r1.transcript import Segment
@@ -29,6 +29,7 @@ RECORD_KEYS = [
     "turn",
     "limits",
     "strategy",
+    "prices",
     "earlier",
     "before",
     "stop_reason",
@@ -51,6 +52,8 @@ class RunRecord(BaseModel):
     """What the run was held to."""
     strategy: StrategyNote
     """Who decided: its name, the policy and prompt of a router LLM, and the price of its own tokens."""
+    prices: dict[str, PriceNote] = Field(default_factory=dict)
+    """What the models of the pool cost, by name, and which price list says so; old records have none."""
     segments: list[Segment]
     """The transcript: prompt, sampled turns and replies, in text and token ids."""
     decisions: list[DecisionNote]
@@ -90,8 +93,8 @@ class RunRecord(BaseModel):
         report = account(
             state.get("calls", []),
             turns=state.get("turn", 0),
-            router_tokens=add_usage(state.get("router_usage", [])),
-            router_price=Price(**strategy["price"]),
+            router_usage=state.get("router_usage", []),
+            router_price=Price.parse(strategy["price"]),
             stop_reason=state.get("stop_reason"),
             earlier=state.get("earlier"),
             before=state.get("before"),
@@ -103,6 +106,7 @@ class RunRecord(BaseModel):
             images=image_digests(messages),
             limits=state["limits"],
             strategy=strategy,
+            prices=state.get("prices", {}),
             segments=state.get("transcript", []),
             decisions=state.get("decisions", []),
             calls=report["calls"],

@@ -13,7 +13,7 @@ from langgraph.graph.message import add_messages
 from langgraph.types import Overwrite
 from typing_extensions import TypedDict
 
-from langgraph_router_r1.ledger import CostParts, FinishReason, Usage
+from langgraph_router_r1.ledger import CostParts, FinishReason, PriceNote, Usage
 from langgraph_router_r1.question import last_question
 from langgraph_router_r1.transcript import Segment
 
@@ -193,14 +193,6 @@ class DecisionNote(TypedDict):
     reply: str | None
 
 
-class PriceNote(TypedDict):
-    """A `Price` in JSON."""
-
-    prompt: float
-    completion: float
-    cached: float
-
-
 class StrategyNote(TypedDict):
     """Who decided, for the record."""
 
@@ -233,6 +225,8 @@ class RouterState(TypedDict):
     """Route turns so far."""
     decisions: NotRequired[Annotated[list[DecisionNote], DeltaChannel(extend)]]
     strategy: NotRequired[StrategyNote]
+    prices: NotRequired[dict[str, PriceNote]]
+    """What the models of the pool cost in this run, by name."""
     notes: NotRequired[dict[str, Any]]
     """What the strategy keeps between its decisions, such as how many turns of a router LLM could not be read."""
     degraded: NotRequired[bool]

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
-    heavy = ("torch", "transformers", "vllm", "openai", "langchain_openai", "datasets", "sklearn")
+    heavy = ("torch", "transformers", "vllm", "openai", "langchain_openai", "datasets", "sklearn", "genai_prices")
     code = f"import sys, langgraph_router_r1; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
@@ -51,6 +51,7 @@ LAYERS = (
     {
         "adapters",
         "ledger",
+        "price_list",
         "scanner",
         "protocol",
         "transcript",

@@ -92,5 +92,8 @@ def usage_metadata(usage: Usage) -> UsageMetadata:
         "input_tokens": usage["prompt_tokens"],
         "output_tokens": usage["completion_tokens"],
         "total_tokens": usage["prompt_tokens"] + usage["completion_tokens"],
-        "input_token_details": {"cache_read": usage["cached_tokens"]},
+        "input_token_details": {
+            "cache_read": usage["cached_tokens"],
+            "cache_creation": usage.get("cache_write_tokens", 0),
+        },
     }

@@ -192,12 +192,11 @@ class Strategy(ABC):
 
     def note(self) -> StrategyNote:
         """Return who decides, for the record of a run."""
-        price = self.price
         return {
             "name": type(self).__name__,
             "policy": None,
             "prompt_digest": None,
-            "price": {"prompt": price.prompt, "completion": price.completion, "cached": price.cached},
+            "price": self.price.note(),
         }
 
     def count_tokens(self, text: str) -> int:

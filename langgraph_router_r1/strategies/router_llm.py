@@ -252,12 +252,12 @@ class RouterLLM(Strategy):
         """Return how many tokens the router may sample: fewer than its limit when the budget pays for fewer."""
         if limits.budget_usd is None or self.price == FREE:
             return self.max_tokens
-        left = limits.budget_usd - spent - worst_case(_prompt_tokens(transcript), 0, self.price)
+        prompt_tokens = _prompt_tokens(transcript)
+        left = limits.budget_usd - spent - worst_case(prompt_tokens, 0, self.price)
         if left < 0:
             return 0
-        if self.price.completion == 0:
-            return self.max_tokens
-        return min(self.max_tokens, int(left / (self.price.completion * PER_MILLION)))
+        per_token = self.price.at(prompt_tokens).completion * PER_MILLION
+        return min(self.max_tokens, int(left / per_token)) if per_token else self.max_tokens
 
     def _answer_usd(self, prompt_tokens: int) -> float:
         """Return what a turn may cost that reads the replies to calls made after a prompt of this length."""
