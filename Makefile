@@ -1,9 +1,14 @@
 # Everything runs from a fresh machine: Python 3.11+ and make are enough.
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test test-fast mutants lint type format overhead picture constraints train-pocket clean
+.PHONY: help demo studio docs test test-fast mutants lint type format overhead picture constraints train-pocket clean
 
 VENV := .venv
 BIN := $(VENV)/bin
+STUDIO := build/studio-venv
+STUDIO_APP := examples/studio
+STUDIO_PORT := 2024
+# Nothing goes to LangSmith, not even where a key for it is set.
+OFFLINE := LANGGRAPH_CLI_NO_ANALYTICS=1 LANGGRAPH_NO_VERSION_CHECK=1 LANGSMITH_TRACING=false LANGSMITH_TRACING_V2=false LANGSMITH_API_KEY=
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 # PyTorch's build for the CPU: from this machine's disk, when pip is told of wheels there; else uv knows where it is.
 ifneq ($(wildcard $(PIP_FIND_LINKS)/torch-*),)
@@ -21,13 +26,24 @@ $(VENV)/.installed: pyproject.toml constraints.txt adapters/pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group dev --editable '.[train]'
 	@touch $@
 
+# The server of LangGraph Studio needs an older protobuf than vLLM does.
+$(STUDIO)/.installed: pyproject.toml examples/studio/constraints.txt
+	@test -x $(STUDIO)/bin/python || $(PYTHON) -m venv $(STUDIO)
+	$(STUDIO)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(STUDIO)/bin/uv pip install --quiet --python $(STUDIO)/bin/python --constraint examples/studio/constraints.txt \
+	  --group studio --editable '.[openai]'
+	@touch $@
+
 demo: $(VENV)/.installed  ## Ask the pocket pool some questions, with a live trace
 	$(BIN)/router-r1 demo
 
-test: $(VENV)/.installed  ## Run all tests, with a real vLLM
+studio: $(STUDIO)/.installed  ## Serve the router's graphs for LangGraph Studio
+	cd $(STUDIO_APP) && $(OFFLINE) $(abspath $(STUDIO))/bin/langgraph dev --no-browser --no-reload --port $(STUDIO_PORT)
+
+test: $(VENV)/.installed $(STUDIO)/.installed  ## Run all tests, with a real vLLM
 	LANGGRAPH_STRICT_MSGPACK=true $(BIN)/python -m pytest
 
-test-fast: $(VENV)/.installed  ## Run the tests that need no vLLM
+test-fast: $(VENV)/.installed $(STUDIO)/.installed  ## Run the tests that need no vLLM
 	LANGGRAPH_STRICT_MSGPACK=true $(BIN)/python -m pytest -m 'not vllm'
 
 mutants: $(VENV)/.installed  ## Plant small bugs, and count those that the fast tests notice (MODULE=ledger for one)
@@ -59,6 +75,8 @@ constraints: $(VENV)/.installed  ## Update the pinned versions
 	$(BIN)/uv pip compile --quiet --upgrade --extra train --group dev --no-header --no-annotate \
 	  --no-emit-package langgraph-router-r1-adapters --no-emit-index-url --no-emit-find-links pyproject.toml --output-file build/constraints.txt
 	(head -1 constraints.txt; sed 's/+cpu//' build/constraints.txt) > build/pinned.txt && mv build/pinned.txt constraints.txt
+	(head -1 constraints.txt; grep -vE '^(grpcio|protobuf)=' constraints.txt | $(BIN)/uv pip compile --quiet --extra openai --group studio --no-header \
+	  --no-annotate --no-emit-index-url --no-emit-find-links --constraint - pyproject.toml) > build/studio.txt && mv build/studio.txt examples/studio/constraints.txt
 
 train-pocket: $(VENV)/.installed  ## Make the pocket pool's adapters from nothing (two hours)
 	training/recipes/pocket/cold_start.sh

@@ -24,7 +24,7 @@ def account(
     calls: Sequence[RoutedCall],
     *,
     turns: int,
-    router_tokens: Usage,
+    router_usage: Sequence[Usage],
     router_price: Price,
     stop_reason: StopReason | None,
     earlier: Spending | None = None,
@@ -35,7 +35,7 @@ def account(
     Args:
         calls: The routed calls, in any order.
         turns: Route turns so far.
-        router_tokens: All tokens of the router LLM.
+        router_usage: The tokens of the router LLM, turn by turn: a tier of its price is one turn's.
         router_price: Their price.
         stop_reason: Why the run ended; None while it runs.
         earlier: What attempts at the same question spent that broke off.
@@ -56,7 +56,7 @@ def account(
         bill["cost_usd"] += call["cost_usd"]
         bill["prompt_tokens"] += call["usage"]["prompt_tokens"]
         bill["completion_tokens"] += call["usage"]["completion_tokens"]
-    router_cost = cost(router_tokens, router_price)
+    router_cost = sum(cost(usage, router_price) for usage in router_usage)
     own: CostParts = {**NO_COST, "router": router_cost}
     cost_usd = sum(call["cost_usd"] for call in calls) + router_cost + earlier["cost_usd"]
     return {
@@ -70,7 +70,7 @@ def account(
         "maybe_billed_twice": sum(call["maybe_billed_twice"] for call in calls),
         "thread_cost_usd": before["cost_usd"] + cost_usd,
         "by_model": by_model,
-        "router_tokens": router_tokens,
+        "router_tokens": add_usage(router_usage),
         "candidate_tokens": add_usage(call["usage"] for call in calls),
         "stop_reason": stop_reason,
     }
@@ -83,10 +83,7 @@ def in_call_order(calls: Iterable[RoutedCall]) -> list[RoutedCall]:
 
 def empty_account(earlier: Spending | None, before: Spending | None) -> RunReport:
     """Return the account of a run that begins; see `account`."""
-    nothing = add_usage([])
-    return account(
-        [], turns=0, router_tokens=nothing, router_price=FREE, stop_reason=None, earlier=earlier, before=before
-    )
+    return account([], turns=0, router_usage=[], router_price=FREE, stop_reason=None, earlier=earlier, before=before)
 
 
 def refuse_expensive(calls: Sequence[PlannedCall], worst_cases: Sequence[float], left: float) -> None:

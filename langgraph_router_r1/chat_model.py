@@ -17,14 +17,13 @@ from langchain_core.callbacks import (
     CallbackManagerForLLMRun,
 )
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, convert_to_messages
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, Generation
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.config import get_stream_writer
-from langgraph.graph.state import CompiledStateGraph
 from langgraph.pregel._messages import StreamMessagesHandler
+from langgraph.pregel.protocol import PregelProtocol
 from langgraph.types import StreamMode, StreamWriter
 from pydantic import ConfigDict, PrivateAttr
 from typing_extensions import override
@@ -33,8 +32,8 @@ from langgraph_router_r1.accounting import from_cache, spending, with_earlier
 from langgraph_router_r1.calls.client import asked_by_a_router
 from langgraph_router_r1.calls.tools import ToolLike, make_tools
 from langgraph_router_r1.engines.base import EngineError
+from langgraph_router_r1.engines.llm_run import usage_metadata
 from langgraph_router_r1.events import RouterEvent
-from langgraph_router_r1.ledger import Usage
 from langgraph_router_r1.state import RouterContext, RouterInput, RouterOutput, RouterState, Spending, Tools
 
 _Manager = CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun
@@ -58,8 +57,9 @@ class ChatRouterR1(BaseChatModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    router: CompiledStateGraph[RouterState, RouterContext, RouterInput, RouterOutput]
-    """What `create_router` returns, without a checkpointer: a chat model is given the whole conversation each time."""
+    router: PregelProtocol[RouterState, RouterContext, RouterInput, RouterOutput]
+    """What `create_router` returns, without a checkpointer: a chat model is given the whole conversation each time. Or
+    the `RemoteGraph` of such a router on a LangGraph server; a run that fails there has no account here."""
 
     context: RouterContext | None = None
     """Overrides for every run, as for `invoke(..., context=...)`."""
@@ -175,7 +175,7 @@ class ChatRouterR1(BaseChatModel):
 
     def _message(self, output: Mapping[str, Any], stop: list[str] | None) -> AIMessage:
         """Return the answer of a run, up to the first of the stop strings, with its usage and its account."""
-        message = output["messages"][-1]
+        [message] = convert_to_messages(output["messages"][-1:])  # a remote graph's are JSON
         if not isinstance(message, AIMessage):
             msg = (
                 "the run was interrupted, as by approve=..., and a chat model can't wait: use the router itself, with "
@@ -184,7 +184,7 @@ class ChatRouterR1(BaseChatModel):
             raise RuntimeError(msg)  # noqa: TRY004 - not the caller's type is wrong, but what the router is
         routing = output["routing"] if self._earlier is None else with_earlier(output["routing"], self._earlier)
         message.response_metadata |= {"routing": routing, "model_name": self.model_name}
-        message.usage_metadata = _usage(routing["router_tokens"])
+        message.usage_metadata = usage_metadata(routing["router_tokens"])
         if stop:
             message.content = re.split("|".join(map(re.escape, stop)), message.text, maxsplit=1)[0]
         return message
@@ -239,7 +239,7 @@ class _Pieces:
 
     def of(self, streamed: Any) -> Iterator[ChatGenerationChunk]:
         """Yield what a streamed item adds to the message."""
-        mode, item = streamed
+        mode, item, *_ = streamed  # a remote graph adds an id
         if mode == "values":
             self.output = item
             return
@@ -280,16 +280,6 @@ class _Pieces:
 
 def _chunk(text: str, **fields: Any) -> ChatGenerationChunk:
     return ChatGenerationChunk(message=AIMessageChunk(content=text, **fields))
-
-
-def _usage(tokens: Usage) -> UsageMetadata:
-    """Return token counts as LangChain's messages have them."""
-    return {
-        "input_tokens": tokens["prompt_tokens"],
-        "output_tokens": tokens["completion_tokens"],
-        "total_tokens": tokens["prompt_tokens"] + tokens["completion_tokens"],
-        "input_token_details": {"cache_read": tokens["cached_tokens"]},
-    }
 
 
 def _below(manager: _Manager | None) -> RunnableConfig:

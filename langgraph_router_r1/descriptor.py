@@ -10,9 +10,10 @@ from urllib.parse import urlsplit
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import Runnable, RunnableBinding
 from langgraph.pregel import Pregel
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from langgraph_router_r1.ledger import Price, PriceLike
+from langgraph_router_r1.price_list import UnlistedPriceError, list_price
 from langgraph_router_r1.protocol import sanitize
 from langgraph_router_r1.secret_text import SECRET_NAME, SECRET_VALUE, keys_in, shown, walk
 
@@ -30,19 +31,6 @@ Count = Annotated[int, Field(strict=True)]
 """A whole number; unlike pydantic's default, no bool and no text."""
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 """A finite number; no bool and no text."""
-
-
-def _price(value: Any) -> Price:
-    try:
-        return Price.parse(value)
-    except (ValueError, OverflowError, RecursionError):
-        pass
-    # The value is not shown: it may be a key that was pasted in the wrong place.
-    msg = (
-        "it must be 'free', a number of dollars per million tokens from 0 to 1e9, or a table with such numbers: "
-        "prompt, completion and perhaps cached"
-    )
-    raise ValueError(msg)
 
 
 class Accuracy(BaseModel):
@@ -102,14 +90,24 @@ class ModelDescriptor(BaseModel):
     """What it is called: in files, accounts and events, and by the router, unless there is an alias."""
     model: Any = Field(repr=False)
     """A LangChain chat model, any Runnable from messages to a message, or a string for `init_chat_model`."""
-    price: Annotated[Price, BeforeValidator(_price)]
-    """List price; see `Price.parse` for the forms it may take."""
+    base_url: str | None = Field(default=None, repr=False)
+    """Address of the server, when `model` is a string and not at its provider's usual place."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key."""
+    params: dict[str, Any] = Field(default_factory=dict, repr=False)
+    """Parameters of each call: `max_tokens`, `temperature` and whatever else the model takes."""
+    price: Price  # behind what tells "auto" which model it is
+    """List price; see `Price.parse` for the forms it may take. `"auto"` takes it from the package `genai-prices`."""
     description: str = ""
     """What it is good at, in a sentence or two, for the router to read."""
     latency_s: Number | None = Field(default=None, ge=0)
     """Usual seconds a call."""
     context_tokens: Count | None = Field(default=None, gt=0)
     """Length of its context window, in tokens."""
+    modalities: tuple[Literal["text", "image"], ...] = ("text",)
+    """What it reads; a question with an image goes only to models that read "image" too."""
+    image_tokens: Count | None = Field(default=None, gt=0)
+    """Most tokens that one image is billed as. Without it, nothing bounds the cost of a call with an image."""
     skills: dict[str, Annotated[Number, Field(ge=0, le=1)]] = Field(default_factory=dict)
     """Measured accuracy, 0 to 1, by kind of question."""
     measured: Measured | None = Field(default=None, repr=False)
@@ -123,12 +121,6 @@ class ModelDescriptor(BaseModel):
     """What it is told first, as a system message."""
     share_context: Literal["none", "system", "conversation"] = "none"
     """What it sees of the run besides the query: nothing, the system messages, or the whole conversation."""
-    params: dict[str, Any] = Field(default_factory=dict, repr=False)
-    """Parameters of each call: `max_tokens`, `temperature` and whatever else the model takes."""
-    base_url: str | None = Field(default=None, repr=False)
-    """Address of the server, when `model` is a string and not at its provider's usual place."""
-    api_key_env: str | None = None
-    """Name of the environment variable that holds the key."""
     timeout_s: Number = Field(default=60.0, gt=0, le=86_400)
     """Most seconds one attempt may take; at most a day."""
     max_reply_chars: Count = Field(default=100_000, gt=0)
@@ -181,6 +173,26 @@ class ModelDescriptor(BaseModel):
         msg = f"a {type(model).__name__} is no chat model, no Runnable, and no string such as 'openai:gpt-4o-mini'"
         raise ValueError(msg)
 
+    @field_validator("price", mode="before")
+    @classmethod
+    def _a_price(cls, value: Any, info: ValidationInfo) -> Price:
+        if isinstance(value, str) and value == "auto":
+            told = {key: info.data.get(key) for key in ("base_url", "params")}
+            try:
+                return list_price(info.data.get("model", ""), **told)
+            except UnlistedPriceError as error:
+                raise ValueError(f"'auto' finds none: {error}; write it in dollars per million tokens") from None
+        try:
+            return Price.parse(value)
+        except (ValueError, OverflowError, RecursionError):
+            pass
+        # The value is not shown: it may be a key that was pasted in the wrong place.
+        msg = (
+            "it must be 'free', 'auto', a number of dollars per million tokens from 0 to 1e9, or a table with such "
+            "numbers: prompt, completion and perhaps cached, cache_write and tiers"
+        )
+        raise ValueError(msg)
+
     @field_validator("call_prompt")
     @classmethod
     def _with_a_query(cls, prompt: str | None) -> str | None:
@@ -188,6 +200,14 @@ class ModelDescriptor(BaseModel):
             msg = "it must hold {query}, where the question is put"
             raise ValueError(msg)
         return prompt
+
+    @field_validator("modalities")
+    @classmethod
+    def _with_text(cls, modalities: tuple[str, ...]) -> tuple[str, ...]:
+        if "text" not in modalities:
+            msg = "it must hold 'text': each query has some"
+            raise ValueError(msg)
+        return modalities
 
     @field_validator("api_key_env")
     @classmethod
@@ -229,6 +249,11 @@ class ModelDescriptor(BaseModel):
     def display_name(self) -> str:
         """What the router calls it: its alias, else its name."""
         return self.alias or self.name
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether images can be sent to it; see `modalities`."""
+        return "image" in self.modalities
 
     @property
     def max_tokens(self) -> int:

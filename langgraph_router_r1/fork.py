@@ -21,6 +21,7 @@ from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.engines.base import RouterEngine
 from langgraph_router_r1.events import AnswerStream
 from langgraph_router_r1.graph import router_machine
+from langgraph_router_r1.question import count_images, image_digests
 from langgraph_router_r1.record import RunRecord
 from langgraph_router_r1.registry import ModelRegistry, UnknownModelError
 from langgraph_router_r1.replay import RecordedStrategy
@@ -114,6 +115,12 @@ class _Forked(Strategy):
     def _before(self, view: View) -> Decision | None:
         if view.decided > self.fork_at:
             return None
+        if image_digests(view.messages) != self.record.images:
+            msg = (
+                f"the recorded question came with {count_images(self.record.images)}, and this one does not come with "
+                "the same: give the fork the question of the run, with its images"
+            )
+            raise ForkError(msg)
         decision = self._recorded.decide(view)
         decision = replace(decision, usage=None)  # paid for by the recorded run
         if view.decided == self.fork_at and isinstance(decision, Ask):

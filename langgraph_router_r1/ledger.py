@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar, Literal, NotRequired, TypeGuard, cast
 
 from typing_extensions import TypedDict
 
@@ -26,6 +26,8 @@ class Usage(TypedDict):
     """All prompt tokens, cached ones included."""
     cached_tokens: int
     """Those of the prompt tokens that the provider had in its cache."""
+    cache_write_tokens: NotRequired[int]
+    """Those of the prompt tokens that the provider wrote to its cache; none where it is missing, as in old records."""
     completion_tokens: int
     estimated: bool
     """Whether any of it was counted here because the provider did not report it."""
@@ -35,7 +37,7 @@ class CostParts(TypedDict):
     """Dollars, by what was paid for."""
 
     prompt: float
-    """Prompt tokens, without the cached ones."""
+    """Prompt tokens without the cached ones, at the price of a cache write where they were written to the cache."""
     cached: float
     """Prompt tokens that the provider had in its cache."""
     completion: float
@@ -45,35 +47,108 @@ class CostParts(TypedDict):
 
 NO_COST: CostParts = {"prompt": 0.0, "cached": 0.0, "completion": 0.0, "router": 0.0}
 
-NO_USAGE: Usage = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0, "estimated": False}
+NO_USAGE: Usage = {
+    "prompt_tokens": 0,
+    "cached_tokens": 0,
+    "cache_write_tokens": 0,
+    "completion_tokens": 0,
+    "estimated": False,
+}
+
+
+RATES = ("prompt", "completion", "cached", "cache_write")
 
 
 @dataclass(frozen=True)
-class Price:
-    """List price in dollars per million tokens.
-
-    Example:
-        >>> Price(prompt=0.1, completion=0.4)              # cached prompt tokens cost as much as others
-        Price(prompt=0.1, completion=0.4, cached=0.1)
-        >>> Price.parse("free")
-        Price(prompt=0.0, completion=0.0, cached=0.0)
-        >>> Price.parse(0.2)                               # in and out alike
-        Price(prompt=0.2, completion=0.2, cached=0.2)
-    """
+class Rates:
+    """Dollars per million tokens, by kind of token."""
 
     prompt: float
     completion: float
     cached: float = math.nan
     """What a prompt token costs that the provider had in its cache; by default as much as any."""
+    cache_write: float = math.nan
+    """What a prompt token costs that the provider writes to its cache; by default as much as any."""
+
+    _key: ClassVar[str] = "price"
 
     def __post_init__(self) -> None:
-        if isinstance(self.cached, float) and math.isnan(self.cached):
-            object.__setattr__(self, "cached", self.prompt)
-        for part in ("prompt", "completion", "cached"):
-            value = getattr(self, part)
+        for rate in ("cached", "cache_write"):
+            value = getattr(self, rate)
+            if isinstance(value, float) and math.isnan(value):
+                object.__setattr__(self, rate, self.prompt)
+        for rate in RATES:
+            value = getattr(self, rate)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e9:
-                msg = f"price.{part} is {_shown(value)}; it must be a number of dollars per million tokens, 0 or more"
+                must = "it must be a number of dollars per million tokens, 0 or more"
+                raise ValueError(f"{self._key}.{rate} is {_shown(value)}; {must}")
+
+
+@dataclass(frozen=True)
+class Tier(Rates):
+    """Rates of all tokens of a call whose prompt has more than `above` tokens."""
+
+    above: int = field(kw_only=True)
+
+    _key: ClassVar[str] = "price.tiers"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not _is_count(self.above):
+            msg = f"price.tiers.above is {_shown(self.above)}; it must be a number of prompt tokens"
+            raise ValueError(msg)
+
+
+class TierNote(TypedDict):
+    """A `Tier` in JSON."""
+
+    prompt: float
+    completion: float
+    cached: float
+    cache_write: float
+    above: int
+
+
+class PriceNote(TypedDict):
+    """A `Price` in JSON, as `Price.parse` reads it; old records have the first three keys only."""
+
+    prompt: float
+    completion: float
+    cached: float
+    cache_write: NotRequired[float]
+    tiers: NotRequired[list[TierNote]]
+    source: NotRequired[str | None]
+
+
+@dataclass(frozen=True)
+class Price(Rates):
+    """List price in dollars per million tokens.
+
+    Example:
+        >>> Price(prompt=0.1, completion=0.4)              # cached prompt tokens cost as much as others
+        Price(prompt=0.1, completion=0.4, cached=0.1, cache_write=0.1, tiers=())
+        >>> Price.parse("free") == Price(0, 0), Price.parse(0.2) == Price(0.2, 0.2)
+        (True, True)
+        >>> sonnet = Price(3, 15, tiers=(Tier(6, 22.5, above=200_000),))
+        >>> sonnet.at(200_000).prompt, sonnet.at(200_001).prompt
+        (3, 6)
+    """
+
+    tiers: tuple[Tier, ...] = ()
+    """What long prompts cost, in rising order."""
+    source: str | None = field(default=None, compare=False, repr=False)
+    """Which price list it is from, and of which date; None for a price that was typed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        lower: Rates = self
+        for tier in self.tiers:
+            # A worst case is computed from the most tokens that a prompt may have.
+            cheaper = any(getattr(tier, rate) < getattr(lower, rate) for rate in RATES)
+            if cheaper or (isinstance(lower, Tier) and tier.above <= lower.above):
+                msg = f"price.tiers must rise, and the one above {tier.above:,} tokens is out of order or cheaper"
                 raise ValueError(msg)
+            lower = tier
 
     @classmethod
     def parse(cls, value: Any) -> Price:
@@ -81,7 +156,8 @@ class Price:
 
         Args:
             value: `"free"`, one number for prompt and completion alike, or a table with `prompt`, `completion`
-                and, if they are cheaper, `cached`.
+                and, where they differ from `prompt`, `cached` and `cache_write`; with `tiers`, a list of such tables
+                with `above`, and with `source`. `"auto"` is for models of a registry.
 
         Raises:
             ValueError: It is none of these.
@@ -92,13 +168,36 @@ class Price:
             return cls(0.0, 0.0)
         if isinstance(value, int | float) and not isinstance(value, bool):
             return cls(value, value)
-        if isinstance(value, Mapping) and {"prompt", "completion"} <= set(value) <= {"prompt", "completion", "cached"}:
-            return cls(**value)
+        if _is_table(value, "tiers", "source") and isinstance(value.get("source"), str | None):
+            tiers = value.get("tiers", ())
+            if isinstance(tiers, list | tuple) and all(_is_table(tier, must=["above"]) for tier in tiers):
+                return cls(**{**value, "tiers": tuple(Tier(**tier) for tier in tiers)})
         msg = (
             f"price is {_shown(value)}; it must be 'free', a number of dollars per million tokens, "
-            "or a table with prompt, completion and perhaps cached"
+            "or a table with prompt, completion and perhaps cached, cache_write and tiers"
         )
         raise ValueError(msg)
+
+    def at(self, prompt_tokens: int) -> Rates:
+        """Return what each token of a call costs whose prompt has so many tokens.
+
+        A tier holds for the whole prompt and for the completion, as providers with tiers charge it.
+        """
+        reached = [tier for tier in self.tiers if prompt_tokens > tier.above]
+        return reached[-1] if reached else self
+
+    def with_rates(self, change: Callable[[float], float]) -> Price:
+        """Return a price with each of its rates changed, which is from no price list any more."""
+
+        def changed(rates: Rates) -> dict[str, Any]:
+            return {rate: change(getattr(rates, rate)) for rate in RATES}
+
+        tiers = tuple(replace(tier, **changed(tier)) for tier in self.tiers)
+        return replace(self, **changed(self), tiers=tiers, source=None)
+
+    def note(self) -> PriceNote:
+        """Return it in JSON."""
+        return cast("PriceNote", {**asdict(self), "tiers": [asdict(tier) for tier in self.tiers]})
 
     def __str__(self) -> str:
         if not (self.prompt or self.completion or self.cached):
@@ -106,6 +205,11 @@ class Price:
         if self.prompt == self.completion:
             return f"${self.prompt:g}/M"
         return f"${self.prompt:g}/M in, ${self.completion:g}/M out"
+
+
+def _is_table(value: Any, *more: str, must: Iterable[str] = ()) -> TypeGuard[Mapping[str, Any]]:
+    """Return whether it is a table of rates that may have these keys besides, and must have those."""
+    return isinstance(value, Mapping) and {"prompt", "completion", *must} <= set(value) <= {*RATES, *more, *must}
 
 
 def _shown(value: Any) -> str:
@@ -118,8 +222,8 @@ def _shown(value: Any) -> str:
     return repr(value) if isinstance(value, int | float) else f"a {type(value).__name__}"
 
 
-PriceLike = Price | float | str | Mapping[str, float]
-"""The forms that `Price.parse` reads."""
+PriceLike = Price | float | str | Mapping[str, Any]
+"""The forms that `Price.parse` reads; `"auto"` is for models of a registry only."""
 
 FREE = Price(0.0, 0.0)
 
@@ -144,14 +248,25 @@ def reported_usage(metadata: Any) -> tuple[Usage | None, bool]:
     prompt, completion = reported.get("input_tokens"), reported.get("output_tokens")
     if not _is_count(prompt) or not _is_count(completion):
         return None, from_cache
-    details = reported.get("input_token_details")
-    cached = details.get("cache_read") if isinstance(details, Mapping) else None
+    cached = min(_counted(reported, "cache_read"), prompt)
     return {
         "prompt_tokens": prompt,
-        "cached_tokens": min(cached, prompt) if _is_count(cached) else 0,
+        "cached_tokens": cached,
+        "cache_write_tokens": min(_counted(reported, *_CACHE_WRITES), prompt - cached),
         "completion_tokens": completion,
         "estimated": False,
     }, from_cache
+
+
+_CACHE_WRITES = ("cache_creation", "ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
+"""Where cache writes are reported; LangChain's package for Anthropic gives them by lifetime, and not twice."""
+
+
+def _counted(reported: Mapping[str, Any], *endings: str) -> int:
+    """Return the tokens of a kind; LangChain's package for OpenAI puts the service tier before its name."""
+    details = reported.get("input_token_details")
+    items = details.items() if isinstance(details, Mapping) else ()
+    return sum(count for key, count in items if str(key).endswith(endings) and _is_count(count))
 
 
 def finish_of(metadata: Mapping[str, Any]) -> FinishReason:
@@ -187,11 +302,13 @@ def cost(usage: Usage, price: Price) -> float:
 
 def cost_parts(usage: Usage, price: Price) -> CostParts:
     """Return what this usage costs at this price, by what is paid for."""
-    fresh = usage["prompt_tokens"] - usage["cached_tokens"]
+    rates = price.at(usage["prompt_tokens"])
+    written = usage.get("cache_write_tokens", 0)
+    fresh = usage["prompt_tokens"] - usage["cached_tokens"] - written
     return {
-        "prompt": PER_MILLION * fresh * price.prompt,
-        "cached": PER_MILLION * usage["cached_tokens"] * price.cached,
-        "completion": PER_MILLION * usage["completion_tokens"] * price.completion,
+        "prompt": PER_MILLION * fresh * rates.prompt + PER_MILLION * written * rates.cache_write,
+        "cached": PER_MILLION * usage["cached_tokens"] * rates.cached,
+        "completion": PER_MILLION * usage["completion_tokens"] * rates.completion,
         "router": 0.0,
     }
 
@@ -213,8 +330,10 @@ def add_cost_parts(parts: Iterable[CostParts]) -> CostParts:
 
 
 def worst_case(prompt_tokens: int, max_tokens: int, price: Price) -> float:
-    """Return the most a call can cost, in dollars: nothing cached, every allowed token produced."""
-    return PER_MILLION * (prompt_tokens * max(price.prompt, price.cached) + max_tokens * price.completion)
+    """Return the most a call can cost, in dollars: the prompt at its most expensive, every allowed token produced."""
+    rates = price.at(prompt_tokens)  # tiers rise: a shorter prompt costs no more
+    per_prompt_token = max(rates.prompt, rates.cached, rates.cache_write)
+    return PER_MILLION * (prompt_tokens * per_prompt_token + max_tokens * rates.completion)
 
 
 def estimate_tokens(text: str) -> int:
@@ -228,6 +347,7 @@ def add_usage(usages: Iterable[Usage]) -> Usage:
     for usage in usages:
         total["prompt_tokens"] += usage["prompt_tokens"]
         total["cached_tokens"] += usage["cached_tokens"]
+        total["cache_write_tokens"] += usage.get("cache_write_tokens", 0)
         total["completion_tokens"] += usage["completion_tokens"]
         total["estimated"] = total["estimated"] or usage["estimated"]
     return total

@@ -37,7 +37,7 @@ from langgraph_router_r1.calls.planning import pending_calls, worst_cases
 from langgraph_router_r1.calls.prompt_cache import beginning
 from langgraph_router_r1.engines.base import EngineError
 from langgraph_router_r1.events import AnswerStream, StreamedText, stream_call, stream_end, stream_reply, stream_thought
-from langgraph_router_r1.ledger import add_bounds, add_usage, bound
+from langgraph_router_r1.ledger import add_bounds, bound
 from langgraph_router_r1.node import Node
 from langgraph_router_r1.settings import Limits
 from langgraph_router_r1.state import (
@@ -63,6 +63,9 @@ from langgraph_router_r1.strategies.tool_calls import called_tools, with_form, w
 
 logger = logging.getLogger(__name__)
 
+NODE_KEY = "router_r1_node"
+"""In the metadata of a node's run, and of all runs below it: the node's name, by which traces tell it."""
+
 Next = Command[Literal["route", "approve", "answer", "think"]]
 
 
@@ -83,12 +86,17 @@ class RouterMachine:
         graph = StateGraph(
             RouterState, context_schema=RouterContext, input_schema=RouterInput, output_schema=RouterOutput
         )
-        waits = () if self.approval is None else ("approve",)
-        graph.add_node("think", Node(self._think, self._athink), destinations=("route", "think", "answer", *waits))
+        next_ones = ["route", "think", "answer"]
+
+        def add(name: str, node: Node, **options: Any) -> None:
+            graph.add_node(name, node, metadata={NODE_KEY: name}, **options)
+
         if self.approval is not None:
-            graph.add_node("approve", Node(self._approve, self._aapprove), destinations=("route",))
-        graph.add_node("route", Node(self._route, self._aroute), input_schema=PlannedCall)
-        graph.add_node("answer", Node(self._answer, self._aanswer))
+            next_ones.append("approve")
+            add("approve", Node(self._approve, self._aapprove), destinations=("route",))
+        add("think", Node(self._think, self._athink), destinations=tuple(next_ones))
+        add("route", Node(self._route, self._aroute), input_schema=PlannedCall)
+        add("answer", Node(self._answer, self._aanswer))
         graph.add_edge(START, "think")
         graph.add_edge("route", "think")
         graph.add_edge("answer", END)
@@ -126,7 +134,7 @@ class RouterMachine:
         started = not is_fresh(state)
         return View(
             messages=state["messages"],
-            registry=self.candidates.registry,
+            registry=self.candidates.offered(state["messages"]),
             limits=self._limits(state),
             turn=state.get("turn", 0) if started else 0,
             calls=in_call_order(state.get("calls", [])) if started else (),
@@ -254,7 +262,7 @@ class RouterMachine:
         return account(
             state.get("calls", []),
             turns=state.get("turn", 0),
-            router_tokens=add_usage(state.get("router_usage", [])),
+            router_usage=state.get("router_usage", []),
             router_price=self.strategy.price,
             stop_reason=state.get("stop_reason"),
             earlier=state.get("earlier"),
@@ -272,6 +280,7 @@ class RouterMachine:
             "question_id": question_of(state).id,
             "limits": self._limits(state).as_state(),
             "strategy": self.strategy.note(),
+            "prices": {model.name: model.price.note() for model in self.candidates.registry},
             **nothing_yet(),
             "began_with": beginning(state["messages"]),
             "tools": tools_of(get_runtime().context),

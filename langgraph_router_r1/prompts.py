@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from langchain_core.messages import (
     AIMessage,
@@ -19,7 +20,7 @@ from langchain_core.messages import (
 
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.protocol import fold, sanitize
-from langgraph_router_r1.question import last_question
+from langgraph_router_r1.question import count_images, images_in, in_words, last_question, question_images
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.state import Tools
 
@@ -145,8 +146,9 @@ class RouterPrompt:
     ) -> list[dict[str, str]]:
         """Return the router's chat: all other messages in their order as context, then the question in the template.
 
-        What users wrote is sanitized: it can become neither one of our tags nor a control token. Results of tools are
-        context, too, also those that follow the question; of a message that calls a tool, only its text is.
+        What users wrote is sanitized: it can become neither one of our tags nor a control token. Of images, the router
+        is only told how many there are. Results of tools are context, too, also those that follow the question; of a
+        message that calls a tool, only its text is.
 
         `savings` are dollars that a call costs less because a model's prompt cache is warm, by model.
 
@@ -162,7 +164,7 @@ class RouterPrompt:
         question = sanitize(messages[last].text, control_tokens).strip()
         told = self.prompted_weight(cost_weight, question)
         content = Template(self.template).substitute(
-            question=question,
+            question=question + _tell_of(images_in(messages[last])),
             models=sanitize(registry.describe(savings) + _describe(tools), control_tokens),
             names=", ".join(registry.aliases),
             cost_weight=f"{told:g}",
@@ -173,6 +175,17 @@ class RouterPrompt:
 
     def __repr__(self) -> str:
         return f"RouterPrompt({self.template!r}{f', weights={self.weights}' if self.weights else ''})"
+
+
+def _tell_of(images: Sequence[Any]) -> str:
+    """Return what the router is told of the images of the question."""
+    if not images:
+        return ""
+    them = "it" if len(images) == 1 else "them"
+    return (
+        f"\nThe question comes with {count_images(images)}. Only the models listed can see {them}: "
+        f"each sub-question is sent with {them}."
+    )
 
 
 def _describe(tools: Tools | None) -> str:
@@ -189,6 +202,8 @@ def call_messages(
 ) -> list[BaseMessage]:
     """Return what a routed model is sent: as much of the conversation as its descriptor says, then the query.
 
+    The images of the question stand before the query, unless the question itself is sent.
+
     Args:
         model: Whom it is sent to.
         query: What the router asks.
@@ -196,11 +211,15 @@ def call_messages(
         is_brief: Whether answers shall be short; a `call_prompt` of the model has precedence.
     """
     template = model.call_prompt or (CALL_PROMPT if is_brief else FULL_CALL_PROMPT)
-    context = context_messages(model, conversation)
+    context, images = context_messages(model, conversation), question_images(conversation)
     if context and isinstance(context[-1], HumanMessage) and context[-1].text.strip() == query.strip():
         context.pop()  # the query is the question itself
+    elif model.share_context == "conversation":
+        images = []  # they are part of the conversation
     # The query may hold braces: no format string.
-    return [*context, HumanMessage(template.replace("{query}", query))]
+    asked = template.replace("{query}", query)
+    content: list[str | dict[Any, Any]] = [*images, {"type": "text", "text": asked}]
+    return [*context, HumanMessage(content if images else asked)]
 
 
 def context_messages(model: ModelDescriptor, conversation: Sequence[AnyMessage]) -> list[BaseMessage]:
@@ -212,7 +231,7 @@ def context_messages(model: ModelDescriptor, conversation: Sequence[AnyMessage])
     if model.share_context == "conversation":
         shared = [message for message in conversation if not isinstance(message, SystemMessage)]
     system = [SystemMessage("\n\n".join(instructions))] if instructions else []
-    return [*system, *shared]
+    return [*system, *_readable(model, shared)]
 
 
 def tool_messages(model: ModelDescriptor, query: str, conversation: Sequence[AnyMessage]) -> list[BaseMessage]:
@@ -222,14 +241,24 @@ def tool_messages(model: ModelDescriptor, query: str, conversation: Sequence[Any
     system = [SystemMessage("\n\n".join(instructions))] if instructions else []
     shared = [message for message in conversation if not isinstance(message, SystemMessage)]
     is_asked = query.strip() == conversation[last_question(conversation)].text.strip()
-    return [*system, *shared, *([] if is_asked else [HumanMessage(query)])]
+    return [*system, *_readable(model, shared), *([] if is_asked else [HumanMessage(query)])]
+
+
+def _readable(model: ModelDescriptor, messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """Return the messages; for a model that does not read images, with a note in the place of each one's images."""
+    if model.reads_images:
+        return list(messages)
+    return [
+        message.model_copy(update={"content": in_words(message)}) if images_in(message) else message
+        for message in messages
+    ]
 
 
 def _context(message: AnyMessage) -> str:
     """Return what a message other than the question says to the router."""
     if isinstance(message, ToolMessage | FunctionMessage) and message.text.strip():
         return f"Result of the tool {message.name or 'call'}: {message.text}"
-    return message.text
+    return in_words(message)
 
 
 def _role(message: AnyMessage) -> str:

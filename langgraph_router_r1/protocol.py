@@ -307,6 +307,40 @@ def relay_tag(number: int) -> str:
     return f'<answer from="{number}"/>'
 
 
+@dataclass(frozen=True)
+class Constraint:
+    """What may follow a beginning in a turn: a text of this pattern, and then this end."""
+
+    begin: str
+    pattern: str
+    """A regular expression of the simplest kind: classes, groups, alternatives and repetitions."""
+    end: str
+
+
+def name_constraints(names: Iterable[str], *, replies: int | None = None) -> tuple[Constraint, ...]:
+    r"""Return the constraints by which a turn can ask no model but these, and pass on no reply that there is not.
+
+    Queries are one line each, without `<`.
+
+    Args:
+        names: What the router calls the models; none of them stands for no constraint.
+        replies: How many replies there are that it may pass on as its answer; None: it can't pass on any.
+
+    Example:
+        >>> name_constraints(["small", "large"])[0].pattern
+        '[ \\n]?(small|large): [^<\\s][^<\\n]*(\\n(small|large): [^<\\s][^<\\n]*)*'
+    """
+    named = "|".join(re.sub(r"[][\\^$.|?*+(){}/]", r"\\\g<0>", name) for name in names)
+    if not named:
+        return ()
+    call = rf"({named}): [^<\s][^<\n]*"
+    constraints = [Constraint("<search>", rf"[ \n]?{call}(\n{call})*", SEARCH_END)]
+    if replies is not None:
+        numbers = "".join(f'{number}"/|' for number in range(1, replies + 1))
+        constraints.append(Constraint('<answer from="', f'({numbers}({named})")', ">"))
+    return tuple(constraints)
+
+
 def best_effort_answer(text: str) -> str:
     """Return what an unfinished turn comes closest to answering: an unclosed answer, or the text outside its tags."""
     text = FROM_TAG.sub("", text)

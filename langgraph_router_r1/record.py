@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from langgraph_router_r1.accounting import account
-from langgraph_router_r1.ledger import Price, add_usage
-from langgraph_router_r1.question import last_question
+from langgraph_router_r1.ledger import Price, PriceNote
+from langgraph_router_r1.question import image_digests, last_question
 from langgraph_router_r1.state import DecisionNote, RoutedCall, RunLimits, RunReport, StrategyNote, WarmCache
 from langgraph_router_r1.transcript import Segment
 
@@ -29,6 +29,7 @@ RECORD_KEYS = [
     "turn",
     "limits",
     "strategy",
+    "prices",
     "earlier",
     "before",
     "warm",
@@ -46,10 +47,14 @@ class RunRecord(BaseModel):
 
     version: Literal[1] = 1
     question: str
+    images: list[str] = []
+    """The SHA-256 of each image that the question came with; the images themselves are not in the record."""
     limits: RunLimits
     """What the run was held to."""
     strategy: StrategyNote
     """Who decided: its name, the policy and prompt of a router LLM, and the price of its own tokens."""
+    prices: dict[str, PriceNote] = Field(default_factory=dict)
+    """What the models of the pool cost, by name, and which price list says so; old records have none."""
     segments: list[Segment]
     """The transcript: prompt, sampled turns and replies, in text and token ids."""
     decisions: list[DecisionNote]
@@ -91,8 +96,8 @@ class RunRecord(BaseModel):
         report = account(
             state.get("calls", []),
             turns=state.get("turn", 0),
-            router_tokens=add_usage(state.get("router_usage", [])),
-            router_price=Price(**strategy["price"]),
+            router_usage=state.get("router_usage", []),
+            router_price=Price.parse(strategy["price"]),
             stop_reason=state.get("stop_reason"),
             earlier=state.get("earlier"),
             before=state.get("before"),
@@ -101,8 +106,10 @@ class RunRecord(BaseModel):
         messages = state["messages"]
         return cls(
             question=messages[last_question(messages)].text,
+            images=image_digests(messages),
             limits=state["limits"],
             strategy=strategy,
+            prices=state.get("prices", {}),
             segments=state.get("transcript", []),
             decisions=state.get("decisions", []),
             calls=report["calls"],

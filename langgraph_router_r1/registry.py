@@ -4,7 +4,7 @@
 model = "openai:gpt-4o-mini"            # as for LangChain's init_chat_model
 api_key_env = "OPENAI_API_KEY"          # the variable that holds the key
 description = "Quick; good at everyday facts."
-price = { prompt = 0.15, completion = 0.60 }   # dollars per million tokens; or one number; or "free"
+price = { prompt = 0.15, completion = 0.60 }   # dollars per million tokens; or one number; "free"; or "auto"
 skills = { nq = 0.41 }                  # measured, 0 to 1
 
 `router-r1 profile` measures a pool and writes `skills`, `latency_s` and the details, `measured`, into such a file.
@@ -143,6 +143,10 @@ class ModelRegistry:
         """
         gone = {fold(self[name].name) for name in names}
         return ModelRegistry((model for model in self if fold(model.name) not in gone), profile=self.profile)
+
+    def reading_images(self) -> ModelRegistry:
+        """Return the registry of the models that read images."""
+        return self.only(lambda model: model.reads_images)
 
     def only(self, keeps: Callable[[ModelDescriptor], bool]) -> ModelRegistry:
         """Return the registry of the models that meet a condition; among their fallbacks, too, others are left out."""

@@ -58,7 +58,7 @@ class RecordedStrategy(Strategy):
     record: RunRecord
 
     def __post_init__(self) -> None:
-        self.price = Price(**self.record.strategy["price"])
+        self.price = Price.parse(self.record.strategy["price"])
 
     @override
     def decide(self, view: View) -> Decision:
@@ -109,9 +109,12 @@ class _RecordedCalls(Candidates):
 
 
 def _registry(record: RunRecord) -> ModelRegistry:
-    """Return the models that were called; nothing is asked of them."""
-    names = {call["model"]: None for call in record.calls if call["status"] != "unknown_model"}
+    """Return the models of the run, at its prices; nothing is asked of them."""
+    # Old records have no prices.
+    called: dict[str, Any] = {call["model"]: "free" for call in record.calls if call["status"] != "unknown_model"}
     # A registry must not be empty, and a run that only answered has called nobody.
+    prices = {**called, **record.prices} or {"nobody": "free"}
     return ModelRegistry(
-        ModelDescriptor(name=name, model="openai:replayed", price="free") for name in (names or {"nobody": None})
+        ModelDescriptor(name=name, model="openai:replayed", price=price, modalities=("text", "image"))
+        for name, price in prices.items()
     )

@@ -104,6 +104,9 @@ class RouterSettings(TypedDict, total=False):
     as well. Thoughts are marked as reasoning."""
     prompt: RouterPrompt | None
     """The template that states the task to the router LLM."""
+    constrain: Literal["names"] | None
+    """"names": while it samples, the router LLM can write only names of models that can be asked, where it names a
+    model. The engine must be a `VLLMEngine`. Not for training: the tokens are not the policy's own choice then."""
     max_tokens: int
     """Most tokens that the router LLM writes in a turn (1024)."""
     max_info_tokens: int

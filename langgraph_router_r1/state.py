@@ -13,14 +13,14 @@ from langgraph.graph.message import add_messages
 from langgraph.types import Overwrite
 from typing_extensions import TypedDict
 
-from langgraph_router_r1.ledger import CostParts, FinishReason, Usage
+from langgraph_router_r1.ledger import CostParts, FinishReason, PriceNote, Usage
 from langgraph_router_r1.question import last_question
 from langgraph_router_r1.transcript import Segment
 
 CallStatus = Literal["ok", "error", "unknown_model", "over_budget", "denied", "rejected", "resting"]
-"""`ok`: it replied. `error`: it was asked and failed. The others were never asked: no model has that name,
-its worst case is over what is left of the budget, it is one call too many in its turn, a person rejected it, or the
-model rests because it keeps failing."""
+"""`ok`: it replied. `error`: it was asked and failed. The others were never asked: no model has that name, or the
+one that has it reads no images and the question has one; its worst case is over what is left of the budget; it is one
+call too many in its turn; a person rejected it; or the model rests because it keeps failing."""
 
 StopReason = Literal[
     "answered", "forced_answer", "cut_off", "no_answer", "context_full", "budget_exhausted", "degraded"
@@ -193,14 +193,6 @@ class DecisionNote(TypedDict):
     reply: str | None
 
 
-class PriceNote(TypedDict):
-    """A `Price` in JSON."""
-
-    prompt: float
-    completion: float
-    cached: float
-
-
 class StrategyNote(TypedDict):
     """Who decided, for the record."""
 
@@ -252,6 +244,8 @@ class RouterState(TypedDict):
     """Route turns so far."""
     decisions: NotRequired[Annotated[list[DecisionNote], DeltaChannel(extend)]]
     strategy: NotRequired[StrategyNote]
+    prices: NotRequired[dict[str, PriceNote]]
+    """What the models of the pool cost in this run, by name."""
     notes: NotRequired[dict[str, Any]]
     """What the strategy keeps between its decisions, such as how many turns of a router LLM could not be read."""
     degraded: NotRequired[bool]
@@ -364,7 +358,7 @@ class PlannedCall(TypedDict):
     """Set when the call must not be made: `route` then only records it."""
     review: NotRequired[Review]
     context: NotRequired[list[AnyMessage]]
-    """The messages of the run, if the model shares them."""
+    """The messages of the run, if the model shares them; else the question, if it has images."""
     tools: NotRequired[Tools]
     """What the model may call."""
     relay_id: NotRequired[str]

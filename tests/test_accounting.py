@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, cast
 
 from langgraph_router_r1.accounting import account, from_cache, spending, with_earlier
-from langgraph_router_r1.ledger import NO_COST, NO_USAGE, Price
+from langgraph_router_r1.ledger import NO_COST, NO_USAGE, Price, Tier
 from langgraph_router_r1.state import RoutedCall, RunReport
 
-ROUTER_TOKENS: Any = {"prompt_tokens": 1000, "cached_tokens": 0, "completion_tokens": 100, "estimated": False}
+ROUTER_TOKENS: Any = {**NO_USAGE, "prompt_tokens": 1000, "completion_tokens": 100}
 
 
 def routed(index: int, model: str, status: Any, cost_usd: float, **fields: Any) -> RoutedCall:
@@ -33,7 +33,7 @@ def made_up() -> RunReport:
     return account(
         routed_calls,
         turns=1,
-        router_tokens=ROUTER_TOKENS,
+        router_usage=[ROUTER_TOKENS],
         router_price=Price(1000, 0),
         stop_reason="answered",
         earlier=spending(16.0, 32.0),
@@ -92,3 +92,11 @@ def test_an_account_from_a_cache_keeps_list_prices_and_tokens_and_spends_nothing
         "by_model": {name: {**bill, "cost_usd": 0.0} for name, bill in ACCOUNT["by_model"].items()},
     }
     assert cached["calls"] == [{**call, **nothing} for call in made_up()["calls"]]
+
+
+def test_a_tier_of_the_routers_price_is_one_turns_and_not_that_of_all_turns_together() -> None:
+    turn: Any = {**NO_USAGE, "prompt_tokens": 600}
+    tiered = Price(1000, 0, tiers=(Tier(5000, 0, above=1000),))
+    fields: Any = {"turns": 2, "router_price": tiered, "stop_reason": None}
+    assert account([], router_usage=[turn, turn], **fields)["router_cost_usd"] == 1.2
+    assert account([], router_usage=[{**turn, "prompt_tokens": 1001}], **fields)["router_cost_usd"] == 5.005

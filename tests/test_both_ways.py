@@ -332,6 +332,7 @@ def test_the_settings_of_a_router_have_the_documented_defaults_and_no_others_are
     router_llm = RouterLLM(ScriptedEngine([]))
     assert (router_llm.max_tokens, router_llm.max_info_tokens, router_llm.price) == (1024, 600, Price.parse("free"))
     others = {
+        "constrain",
         "answer",
         "cache",
         "approve",

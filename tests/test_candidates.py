@@ -127,6 +127,7 @@ async def test_prompt_cached_and_completion_tokens_reach_the_bill() -> None:
         assert routed["usage"] == {
             "prompt_tokens": 100,
             "cached_tokens": 64,
+            "cache_write_tokens": 0,
             "completion_tokens": 7,
             "estimated": False,
         }
@@ -139,6 +140,7 @@ def test_usage_that_is_not_reported_is_estimated_and_flagged() -> None:
     assert routed["usage"] == {
         "prompt_tokens": asked,
         "cached_tokens": 0,
+        "cache_write_tokens": 0,
         "completion_tokens": 3,
         "estimated": True,
     }

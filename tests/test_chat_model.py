@@ -7,10 +7,12 @@ from typing import Any
 from conftest import answer, pool, search
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage
 from langchain_tests.unit_tests import ChatModelUnitTests
 
 from langgraph_router_r1 import ChatRouterR1, RouterContext, create_router
-from langgraph_router_r1.testing import ScriptedEngine
+from langgraph_router_r1.engines import ChatModelEngine
+from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
 
 def chat_model(**fields: Any) -> ChatRouterR1:
@@ -37,6 +39,16 @@ async def test_a_question_is_routed_and_the_account_is_in_the_metadata() -> None
         usage = message.usage_metadata
         assert usage is not None
         assert usage["output_tokens"] == message.response_metadata["routing"]["router_tokens"]["completion_tokens"] > 0
+
+
+def test_tokens_that_were_read_from_and_written_to_a_cache_are_passed_on() -> None:
+    reply = AIMessage(answer("Lima"))
+    reply.usage_metadata = {
+        "input_tokens": 9, "output_tokens": 1, "total_tokens": 10,
+        "input_token_details": {"cache_read": 2, "cache_creation": 4},
+    }  # fmt: skip
+    router = create_router(ChatModelEngine(ScriptedChatModel([reply])), pool(capitals="Lima"))
+    assert ChatRouterR1(router=router).invoke("Peru?").usage_metadata == reply.usage_metadata
 
 
 def test_a_context_holds_for_every_run() -> None:

@@ -14,7 +14,7 @@ from langchain_core.messages import AIMessage
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
-from langgraph_router_r1 import create_router
+from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
 from langgraph_router_r1.cli import cli
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
@@ -43,13 +43,16 @@ async def test_the_strategy_and_the_middleware_of_the_documentation_work(
 @pytest.mark.parametrize("page", ["index.md", "embedding.md", "budgets.md"])
 def test_the_code_of_a_page_works_with_a_router(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     turns = [search("small: Capital of Peru?"), answer("Lima")] * 2
-    names: dict[str, Any] = {"router": create_router(ScriptedEngine(turns), pool(small="It is Lima."))}
+    small = ScriptedChatModel(["It is Lima."])
+    registry = ModelRegistry([ModelDescriptor(name="small", model=small, price=1.0, modalities=("text", "image"))])
+    names: dict[str, Any] = {"router": create_router(ScriptedEngine(turns), registry)}
     exec(code_of(page), names)
     if page == "index.md":
         kinds = ["think", "route", "info", "answer_delta", "think", "done"]
         assert capsys.readouterr().out.split() == [f"router_r1.{kind}" for kind in kinds]
 
 
+@pytest.mark.filterwarnings("ignore::langchain_core._api.LangChainBetaWarning")
 def test_the_code_about_streaming_approval_and_tools_works(capsys: pytest.CaptureFixture[str]) -> None:
     turns = [search("small: Capital of Peru?"), answer("Lima")]
     exec(code_of("streaming.md"), {"router": create_router(ScriptedEngine(turns), pool(small="It is Lima."))})
@@ -64,7 +67,13 @@ def test_the_code_about_streaming_approval_and_tools_works(capsys: pytest.Captur
     assert names["result"]["answer"] == "Lima"
     call: Any = {"name": "weather", "args": {"city": "Lima"}, "id": "1", "type": "tool_call"}
     small = ScriptedChatModel([AIMessage("", tool_calls=[call])])
-    names = {"router": create_router(ScriptedEngine(turns), pool(small=small))}
+    registry = pool(small=small)
+    names = {
+        "router": create_router(ScriptedEngine(turns), registry),
+        "engine": ScriptedEngine(turns),
+        "registry": registry,
+        "chat_models": {"small": small},
+    }
     exec(code_of("tools.md"), names)
     assert names["weather"].invoke({"city": "Lima"}) == "Lima: 21 degrees"
 

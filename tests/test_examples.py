@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
 import runpy
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import answer, pool, search
-from langchain.chat_models import init_chat_model
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from openai_server import chat_completion, serving
 
 from langgraph_router_r1 import ModelRegistry, create_router
-from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.testing import ScriptedEngine
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -56,67 +48,6 @@ def run(script: str, *arguments: str, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-class Server(ThreadingHTTPServer):
-    """An OpenAI-compatible server on this machine; `reply` makes a response of a request's path and body."""
-
-    def __init__(self, reply: Callable[[str, dict[str, Any]], dict[str, Any]]) -> None:
-        self.reply = reply
-        self.requests: list[dict[str, Any]] = []
-        super().__init__(("127.0.0.1", 0), Handler)
-
-    @property
-    def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Speaks HTTP/1.0, so that no connection outlives its reply."""
-
-    server: Server
-
-    def do_GET(self) -> None:
-        self.answer(self.server.reply(self.path, {}))
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append(body)
-        self.answer({"id": "1", "created": 1, "model": body["model"], **self.server.reply(self.path, body)})
-
-    def answer(self, payload: dict[str, Any]) -> None:
-        reply = json.dumps(payload)
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        self.wfile.write(reply.encode())
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
-
-
-@contextmanager
-def serving(reply: Callable[[str, dict[str, Any]], dict[str, Any]]) -> Iterator[Server]:
-    with Server(reply) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def chat_completion(text: str, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
-    return {
-        "object": "chat.completion",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
-        "usage": {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens,
-        },
-    }
 
 
 # 01: the quickstart
@@ -305,86 +236,27 @@ def test_an_agent_runs_on_the_router() -> None:
     ]
 
 
-# Studio
+# 09 and 10: traces; replay and fork
 
 
-def load_studio() -> Any:
-    """Load the graph as the platform does: from the path that the configuration names."""
-    config = EXAMPLES / "studio" / "langgraph.json"
-    path, _, name = json.loads(config.read_text())["graphs"]["router_r1"].partition(":")
-    return runpy.run_path(str(config.parent / path))[name]
+def test_a_trace_tells_what_each_turn_and_call_cost_and_their_sum_is_the_account() -> None:
+    lines = [line.split("$") for line in run("09_tracing.py").splitlines()]
+    assert [name.strip() for name, *_ in lines] == [
+        "invoke_agent router_r1",
+        *("think", "chat scripted", "route small", "chat small"),
+        *("think", "chat scripted", "route large", "chat large"),
+        *("think", "chat scripted"),
+        "account",
+    ]
+    costs = {name.strip(): float(cost) for name, *costs in lines for cost in costs if not name.startswith("think")}
+    thinking = sum(float(cost) for name, *costs in lines for cost in costs if name.startswith("think"))
+    assert costs["invoke_agent router_r1"] == costs["account"]
+    assert thinking + costs["route small"] + costs["route large"] == pytest.approx(costs["account"], abs=2e-7)
 
 
-def test_the_studio_configuration_installs_this_project() -> None:
-    config = json.loads((EXAMPLES / "studio" / "langgraph.json").read_text())
-    assert [(EXAMPLES / "studio" / path / "pyproject.toml").is_file() for path in config["dependencies"]] == [True]
-
-
-async def test_the_studio_graph_answers_every_question_without_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ROUTER_R1_URL", raising=False)
-    graph = load_studio()
-    assert graph.checkpointer is None
-    for question in ("Who are you?", "Capital of Peru?"):
-        result = await graph.ainvoke({"messages": [{"type": "human", "content": question}]})
-        assert "ROUTER_R1_URL" in result["answer"]
-        assert [routed["model"] for routed in result["routing"]["calls"]] == ["helper"]
-
-
-def test_the_studio_graph_has_schemas_to_make_forms_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ROUTER_R1_URL", raising=False)
-    graph = load_studio()
-    assert set(graph.get_input_jsonschema()["properties"]) == {"messages"}
-    assert set(graph.get_output_jsonschema()["properties"]) == {"messages", "answer", "routing"}
-    assert "cost_weight" in graph.get_context_jsonschema()["properties"]
-
-
-def byte_tokenizer(directory: Path) -> Tokenizer:
-    """Save a tokenizer whose tokens are bytes, as a model directory holds one."""
-    vocabulary = {byte: index for index, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(directory / "tokenizer.json"))
-    template = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
-    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
-    return tokenizer
-
-
-def off_the_event_loop(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that fails when it is called in the event loop's own thread, as `langgraph dev` makes it."""
-
-    def checked(*arguments: Any, **options: Any) -> Any:
-        with pytest.raises(RuntimeError, match="no running event loop"):
-            asyncio.get_running_loop()
-        return function(*arguments, **options)
-
-    return checked
-
-
-async def test_the_studio_graph_uses_a_running_router_and_neither_blocks_nor_asks_it_before_the_first_question(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    tokenizer = byte_tokenizer(tmp_path)
-    # The two things that read files.
-    monkeypatch.setattr("langchain.chat_models.init_chat_model", off_the_event_loop(init_chat_model))
-    monkeypatch.setattr(ChatTokenizer, "load", off_the_event_loop(ChatTokenizer.load))
-
-    def play_pocket(path: str, body: dict[str, Any]) -> dict[str, Any]:
-        if path == "/v1/models":
-            return {"data": [{"id": "router", "root": str(tmp_path)}]}
-        if path == "/v1/chat/completions":
-            return chat_completion("Lima", 20, 2)
-        assert (path, body["model"]) == ("/v1/completions", "router")
-        replied = "<information> Lima" in tokenizer.decode(body["prompt"])
-        ids = tokenizer.encode(answer("Lima") if replied else search("capitals: What is the capital of Peru?")).ids
-        usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": len(ids)}
-        return {"choices": [{"index": 0, "token_ids": ids, "finish_reason": "stop"}], "usage": usage}
-
-    with serving(play_pocket) as server:
-        monkeypatch.setenv("ROUTER_R1_URL", server.base_url)
-        graph = await asyncio.to_thread(load_studio)
-        assert server.requests == []
-        result = await graph.ainvoke({"messages": [("user", "What is the capital of Peru?")]})
-    assert result["answer"] == "Lima"
-    assert [(routed["model"], routed["status"]) for routed in result["routing"]["calls"]] == [("capitals", "ok")]
-    assert [body["model"] for body in server.requests] == ["router", "capitals", "router"]
+def test_a_recorded_run_is_replayed_and_forked() -> None:
+    assert [line.split() for line in run("10_replay_and_fork.py").splitlines()] == [
+        ["recorded", "small", "8", "million", "$0.0000012"],
+        ["replayed", "small", "8", "million", "$0.0000012"],
+        ["forked", "large", "10", "million", "$0.0000600"],
+    ]

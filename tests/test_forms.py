@@ -11,7 +11,7 @@ import pytest
 from test_bench import ROOT, figures, recorded, run
 from typer.testing import CliRunner
 
-from langgraph_router_r1 import ModelDescriptor, ModelRegistry
+from langgraph_router_r1 import ModelDescriptor, ModelRegistry, Price
 from langgraph_router_r1.cli import cli
 from langgraph_router_r1.descriptor import Accuracy, Measured
 from langgraph_router_r1.evaluation.bench import Bench
@@ -20,6 +20,7 @@ from langgraph_router_r1.evaluation.forms import ASSUMED_QUESTIONS, Form
 from langgraph_router_r1.evaluation.metrics import wilson
 from langgraph_router_r1.evaluation.page import publish, results_page
 from langgraph_router_r1.evaluation.report import spread_table
+from langgraph_router_r1.ledger import Tier
 from langgraph_router_r1.pocket import pocket_registry
 
 FORMS = """
@@ -56,7 +57,12 @@ def pool() -> ModelRegistry:
             ModelDescriptor(
                 name="c",
                 model="openai:z",
-                price={"prompt": 1, "completion": 4, "cached": 0.5},
+                price={
+                    "prompt": 1,
+                    "completion": 4,
+                    "cached": 0.5,
+                    "tiers": [{"above": 9, "prompt": 2, "completion": 4}],
+                },
                 skills={"capital": 0.5},
                 measured=measured,
             ),
@@ -112,7 +118,7 @@ def test_accuracies_move_within_their_interval() -> None:
 
 def test_prices_are_multiplied_by_part() -> None:
     price = Form(name="tenfold", prices=10.0).of(pool())["c"].price
-    assert (price.prompt, price.completion, price.cached) == (10, 40, 5)
+    assert price == Price(10, 40, 5, 10, tiers=(Tier(20, 40, above=9),))
 
 
 def test_a_member_may_be_missing_and_nobody_falls_back_on_it() -> None:

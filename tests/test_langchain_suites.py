@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import answer, search
+from httpx import Response
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
@@ -62,7 +63,9 @@ class TestLangChainsIntegrationSuite(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        registry = ModelRegistry([ModelDescriptor(name="m", model=FillsForms(), price=1.0)])
+        registry = ModelRegistry(
+            [ModelDescriptor(name="m", model=FillsForms(), price=1.0, modalities=("text", "image"))]
+        )
         return {"router": create_router(ScriptedEngine(write, piece_chars=8), registry)}
 
     @property
@@ -71,7 +74,16 @@ class TestLangChainsIntegrationSuite(ChatModelIntegrationTests):
 
     @property
     def supports_image_inputs(self) -> bool:
-        return False  # the router reads text only; a message with an image is refused with an error
+        return True
+
+    @property
+    def supports_image_urls(self) -> bool:
+        return True
+
+    @pytest.fixture(autouse=True)
+    def image_of_the_suite(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Serve the image that the suite fetches, without the network."""
+        monkeypatch.setattr("httpx.get", lambda *_, **__: Response(200, content=b"an image"))
 
     @property
     def supports_json_mode(self) -> bool:

@@ -18,10 +18,11 @@ from langgraph_router_r1.ledger import FREE, NO_USAGE, Usage, add_usage, afforda
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
 
-def used(prompt: int, cached: int, completion: int, *, estimated: bool = False) -> Usage:
+def used(prompt: int, cached: int, completion: int, *, written: int = 0, estimated: bool = False) -> Usage:
     return {
         "prompt_tokens": prompt,
         "cached_tokens": cached,
+        "cache_write_tokens": written,
         "completion_tokens": completion,
         "estimated": estimated,
     }
@@ -39,9 +40,11 @@ def test_cached_prompt_tokens_cost_as_much_as_others_unless_it_says_so() -> None
     assert Price(2, 3, cached=0.0).cached == 0.0
     assert Price.parse({"prompt": 2, "completion": 3}) == Price(2, 3, 2)
     assert Price.parse({"prompt": 2, "completion": 3, "cached": 0}) == Price(2, 3, 0)
+    assert Price(2, 3, 0).cache_write == 2
+    assert Price.parse({"prompt": 2, "completion": 3, "cache_write": 4}) == Price(2, 3, 2, 4)
 
 
-@pytest.mark.parametrize("part", ["prompt", "completion", "cached"])
+@pytest.mark.parametrize("part", ["prompt", "completion", "cached", "cache_write"])
 @pytest.mark.parametrize("wrong", [True, "1", None, -0.001, 1e9 + 1, float("inf")])
 def test_each_part_of_a_price_is_checked_and_named(part: str, wrong: Any) -> None:
     parts: dict[str, Any] = {"prompt": 0.0, "completion": 1e9, "cached": 0, part: wrong}
@@ -85,6 +88,12 @@ def test_a_price_reads_as_it_is_shown_to_the_router(price: Price, shown: str) ->
 def test_usage_is_taken_from_the_reply_with_its_cached_part() -> None:
     reported = {"input_tokens": 10, "output_tokens": 3, "input_token_details": {"cache_read": 4}}
     assert reported_usage(reported) == (used(10, 4, 3), False)
+    details = {"cache_read": 4, "cache_creation": 0, "ephemeral_5m_input_tokens": 3, "ephemeral_1h_input_tokens": 1}
+    assert reported_usage({**reported, "input_token_details": details}) == (used(10, 4, 3, written=4), False)
+    details = {"cache_read": 4, "cache_creation": 7}
+    assert reported_usage({**reported, "input_token_details": details}) == (used(10, 4, 3, written=6), False)
+    details = {"flex": 3, "flex_cache_read": 4, "flex_cache_creation": 3}
+    assert reported_usage({**reported, "input_token_details": details}) == (used(10, 4, 3, written=3), False)
     assert reported_usage({"input_tokens": 0, "output_tokens": 0}) == (used(0, 0, 0), False)
     assert reported_usage({"input_tokens": 10, "output_tokens": 3, "input_token_details": None}) == (
         used(10, 0, 3), False,
@@ -127,9 +136,12 @@ def test_a_reply_that_reports_more_cached_tokens_than_its_prompt_has_earns_no_mo
 
 def test_each_kind_of_token_is_charged_at_its_own_price() -> None:
     assert cost(used(100, 30, 7), Price(2, 5, 0.5)) == pytest.approx((70 * 2 + 30 * 0.5 + 7 * 5) / 1e6)
+    usage, price = used(100, 30, 7, written=20), Price(2, 5, 0.5, 2.5)
+    assert cost(usage, price) == pytest.approx((50 * 2 + 30 * 0.5 + 20 * 2.5 + 7 * 5) / 1e6)
 
 
-def test_the_worst_case_takes_the_more_expensive_of_a_fresh_and_a_cached_prompt() -> None:
+def test_the_worst_case_takes_the_most_expensive_of_a_fresh_a_cached_and_a_written_prompt() -> None:
+    assert worst_case(100, 7, Price(2, 5, 0.5, 4)) == pytest.approx((100 * 4 + 7 * 5) / 1e6)
     assert worst_case(100, 7, Price(2, 5, 0.5)) == pytest.approx((100 * 2 + 7 * 5) / 1e6)
     assert worst_case(100, 7, Price(2, 5, 3)) == pytest.approx((100 * 3 + 7 * 5) / 1e6)
 
@@ -138,6 +150,7 @@ def test_usage_adds_up_part_by_part_and_is_estimated_if_any_part_is() -> None:
     parts = [used(1, 2, 4, estimated=True), used(8, 16, 32), used(64, 128, 256)]
     assert add_usage(parts) == used(73, 146, 292, estimated=True)
     assert add_usage(parts[1:]) == used(72, 144, 288)
+    assert add_usage([used(9, 1, 2, written=4), used(8, 0, 3, written=5)]) == used(17, 1, 5, written=9)
     assert add_usage([]) == NO_USAGE == used(0, 0, 0)
 
 
@@ -163,15 +176,26 @@ def test_calls_are_held_against_what_is_left_to_the_last_cent(
 # What a budget pays for
 
 
-@pytest.mark.parametrize("price", [1.0, {"prompt": 0.3, "completion": 7.0}, {"prompt": 0.0, "completion": 3.0}])
+TIER = {"above": 100, "prompt": 1.0, "completion": 30.0}
+
+
+@pytest.mark.parametrize(
+    "price",
+    [
+        1.0,
+        {"prompt": 0.3, "completion": 7.0},
+        {"prompt": 0.0, "completion": 3.0},
+        {"prompt": 0.3, "completion": 7.0, "tiers": [TIER]},
+    ],
+)
 def test_a_router_that_rambles_writes_what_the_budget_pays_for_and_not_a_token_more(price: Any) -> None:
     parsed = Price.parse(price)
-    prompt = worst_case(2500, 0, parsed)
+    prompt, per_token = worst_case(2500, 0, parsed), parsed.at(2500).completion / 1e6
     for tokens in range(1, 400, 7):
-        budget = prompt + (tokens + 0.5) * parsed.completion / 1e6
+        budget = prompt + (tokens + 0.5) * per_token
         spent = ask(["word " * 2000], pool(m="x"), budget_usd=budget, router_price=price, max_tokens=10**5)["routing"]
         assert spent["router_cost_usd"] == spent["cost_usd"]
-        assert budget - 2 * parsed.completion / 1e6 < spent["cost_usd"] <= budget
+        assert budget - 2 * per_token < spent["cost_usd"] <= budget
 
 
 def test_a_budget_that_pays_for_the_prompt_and_one_token_is_used() -> None:

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
-    heavy = ("torch", "transformers", "vllm", "openai", "langchain_openai", "datasets", "sklearn")
+    heavy = ("torch", "transformers", "vllm", "openai", "langchain_openai", "datasets", "sklearn", "genai_prices")
     code = f"import sys, langgraph_router_r1; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
@@ -51,6 +51,7 @@ LAYERS = (
     {
         "adapters",
         "ledger",
+        "price_list",
         "scanner",
         "protocol",
         "transcript",
@@ -63,7 +64,18 @@ LAYERS = (
     {"question", "descriptor", "registry", "state", "prompts"},
     {"engines", "settings", "accounting", "events", "intents", "testing", "trace"},
     {"calls", "strategies", "serving"},
-    {"machine", "graph", "chat_model", "record", "replay", "stored_runs", "preferences", "fork"},
+    {
+        "machine",
+        "graph",
+        "chat_model",
+        "record",
+        "replay",
+        "stored_runs",
+        "preferences",
+        "fork",
+        "otel",
+        "decision_model",
+    },
     {"evaluation", "pocket"},
     {"cli"},
 )

@@ -16,7 +16,13 @@ from langgraph.cache.memory import InMemoryCache
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, Price, create_router
 from langgraph_router_r1.calls import CallCache, ModelCall
 from langgraph_router_r1.calls.client import Client
-from langgraph_router_r1.evaluation.recorded import TEXT_NOT_RECORDED, NotRecordedError, RecordedPool
+from langgraph_router_r1.evaluation.recorded import (
+    TEXT_NOT_RECORDED,
+    NotRecordedError,
+    Outcome,
+    RecordedPool,
+    outcome_cost,
+)
 from langgraph_router_r1.evaluation.recorder import Recorder
 from langgraph_router_r1.evaluation.tasks import Task, TaskError
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
@@ -44,6 +50,11 @@ def test_a_recorded_model_says_what_it_said_at_the_price_of_the_record() -> None
     reply = small.model.invoke("whatever", RUN)
     assert reply.text == "It is\nLima."
     assert reply.usage_metadata == {"input_tokens": 10, "output_tokens": 4, "total_tokens": 14}
+
+
+def test_a_reply_to_a_long_prompt_whose_cost_was_not_recorded_costs_what_its_tier_says() -> None:
+    price = Price.parse({"prompt": 2, "completion": 5, "tiers": [{"above": 100, "prompt": 4, "completion": 7}]})
+    assert outcome_cost(Outcome("Lima", prompt_tokens=101, completion_tokens=3), price) == pytest.approx(425e-6)
 
 
 def test_a_recorded_models_skills_are_measured_on_the_train_split_alone() -> None:

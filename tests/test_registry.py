@@ -111,7 +111,7 @@ price = "free"
         "surplus: unknown key",
         "models.one.price: is missing",
         "models.two.model:",
-        "models.two.price: it must be 'free', a number of dollars per million tokens",
+        "models.two.price: it must be 'free', 'auto', a number of dollars per million tokens",
         "models.three.api_key: is not a field of a model; a key belongs in the environment",
         "models.three.skills.nq:",
         "models.three.timeout_s:",

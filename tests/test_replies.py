@@ -1,4 +1,4 @@
-"""What a routed model may reply, and what it may be: long and cut replies, agents, several event loops, images."""
+"""What a routed model may reply and be: long and cut replies, agents, several event loops; and what is no text."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_an_agent_has_no_upper_bound_of_its_cost_unless_its_parameters_vouch_for
     assert ask(turns, bounded, budget_usd=1.0)["routing"]["calls"][0]["status"] == "ok"
 
 
-# Images and results of tools
+# What is no text, and results of tools
 
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
@@ -239,22 +239,22 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}
 @pytest.mark.parametrize(
     "messages",
     [
-        [HumanMessage(["What is this?", IMAGE])],
         [HumanMessage([{"type": "text", "text": "What is this?"}, {"type": "audio", "data": "AAAA"}])],
-        [HumanMessage([IMAGE]), AIMessage("A cat."), HumanMessage("What colour?")],
         [SystemMessage([IMAGE]), HumanMessage("?")],
         [HumanMessage("?"), AIMessage([{"type": "image", "base64": "AAAA"}])],
         [HumanMessage("?"), ToolMessage([IMAGE], tool_call_id="1")],
     ],
 )
-async def test_an_image_is_refused_and_never_dropped(messages: Any) -> None:
+async def test_what_is_neither_text_nor_a_users_image_is_refused_and_never_dropped(messages: Any) -> None:
     def down(_: Any) -> str:
         raise EngineUnavailableError("down")
 
     for engine in (ScriptedEngine([answer("x")] * 2), ScriptedEngine(down)):
         for way in WAYS:
             router = create_router(engine, pool(m="x"), fallback=First())
-            with pytest.raises(ValueError, match=r"messages\[\d\] holds a block of type '\w+'; .* read text only"):
+            with pytest.raises(
+                ValueError, match=r"messages\[\d\] holds a block of type '\w+'; .* images of users only"
+            ):
                 await invoked(router, way, {"messages": messages})
 
 

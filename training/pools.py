@@ -25,7 +25,6 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 
 from langgraph_router_r1.descriptor import ModelDescriptor
-from langgraph_router_r1.ledger import Price
 from langgraph_router_r1.pocket import pocket_registry
 from langgraph_router_r1.pocket.world import countries, questions
 from langgraph_router_r1.prompts import CALL_PROMPT
@@ -143,9 +142,9 @@ def _role_of(model: ModelDescriptor) -> Role:
 
 
 def _scaled(model: ModelDescriptor, factor: float, stay: Container[str]) -> ModelDescriptor:
-    parts = (_two_digits(part * factor) for part in (model.price.prompt, model.price.completion, model.price.cached))
+    price = model.price.with_rates(lambda rate: _two_digits(rate * factor))
     fallbacks = tuple(name for name in model.fallbacks if name in stay)
-    return model.model_copy(update={"price": Price(*parts), "fallbacks": fallbacks})
+    return model.model_copy(update={"price": price, "fallbacks": fallbacks})
 
 
 def _price_factor(choose: random.Random) -> float:

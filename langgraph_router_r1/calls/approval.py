@@ -22,6 +22,7 @@ from langgraph.types import interrupt
 
 from langgraph_router_r1.calls.candidates import Candidates
 from langgraph_router_r1.calls.planning import worst_cases
+from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import Approve, PendingCall
 from langgraph_router_r1.state import PendingCalls, PlannedCall, Review
 
@@ -84,7 +85,7 @@ class Approval:
         while True:
             response = interrupt(request)
             try:
-                decisions = _decisions(response, list(pending.values()), candidates)
+                decisions = _decisions(response, list(pending.values()), candidates.offered(conversation))
             except ValueError as error:
                 request = {**request, "error": str(error)}
                 continue
@@ -124,7 +125,7 @@ def _at_most(dollars: float) -> str:
     return f"at most ${dollars:.2g}" if math.isfinite(dollars) else "its cost has no upper bound"
 
 
-def _decisions(response: Any, pending: Sequence[PendingCall], candidates: Candidates) -> list[Review]:
+def _decisions(response: Any, pending: Sequence[PendingCall], offered: ModelRegistry) -> list[Review]:
     """Return what was decided on each pending call.
 
     Raises:
@@ -137,10 +138,10 @@ def _decisions(response: Any, pending: Sequence[PendingCall], candidates: Candid
             f'resume with {{"decisions": [...]}}, one for each of the {len(pending)} calls; there are {found} decisions'
         )
         raise ValueError(msg)
-    return [_decision(decision, call, candidates) for decision, call in zip(decisions, pending, strict=True)]
+    return [_decision(decision, call, offered) for decision, call in zip(decisions, pending, strict=True)]
 
 
-def _decision(decision: Any, call: PendingCall, candidates: Candidates) -> Review:
+def _decision(decision: Any, call: PendingCall, offered: ModelRegistry) -> Review:
     review: Review = {"decision": "approve", "message": None, "model": call.model.name, "query": call.query}
     match decision:
         case {"type": "approve"}:
@@ -150,13 +151,13 @@ def _decision(decision: Any, call: PendingCall, candidates: Candidates) -> Revie
             return {**review, "decision": "reject", "message": str(message) if message else None}
         case {"type": "edit", "edited_action": {"args": {**args}}}:
             model, query = str(args.get("model", call.model.name)), args.get("query", call.query)
-            if model not in candidates.registry:
-                raise ValueError(candidates.registry.explain_unknown(model))
+            if model not in offered:
+                raise ValueError(offered.explain_unknown(model))
             if not isinstance(query, str) or not query.strip():
                 msg = f"query is {query!r}; it must be a text that is not empty"
                 raise ValueError(msg)
             edited: Literal["edit"] = "edit"
-            return {**review, "decision": edited, "model": candidates.registry[model].name, "query": query.strip()}
+            return {**review, "decision": edited, "model": offered[model].name, "query": query.strip()}
     msg = f"a decision is {decision!r}; its type must be approve, reject or edit (with edited_action and its args)"
     raise ValueError(msg)
 

@@ -36,6 +36,7 @@ from langgraph_router_r1.ledger import (
     sum_of,
 )
 from langgraph_router_r1.protocol import strip_thought
+from langgraph_router_r1.question import count_images, images_in, last_question, question_images
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.state import CallStatus, PlannedCall, RoutedCall, RouterState, RunReport, WarmCache
 
@@ -75,6 +76,25 @@ class Candidates:
         self._clients = Clients() if clients is None else clients
         self._is_brief = is_brief
 
+    def offered(self, conversation: Sequence[AnyMessage]) -> ModelRegistry:
+        """Return the models that may be asked about a question: if it has images, those that read images.
+
+        Raises:
+            ValueError: There are none.
+        """
+        images = question_images(conversation)
+        if not images:
+            return self.registry
+        offered = self.registry.reading_images()
+        if not len(offered):
+            msg = (
+                f"the question comes with {count_images(images)}, and no model of the registry reads images; it has: "
+                f"{', '.join(map(repr, self.registry.names))}. A model that does must say so: "
+                'modalities = ["text", "image"]'
+            )
+            raise ValueError(msg)
+        return offered
+
     def is_resting(self, name: str) -> bool:
         """Return whether a model is not asked for now, because it keeps failing."""
         return self._clients.is_resting(self.registry[name])
@@ -84,9 +104,14 @@ class Candidates:
         return warm_caches(state, self.registry, self._count_tokens)
 
     def context_of(self, name: str, conversation: Sequence[AnyMessage]) -> list[AnyMessage]:
-        """Return the messages that a call must carry: all of a run's if the model or a fallback shares them."""
-        shares = any(choice.share_context != "none" for choice in self._choices(name))
-        return list(conversation) if shares else []
+        """Return the messages that a call must carry.
+
+        All of a run's if the model or a fallback shares them; else the question, if it has images.
+        """
+        if any(choice.share_context != "none" for choice in self._choices(name, conversation)):
+            return list(conversation)
+        question = conversation[last_question(conversation)]
+        return [question] if images_in(question) else []
 
     def worst_case(self, name: str, query: str, conversation: Sequence[AnyMessage] = ()) -> float:
         """Return the most a call can cost in dollars, whoever of the model and its fallbacks answers.
@@ -96,7 +121,7 @@ class Candidates:
         """
         return max(
             request_worst_case(ModelCall(choice, query, None, conversation, self._is_brief))
-            for choice in self._choices(name)
+            for choice in self._choices(name, conversation)
         )
 
     def worst_case_of(self, call: PlannedCall) -> float:
@@ -153,16 +178,18 @@ class Candidates:
 
     # LangChain's `with_fallbacks` builds all of them first, takes an interrupt for a failure, and traces every one
     # under the name of the first.
-    def _choices(self, name: str) -> Iterator[ModelDescriptor]:
-        """Yield the model and then its fallbacks."""
+    def _choices(self, name: str, conversation: Sequence[AnyMessage]) -> Iterator[ModelDescriptor]:
+        """Yield the model and then its fallbacks, as far as they can be asked about the question."""
         model = self.registry[name]
         yield model
-        for fallback in model.fallbacks:
-            yield self.registry[fallback]
+        has_images = bool(question_images(conversation))
+        for fallback in map(self.registry.__getitem__, model.fallbacks):
+            if fallback.reads_images or not has_images:
+                yield fallback
 
     def _requests(self, call: PlannedCall) -> Iterator[ModelCall]:
-        for model in self._choices(call["model"]):
-            context = call.get("context", ())
+        context = call.get("context", ())
+        for model in self._choices(call["model"], context):
             yield ModelCall(model, call["query"], call.get("id"), context, self._is_brief, call.get("tools"))
 
     def _begin(self, call: PlannedCall, *, again: bool) -> _Outcome:
@@ -225,7 +252,10 @@ class Candidates:
         # Of a reply that was cut, the part that is left is counted and taken for typical of the whole.
         kept = len(text) / whole_length if whole_length else 1.0
         return {
-            "prompt_tokens": sum(self._count_tokens(message.text) for message in request.messages),
+            "prompt_tokens": sum(
+                self._count_tokens(message.text) + len(images_in(message)) * (request.model.image_tokens or 0)
+                for message in request.messages
+            ),
             "cached_tokens": 0,
             "completion_tokens": math.ceil(self._count_tokens(text) / kept),
             "estimated": True,

@@ -41,6 +41,7 @@ from langgraph_router_r1.calls.tools import ToolsNotSupportedError, tool_options
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.event_loops import AnyLoopModel, for_any_loop, in_thread
 from langgraph_router_r1.ledger import FREE, worst_case
+from langgraph_router_r1.question import images_in, is_image
 
 if TYPE_CHECKING:
     from langgraph_router_r1.calls.middleware import ModelCall
@@ -298,20 +299,27 @@ def request_worst_case(call: ModelCall) -> float:
         context = getattr(_inner(model.model), "context", None)
         budget = getattr(context, "budget_usd", None)
         return math.inf if budget is None else float(budget)
-    if not model.is_bounded and model.price != FREE:
+    messages = call.messages
+    images = sum(len(images_in(message)) for message in messages)
+    # The bytes of an image say nothing about its tokens: providers scale it first, each in its own way.
+    is_bounded = model.is_bounded and not (images and model.image_tokens is None)
+    if not is_bounded and model.price != FREE:
         return math.inf
-    texts = [_all_of(message).encode("utf-8", "replace") for message in call.messages]
+    texts = [_all_of(message).encode("utf-8", "replace") for message in messages]
     if call.tools is not None:
         texts.append(json.dumps(call.tools["tools"]).encode())
-    return worst_case(sum(map(len, texts)) + PROMPT_OVERHEAD_TOKENS * len(texts), model.max_tokens, model.price)
+    prompt_tokens = sum(map(len, texts)) + PROMPT_OVERHEAD_TOKENS * len(texts) + images * (model.image_tokens or 0)
+    return worst_case(prompt_tokens, model.max_tokens, model.price)
 
 
 def _all_of(message: BaseMessage) -> str:
-    """Return all that a model reads of a message: its text, or its blocks and tool calls as JSON."""
+    """Return all that a model reads of a message but images: its text, or its blocks and tool calls as JSON."""
     calls = message.tool_calls if isinstance(message, AIMessage) else []
     if isinstance(message.content, str) and not calls:
         return message.content
-    return json.dumps([message.content, calls], default=str)
+    content = message.content
+    blocks = content if isinstance(content, str) else [block for block in content if not is_image(block)]
+    return json.dumps([blocks, calls], default=str)
 
 
 def may_have_been_billed(error: BaseException) -> bool:

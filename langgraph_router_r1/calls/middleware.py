@@ -51,7 +51,7 @@ class ModelCall:
     """The same whenever a resumed run makes the call again; None for a call outside of a run."""
 
     conversation: Sequence[AnyMessage] = ()
-    """The messages of the run, for models that share them."""
+    """The messages of the run, for models that share them; if the question has images, at least the question."""
     is_brief: bool = True
     """Whether answers shall be short."""
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from langgraph_router_r1.accounting import refuse_expensive
 from langgraph_router_r1.calls.candidates import Candidates
 from langgraph_router_r1.ledger import cost
-from langgraph_router_r1.protocol import Call
+from langgraph_router_r1.protocol import Call, fold
 from langgraph_router_r1.state import PendingCalls, PlannedCall, Refusal, planned_call
 from langgraph_router_r1.strategies.base import Ask, Strategy, View
 
@@ -53,7 +53,7 @@ def _planned(call: Call, index: int, view: View, candidates: Candidates, *, form
     known = call.known and call.model in registry
     model = registry[call.model].name if known else call.model[:MAX_UNKNOWN_NAME]
     if not known:
-        refusal = {"status": "unknown_model", "reason": view.offered.explain_unknown(model)}
+        refusal = {"status": "unknown_model", "reason": _why_not(call, model, view, candidates)}
     elif index >= most:
         refusal = {"status": "denied", "reason": f"at most {most} models can be asked a turn"}
     planned = planned_call(view.turn, index, model, call.query, refusal)
@@ -64,3 +64,13 @@ def _planned(call: Call, index: int, view: View, candidates: Candidates, *, form
     elif context := candidates.context_of(model, view.messages):
         planned["context"] = context
     return planned
+
+
+def _why_not(call: Call, model: str, view: View, candidates: Candidates) -> str:
+    """Return why a call names no model that can be asked, in the names that the router knows."""
+    everyone = candidates.registry
+    names = everyone.names if call.known else everyone.aliases
+    if fold(model) not in map(fold, names):
+        return view.offered.explain_unknown(model)
+    reading = ", ".join(map(repr, view.registry.aliases))
+    return f"{model!r} can't see images, and the question comes with one; those that can: {reading}"

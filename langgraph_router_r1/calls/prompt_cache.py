@@ -57,8 +57,9 @@ def warm_caches(state: RouterState, registry: ModelRegistry, count_tokens: Calla
         if time.time() - asked_at[call["turn"]] > CACHE_LIFETIME_S:
             continue
         shared = sum(count_tokens(message.text) for message in context_messages(registry[name], before))
-        tokens, price = min(shared, call["usage"]["prompt_tokens"]), registry[name].price
-        saving_usd = PER_MILLION * tokens * (price.prompt - price.cached)
+        rates = registry[name].price.at(call["usage"]["prompt_tokens"])
+        tokens = min(shared, call["usage"]["prompt_tokens"])
+        saving_usd = PER_MILLION * tokens * (rates.prompt - rates.cached)
         if tokens >= MIN_CACHED_TOKENS and saving_usd > 0:
             warm[name] = {"model": name, "tokens": tokens, "saving_usd": saving_usd}
     return list(warm.values())

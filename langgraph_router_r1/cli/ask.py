@@ -22,6 +22,7 @@ from langgraph_router_r1.cli.pool import (
     open_pool,
     running,
 )
+from langgraph_router_r1.cli.prices import price_table
 from langgraph_router_r1.engines import EngineError
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.graph import build_router, create_router
@@ -124,10 +125,18 @@ def ask(
 
 
 @cli.command()
-def models(registry: RegistryOption = None) -> None:
+def models(
+    registry: RegistryOption = None,
+    prices: Annotated[
+        bool, typer.Option("--prices", help="Compare their prices with the list prices of the package genai-prices.")
+    ] = False,
+) -> None:
     """List the models that may be asked, as the router is told about them."""
     with failing_clearly():
         pool = ModelRegistry.from_file(registry) if registry else pocket_registry()
+        if prices:
+            results_console().print(price_table(pool))
+            return
     table = Table("model", "price", "seconds", "accuracy", "description")
     for entry in pool:
         skills = ", ".join(f"{skill} {value:.2f}" for skill, value in entry.skills.items())

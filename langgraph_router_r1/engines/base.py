@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, TypeGuard, runtime_checkable
 
 from langgraph_router_r1.ledger import Usage
+from langgraph_router_r1.protocol import Constraint
 from langgraph_router_r1.transcript import Segment
 
 if TYPE_CHECKING:
@@ -101,12 +103,43 @@ class RouterEngine(Protocol):
         """Sample one turn without blocking; see `generate`."""
 
 
+class ConstrainableEngine(RouterEngine, Protocol):
+    """An engine that can be held to what may follow a beginning in a turn."""
+
+    def generate(
+        self,
+        transcript: Sequence[Segment],
+        *,
+        stop: Sequence[str],
+        max_tokens: int,
+        on_text: OnText | None = None,
+        constraints: Sequence[Constraint] = (),
+    ) -> Generation:
+        """Sample one turn in which these constraints hold; see `RouterEngine.generate`."""
+
+    async def agenerate(
+        self,
+        transcript: Sequence[Segment],
+        *,
+        stop: Sequence[str],
+        max_tokens: int,
+        on_text: OnText | None = None,
+        constraints: Sequence[Constraint] = (),
+    ) -> Generation:
+        """Sample one such turn without blocking."""
+
+
 @runtime_checkable
 class Fallback(Protocol):
     """Chooses which models to call when the router LLM does not answer. May be called from several threads at once."""
 
     def rank(self, question: str, *, cost_weight: float) -> Sequence[str]:
         """Return names of the registry, the best choice first; `cost_weight` is that of the run. It may block."""
+
+
+def can_be_constrained(engine: RouterEngine) -> TypeGuard[ConstrainableEngine]:
+    """Return whether an engine is a `ConstrainableEngine`."""
+    return "constraints" in inspect.signature(engine.generate).parameters
 
 
 def observation_segment(engine: RouterEngine, text: str) -> Segment:

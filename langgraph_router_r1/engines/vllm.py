@@ -36,6 +36,7 @@ from langgraph_router_r1.engines.base import (
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer, TokenEngine
 from langgraph_router_r1.engines.vllm_replies import Asked, Card, Cards, Completion, CompletionStream, Reply, message_of
 from langgraph_router_r1.event_loops import LoopThread
+from langgraph_router_r1.protocol import Constraint
 from langgraph_router_r1.transcript import Segment, token_ids
 
 CONNECT_TIMEOUT_S = 5.0
@@ -156,19 +157,31 @@ class VLLMEngine(TokenEngine):
         self._run(self._request("POST", path, body))
 
     def generate(
-        self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int, on_text: OnText | None = None
+        self,
+        transcript: Sequence[Segment],
+        *,
+        stop: Sequence[str],
+        max_tokens: int,
+        on_text: OnText | None = None,
+        constraints: Sequence[Constraint] = (),
     ) -> Generation:
-        """See `RouterEngine.generate`."""
+        """See `ConstrainableEngine.generate`."""
         asked = Asked(token_ids(transcript), max_tokens, self.logprobs, self.tokenizer)
-        return self._run(self._complete(asked, stop, on_text))
+        return self._run(self._complete(asked, self._body(asked, stop, constraints), on_text))
 
     async def agenerate(
-        self, transcript: Sequence[Segment], *, stop: Sequence[str], max_tokens: int, on_text: OnText | None = None
+        self,
+        transcript: Sequence[Segment],
+        *,
+        stop: Sequence[str],
+        max_tokens: int,
+        on_text: OnText | None = None,
+        constraints: Sequence[Constraint] = (),
     ) -> Generation:
-        """See `RouterEngine.agenerate`."""
+        """See `ConstrainableEngine.generate`."""
         await self.aload()
         asked = Asked(token_ids(transcript), max_tokens, self.logprobs, self.tokenizer)
-        return await self._in_time(self._complete(asked, stop, on_text))
+        return await self._in_time(self._complete(asked, self._body(asked, stop, constraints), on_text))
 
     def close(self) -> None:
         """Close the connections of synchronous use."""
@@ -227,8 +240,7 @@ class VLLMEngine(TokenEngine):
             problem = f"the router's server at {self.base_url} gave no whole reply within {self.timeout_s:g} s"
         raise EngineUnavailableError(problem)
 
-    async def _complete(self, asked: Asked, stop: Sequence[str], on_text: OnText | None) -> Generation:
-        body = self._body(asked, stop)
+    async def _complete(self, asked: Asked, body: dict[str, Any], on_text: OnText | None) -> Generation:
         if on_text is None:
             status, content = await self._send("POST", "completions", body)
         else:
@@ -300,7 +312,10 @@ class VLLMEngine(TokenEngine):
         # Raised outside the handlers: the exceptions of httpx hold the request, whose headers hold the key.
         raise EngineUnavailableError(f"the router's server at {self.base_url} {problem}")
 
-    def _body(self, asked: Asked, stop: Sequence[str]) -> dict[str, Any]:
+    def _body(self, asked: Asked, stop: Sequence[str], constraints: Sequence[Constraint]) -> dict[str, Any]:
+        if constraints and self.logprobs:
+            msg = "a constrained turn has no log-probabilities of the policy: sample with constraints or with logprobs"
+            raise ValueError(msg)
         return {
             "model": self.model,
             "prompt": asked.prompt,
@@ -315,6 +330,7 @@ class VLLMEngine(TokenEngine):
             "stop": list(stop),
             "include_stop_str_in_output": True,
             "return_token_ids": True,
+            **({"structured_outputs": {"structural_tag": _structural_tag(constraints)}} if constraints else {}),
             **({"logprobs": 0} if self.logprobs else {}),
             **({"seed": self.seed} if self.seed is not None else {}),
         }
@@ -406,6 +422,18 @@ class VLLMEngine(TokenEngine):
         if len(text) > MAX_SHOWN_CHARACTERS:
             text = text[:MAX_SHOWN_CHARACTERS] + "…"
         return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _structural_tag(constraints: Sequence[Constraint]) -> str:
+    """Return the constraints in the form of vLLM's structured outputs."""
+    tags = [
+        {"type": "tag", "begin": one.begin, "content": {"type": "regex", "pattern": one.pattern}, "end": one.end}
+        for one in constraints
+    ]
+    triggers = [one.begin for one in constraints]
+    return json.dumps(
+        {"type": "structural_tag", "format": {"type": "triggered_tags", "triggers": triggers, "tags": tags}}
+    )
 
 
 async def _close_client(clients: _Clients, loop: asyncio.AbstractEventLoop) -> None:

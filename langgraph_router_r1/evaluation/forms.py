@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from langgraph_router_r1.descriptor import ModelDescriptor
-from langgraph_router_r1.ledger import Price
 from langgraph_router_r1.registry import ModelRegistry
 
 ASSUMED_QUESTIONS = 200
@@ -113,7 +112,7 @@ class Form(BaseModel):
         elif self.skills == "moved":
             changed["skills"] = {skill: _moved(model, skill, choose) for skill in model.skills}
         if self.prices != 1.0:
-            changed["price"] = _scaled(model.price, self.prices)
+            changed["price"] = model.price.with_rates(lambda rate: rate * self.prices)
         return model.model_copy(update=changed)
 
 
@@ -142,10 +141,6 @@ def _moved(model: ModelDescriptor, skill: str, choose: random.Random) -> float:
     known: Mapping[str, Any] = model.measured.accuracy if model.measured else {}
     interval = known[skill] if skill in known else wilson(value * ASSUMED_QUESTIONS, ASSUMED_QUESTIONS)
     return round(choose.uniform(interval.low, interval.high), 2)
-
-
-def _scaled(price: Price, factor: float) -> Price:
-    return Price(price.prompt * factor, price.completion * factor, price.cached * factor)
 
 
 def _invented_names(choose: random.Random) -> Iterator[str]:

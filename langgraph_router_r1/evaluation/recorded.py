@@ -345,7 +345,8 @@ def outcome_cost(outcome: Outcome, price: Price) -> float:
     completion = outcome.completion_tokens
     if completion is None:
         completion = estimate_tokens(outcome.response or TEXT_NOT_RECORDED)
-    return PER_MILLION * ((outcome.prompt_tokens or 0) * price.prompt + completion * price.completion)
+    rates = price.at(outcome.prompt_tokens or 0)
+    return PER_MILLION * ((outcome.prompt_tokens or 0) * rates.prompt + completion * rates.completion)
 
 
 def run_metadata(config: RunnableConfig | None) -> dict[str, Any]:

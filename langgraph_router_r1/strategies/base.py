@@ -40,6 +40,7 @@ class View:
 
     messages: Sequence[AnyMessage]
     registry: ModelRegistry
+    """The models that may be asked: all of the router's, or those that read images if the question comes with one."""
     limits: Limits
     """What the run is held to."""
     turn: int = 0
@@ -205,12 +206,11 @@ class Strategy(ABC):
 
     def note(self) -> StrategyNote:
         """Return who decides, for the record of a run."""
-        price = self.price
         return {
             "name": type(self).__name__,
             "policy": None,
             "prompt_digest": None,
-            "price": {"prompt": price.prompt, "completion": price.completion, "cached": price.cached},
+            "price": self.price.note(),
         }
 
     def count_tokens(self, text: str) -> int:

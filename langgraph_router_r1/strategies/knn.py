@@ -150,7 +150,7 @@ class KNNStrategy(Strategy):
         tokens = [sum(estimate_tokens(message.text) for message in context) for context in contexts]
         return np.array(
             [
-                PER_MILLION * model.price.prompt * count - savings.get(model.name, 0.0)
+                PER_MILLION * model.price.at(count).prompt * count - savings.get(model.name, 0.0)
                 for model, count in zip(self.registry, tokens, strict=True)
             ]
         )

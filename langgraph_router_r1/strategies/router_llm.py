@@ -8,12 +8,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from typing_extensions import override
 
 from langgraph_router_r1 import protocol
-from langgraph_router_r1.engines.base import ContextFullError, Generation, RouterEngine, observation_segment
+from langgraph_router_r1.engines import llm_run
+from langgraph_router_r1.engines.base import (
+    ContextFullError,
+    Generation,
+    RouterEngine,
+    can_be_constrained,
+    observation_segment,
+)
 from langgraph_router_r1.ledger import FREE, PER_MILLION, Price, cost, worst_case
 from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.registry import ModelRegistry
@@ -38,7 +45,7 @@ class RouterLLM(Strategy):
     """Lets a router LLM decide, trained or prompted.
 
     Raises:
-        ValueError: A number of tokens is below 1.
+        ValueError: A number of tokens is below 1, or the engine can't be constrained and shall be.
     """
 
     engine: RouterEngine
@@ -53,6 +60,8 @@ class RouterLLM(Strategy):
     """Of the router's own tokens."""
     relays: bool = False
     """Whether it may pass on a reply as its answer; the prompt must say how."""
+    constrain: Literal["names"] | None = None
+    """Whether it can name only models that can be asked, while it samples."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1 or self.max_info_tokens < 1:
@@ -60,6 +69,12 @@ class RouterLLM(Strategy):
                 f"max_tokens is {self.max_tokens!r} and max_info_tokens {self.max_info_tokens!r}; "
                 "both must be 1 or more"
             )
+            raise ValueError(msg)
+        if self.constrain not in {None, "names"}:
+            msg = f"constrain is {self.constrain!r}; it must be 'names' or None"
+            raise ValueError(msg)
+        if self.constrain is not None and not can_be_constrained(self.engine):
+            msg = f"constrain is {self.constrain!r}, and {self.engine!r} can't be constrained; a VLLMEngine can"
             raise ValueError(msg)
         self._has_tokenizer = False
         self._prompt_digest = hashlib.sha256(self.prompt.template.encode()).hexdigest()
@@ -82,7 +97,7 @@ class RouterLLM(Strategy):
         if turn.max_tokens < 1:
             return _finish(turn, "budget_exhausted")
         try:
-            generation = self.engine.generate(turn.transcript, max_tokens=turn.max_tokens, **self._options(turn))
+            generation = llm_run.generate(self.engine, turn.transcript, **self._options(turn))
         except ContextFullError:
             return _finish(turn, "context_full")
         return self._read(turn, generation)
@@ -96,7 +111,7 @@ class RouterLLM(Strategy):
         if turn.max_tokens < 1:
             return _finish(turn, "budget_exhausted")
         try:
-            generation = await self.engine.agenerate(turn.transcript, max_tokens=turn.max_tokens, **self._options(turn))
+            generation = await llm_run.agenerate(self.engine, turn.transcript, **self._options(turn))
         except ContextFullError:
             return _finish(turn, "context_full")
         return self._read(turn, generation)
@@ -130,21 +145,29 @@ class RouterLLM(Strategy):
         return _Turn(view, added, transcript, may_ask, self._affordable_tokens(limits, view.spent_usd, transcript))
 
     def _options(self, turn: _Turn) -> dict[str, Any]:
-        """Return what ends the turn, and what is told of its text if somebody listens."""
+        """Return how long the turn may be, what ends it, and what is told of its text if somebody listens."""
         stop = [protocol.SEARCH_END, protocol.ANSWER_END] if turn.may_ask else [protocol.ANSWER_END]
         if self.relays:
             last = len(turn.view.replies)
             stop += [protocol.relay_tag(number) for number in range(max(1, last - MAX_RELAY_STOPS + 1), last + 1)]
         stream = turn.view.stream
+        options: dict[str, Any] = {"max_tokens": turn.max_tokens, "stop": stop}
+        if self.constrain == "names" and turn.may_ask:
+            options["constraints"] = self._constraints(turn.view)
         if stream is None:
-            return {"stop": stop}
+            return options
         scanner = TurnScanner(routing=turn.may_ask, relaying=self.relays)
 
         def on_text(piece: str) -> None:
             for kind, text in scanner.feed(piece):
                 (stream.answer if kind == "answer" else stream.think)(text)
 
-        return {"stop": stop, "on_text": on_text}
+        return {**options, "on_text": on_text}
+
+    def _constraints(self, view: View) -> tuple[protocol.Constraint, ...]:
+        """Return the constraints by which the router can name only models that it can ask."""
+        names = [model.display_name for model in view.offered if view.affords(model.name, "?")]
+        return protocol.name_constraints(names, replies=len(view.replies) if self.relays else None)
 
     def _read(self, turn: _Turn, generation: Generation) -> Decision:
         self._has_tokenizer = True  # no turn is sampled without it
@@ -230,12 +253,12 @@ class RouterLLM(Strategy):
         """Return how many tokens the router may sample: fewer than its limit when the budget pays for fewer."""
         if limits.budget_usd is None or self.price == FREE:
             return self.max_tokens
-        left = limits.budget_usd - spent - worst_case(_prompt_tokens(transcript), 0, self.price)
+        prompt_tokens = _prompt_tokens(transcript)
+        left = limits.budget_usd - spent - worst_case(prompt_tokens, 0, self.price)
         if left < 0:
             return 0
-        if self.price.completion == 0:
-            return self.max_tokens
-        return min(self.max_tokens, int(left / (self.price.completion * PER_MILLION)))
+        per_token = self.price.at(prompt_tokens).completion * PER_MILLION
+        return min(self.max_tokens, int(left / per_token)) if per_token else self.max_tokens
 
     def _answer_usd(self, prompt_tokens: int) -> float:
         """Return what a turn may cost that reads the replies to calls made after a prompt of this length."""
