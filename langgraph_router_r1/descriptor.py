@@ -131,8 +131,8 @@ class ModelDescriptor(BaseModel):
     requests_per_second: Number | None = Field(default=None, gt=0)
     """Most attempts a second, shared by everybody who uses the same router; waiting is not part of `timeout_s`."""
     rest_after: Count = Field(default=5, ge=0)
-    """After how many failures in a row it is not asked for a while; 0 for never. Timeouts, failed connections, server
-    errors and rate limits count, in each attempt of a call."""
+    """After how many failures in a row it is not asked for a while; 0 for never. Timeouts, failed connections and
+    server errors count, in each attempt of a call; rate limits do not."""
     rest_s: Number = Field(default=30.0, gt=0, le=86_400)
     """For how many seconds; then one request is made as a trial."""
     alias: str | None = None

@@ -12,16 +12,24 @@ import threading
 from collections.abc import Iterator
 
 from circuitbreaker import CircuitBreaker
+from langchain_core.exceptions import ModelAPIError, ModelConnectionError, ModelTimeoutError
 
-from langgraph_router_r1.calls.middleware import TRANSIENT_ERRORS
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.engines.base import EngineUnavailableError
 
 logger = logging.getLogger(__name__)
 
-UNHEALTHY = (*TRANSIENT_ERRORS, TimeoutError, ConnectionError, EngineUnavailableError)
-"""The failures that count: no reply in time, no connection, server errors and rate limits; the last is of a router that
-is asked as a model. Any other failure shows that the model is there, as a reply does."""
+UNHEALTHY = (
+    ModelAPIError,
+    ModelConnectionError,
+    ModelTimeoutError,
+    TimeoutError,
+    ConnectionError,
+    EngineUnavailableError,
+)
+"""The failures that count: server errors, no connection, no reply in time; the last is of a router that is asked as a
+model. Any other failure shows that the model is there, as a reply does. A rate limit does, too: a burst of calls meets
+it all at once, and waiting a second helps."""
 
 
 class RestingError(RuntimeError):
