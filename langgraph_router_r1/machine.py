@@ -37,7 +37,7 @@ from langgraph_router_r1.calls.planning import pending_calls, worst_cases
 from langgraph_router_r1.calls.prompt_cache import beginning
 from langgraph_router_r1.engines.base import EngineError
 from langgraph_router_r1.events import AnswerStream, StreamedText, stream_call, stream_end, stream_reply, stream_thought
-from langgraph_router_r1.ledger import add_bounds, bound
+from langgraph_router_r1.ledger import PriceNote, add_bounds, bound
 from langgraph_router_r1.node import Node
 from langgraph_router_r1.settings import Limits
 from langgraph_router_r1.state import (
@@ -280,7 +280,7 @@ class RouterMachine:
             "question_id": question_of(state).id,
             "limits": self._limits(state).as_state(),
             "strategy": self.strategy.note(),
-            "prices": {model.name: model.price.note() for model in self.candidates.registry},
+            "prices": self._prices,
             **nothing_yet(),
             "began_with": beginning(state["messages"]),
             "tools": tools_of(get_runtime().context),
@@ -288,6 +288,11 @@ class RouterMachine:
             "before": add_spending(before),
             "routing": empty_account(earlier, before),
         }
+
+    @functools.cached_property
+    def _prices(self) -> dict[str, PriceNote]:
+        """What each model costs, for the record of a run."""
+        return {model.name: model.price.note() for model in self.candidates.registry}
 
     def _left_behind(self, state: RouterState) -> Spending:
         """Return what the run spent that the state holds, with what its calls in flight may have cost."""
