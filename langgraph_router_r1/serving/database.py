@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, cast
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -28,7 +29,6 @@ RUNS = Table(
     Column("cost_usd", Float, nullable=False),
     Column("maybe_cost_usd", Float),
     Column("charged_usd", Float, nullable=False),
-    Column("server", String(64), nullable=False),
     Column("lease_until", Float, nullable=False),
     Column("record", Text),
     Index("router_r1_runs_by_time", "created_at"),
@@ -54,7 +54,7 @@ async def open_database(url: str) -> AsyncIterator[tuple[AsyncEngine, BaseCheckp
         url: A file of SQLite's, or `postgresql://...`.
 
     Raises:
-        ValueError: It is the address of another kind of database.
+        ValueError: It is the address of another kind of database, or a file in a directory that does not exist.
         ImportError: The package for it is not installed.
     """
     is_postgres = url.startswith(("postgresql://", "postgres://"))
@@ -62,6 +62,8 @@ async def open_database(url: str) -> AsyncIterator[tuple[AsyncEngine, BaseCheckp
         # Not shown: it may hold a password.
         msg = "the database must be a file, for SQLite, or an address that begins with postgresql://"
         raise ValueError(msg)
+    if not is_postgres and not Path(url).parent.is_dir():
+        raise ValueError(f"the database can't be made: {str(Path(url).parent)!r} is no directory")
     opened = _postgres(url) if is_postgres else _sqlite(url)
     async with opened as pair:
         yield pair

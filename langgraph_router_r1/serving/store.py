@@ -76,11 +76,11 @@ class OverBudgetError(Exception):
 
 
 class Store:
-    """The runs and the spending of one database, for one server process."""
+    """The runs and the spending of one database, which several servers may share."""
 
-    def __init__(self, engine: AsyncEngine, server: str) -> None:
-        """Use an engine of `open_database`; no other process that uses the database has this server's name."""
-        self._engine, self._server = engine, server
+    def __init__(self, engine: AsyncEngine) -> None:
+        """Use an engine of `open_database`."""
+        self._engine = engine
 
     async def accept(
         self,
@@ -119,7 +119,6 @@ class Store:
                 "cost_usd": 0.0,
                 "maybe_cost_usd": 0.0,
                 "charged_usd": reserved or 0.0,
-                "server": self._server,
                 "lease_until": now + LEASE_S,
             }
             await connection.execute(insert(RUNS).values(row))
@@ -190,23 +189,23 @@ class Store:
             await connection.execute(update(RUNS).where(RUNS.c.id == run_id).values(ended))
         return True
 
-    async def renew(self) -> None:
-        """Tell other servers that the open runs of this one still run."""
+    async def renew(self, run_ids: Sequence[str]) -> None:
+        """Tell other servers that these runs still run."""
         async with self._engine.begin() as connection:
-            mine = (RUNS.c.status == "running") & (RUNS.c.server == self._server)
+            mine = (RUNS.c.status == "running") & RUNS.c.id.in_(run_ids)
             await connection.execute(update(RUNS).where(mine).values(lease_until=time.time() + LEASE_S))
 
     async def take_lost(self) -> list[str]:
-        """Return the ids of runs whose server is gone; they are left to this one to settle."""
+        """Return the ids of runs whose server is gone; they are left to the caller to settle."""
         now = time.time()
-        over = (RUNS.c.status == "running") & (RUNS.c.lease_until < now) & (RUNS.c.server != self._server)
+        over = (RUNS.c.status == "running") & (RUNS.c.lease_until < now)
         async with self._engine.connect() as connection:
             found = (await connection.execute(select(RUNS.c.id).where(over))).scalars().all()
         taken = []
         for run_id in found:
             async with self._engine.begin() as connection:
                 mine = update(RUNS).where(RUNS.c.id == run_id, over)
-                if _count(await connection.execute(mine.values(server=self._server, lease_until=now + LEASE_S))):
+                if _count(await connection.execute(mine.values(lease_until=now + LEASE_S))):
                     taken.append(run_id)
         return taken
 
