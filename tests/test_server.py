@@ -182,3 +182,52 @@ def test_langchains_client_asks_and_streams_and_binds(tmp_path: Path) -> None:
         assert model.invoke("Capital of Peru?").text == "Lima"
         assert "".join(chunk.text for chunk in model.stream("Capital of Peru?")) == "Lima"
         assert model.bind_tools([WEATHER]).invoke("How warm?").tool_calls == [CALL]
+
+
+def test_responses_are_whole_streamed_with_tools_and_in_a_form(tmp_path: Path) -> None:
+    form = ScriptedChatModel(["It is Lima.", AIMessage("", tool_calls=[FORM_CALL])])
+    asks = [search("small: a?"), answer("Lima")]
+    engine = ScriptedEngine(
+        [*asks, *asks, search("tools: a?"), answer("21"), search("tools: a?"), search("form: a?"), answer("Lima")]
+    )
+    registry = pool(small="It is Lima.", tools=ScriptedChatModel([AIMessage("", tool_calls=[CALL])]), form=form)
+    tool = {"type": "function", **WEATHER["function"], "strict": False}
+    with serving(engine, registry, tmp_path / "runs.sqlite") as server:
+        responses = client(server).responses
+        whole = responses.create(model="router-r1", input="Capital of Peru?", instructions="Be kind.")
+        assert (whole.output_text, whole.status) == ("Lima", "completed")
+        assert whole.usage.total_tokens > 100
+        assert whole.router_r1["cost_usd"] == pytest.approx(13e-6)
+
+        with responses.stream(model="router-r1+trace", input=ASKED) as stream:
+            kinds = [event.type for event in stream]
+            last = stream.get_final_response()
+        assert last.output_text == "Lima"
+        assert "→ small: a?" in last.output[0].content[0].text
+        assert [kind for kind in kinds if not kind.endswith(".delta")] == [
+            f"response.{kind}"
+            for kind in (
+                "created", "in_progress", "output_item.added", "reasoning_text.done", "output_item.done",
+                "output_item.added", "content_part.added", "output_text.done", "content_part.done",
+                "output_item.done", "completed",
+            )
+        ]  # fmt: skip
+
+        [called] = responses.create(model="router-r1", input="How warm?", tools=[tool]).output
+        assert (called.type, called.name, json.loads(called.arguments)) == (
+            "function_call",
+            "weather",
+            {"city": "Lima"},
+        )
+        result = {"type": "function_call_output", "call_id": called.call_id, "output": "It has 21."}
+        asked = [{"role": "user", "content": "How warm?"}, called.model_dump(), result]
+        assert responses.create(model="router-r1", input=asked, tools=[tool]).output_text == "21"
+        assert "It has 21." in bytes(engine.prompts[-1]).decode()
+
+        with responses.stream(model="router-r1", input="How warm?", tools=[tool]) as stream:
+            [streamed] = stream.get_final_response().output
+        assert streamed.arguments == called.arguments
+
+        assert responses.parse(model="router-r1", input=ASKED, text_format=Capital).output_parsed == Capital(
+            city="Lima"
+        )

@@ -25,13 +25,14 @@ from typing_extensions import Unpack
 from langgraph_router_r1.calls.client import Clients
 from langgraph_router_r1.engines.base import RouterEngine
 from langgraph_router_r1.registry import ModelRegistry
-from langgraph_router_r1.serving import chat, run_pages
+from langgraph_router_r1.serving import chat, responses, run_pages
 from langgraph_router_r1.serving.database import open_database
 from langgraph_router_r1.serving.errors import ApiError, invalid, invalid_fields
 from langgraph_router_r1.serving.keys import Key, Keys
 from langgraph_router_r1.serving.metrics import Metrics
 from langgraph_router_r1.serving.options import ServerSettings
 from langgraph_router_r1.serving.reply import whole_reply
+from langgraph_router_r1.serving.responses_wire import ResponsesRequest
 from langgraph_router_r1.serving.runs import Run, Runs
 from langgraph_router_r1.serving.store import Store
 from langgraph_router_r1.serving.targets import Targets
@@ -77,6 +78,7 @@ def create_app(
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.allowed_hosts), www_redirect=False)
     for path, method, endpoint in (
         ("/v1/chat/completions", "POST", api.chat),
+        ("/v1/responses", "POST", api.responses),
         ("/v1/models", "GET", api.models),
         ("/v1/models/{name:path}", "GET", api.model),
         ("/v1/runs", "GET", api.list_runs),
@@ -146,6 +148,14 @@ class Api:
             options = body.stream_options
             return _stream(run, chat.chunks(run, include_usage=options is not None and options.include_usage))
         return _json(run, chat.completion(run, await whole_reply(run)))
+
+    async def responses(self, request: Request) -> Response:
+        """`POST /v1/responses`."""
+        body = await self._read(request, ResponsesRequest)
+        run = await self._start(request, body.asked())
+        if body.stream:
+            return _stream(run, responses.events(run))
+        return _json(run, responses.response(run, await whole_reply(run)))
 
     async def models(self, request: Request) -> Response:
         """`GET /v1/models`: what the key may ask for."""

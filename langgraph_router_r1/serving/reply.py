@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from langchain_core.messages import AIMessage
@@ -91,7 +91,7 @@ class ReplyStream:
         self.reply: Reply | None = None
         """The whole, when all pieces are there."""
         self._run = run
-        self._sent, self._message_id = "", ""
+        self._sent, self._trace, self._message_id = "", "", ""
         # What stands before a stop string, and in a form, is known at the end only.
         self._waits = bool(run.asked.stop) or bool(run.asked.tools and run.asked.tools["is_form"])
         self._thought_turn = -1
@@ -109,12 +109,13 @@ class ReplyStream:
                 continue
             if run.asked.options.events:
                 yield Piece("event", event=event)
-            if run.traces and (traced := self.traced(event)):
+            if run.traces and (traced := self._traced(event)):
+                self._trace += traced
                 yield Piece("reasoning", traced)
             if text := self._answered(event):
                 self._sent += text
                 yield Piece("text", text)
-        self.reply = Reply.of(run, await run.result())
+        self.reply = replace(Reply.of(run, await run.result()), reasoning=self._trace)
         if not self.reply.text.startswith(self._sent):
             message = "the answer that was sent broke off, and another one took its place"
             raise ApiError(502, message, "answer_replaced", run_id=run.id)
@@ -129,7 +130,7 @@ class ReplyStream:
         self._message_id = event["message_id"]
         return event["text"]
 
-    def traced(self, event: RouterEvent) -> str:
+    def _traced(self, event: RouterEvent) -> str:
         """Return what an event adds to the trace."""
         match event["type"]:
             case "router_r1.think_delta":
@@ -154,9 +155,10 @@ async def whole_reply(run: Run) -> Reply:
         ApiError: It broke off.
     """
     stream = ReplyStream(run)
-    reasoning = [piece.text async for piece in stream.pieces() if piece.kind == "reasoning"]
+    async for _ in stream.pieces():
+        pass
     assert stream.reply is not None
-    return Reply(**{**vars(stream.reply), "reasoning": "".join(reasoning)})
+    return stream.reply
 
 
 def bill(run_id: str, routing: RunReport) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
 from pydantic import BaseModel, ConfigDict, Field
@@ -197,13 +197,6 @@ class ChatRequest(Wire):
             stream=self.stream,
             stop=tuple(text for text in stop if text),
         )
-
-
-class Request(Protocol):
-    """The body of a request, of whichever API."""
-
-    def asked(self) -> Asked:
-        """Return what the request asks."""
 
 
 @dataclass(frozen=True, kw_only=True)
