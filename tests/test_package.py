@@ -63,7 +63,7 @@ LAYERS = (
     },
     {"question", "descriptor", "registry", "state", "prompts"},
     {"engines", "settings", "accounting", "events", "intents", "testing", "trace"},
-    {"calls", "strategies", "serving"},
+    {"calls", "strategies"},
     {
         "machine",
         "graph",
@@ -75,6 +75,7 @@ LAYERS = (
         "fork",
         "otel",
         "decision_model",
+        "serving",
     },
     {"evaluation", "pocket"},
     {"cli"},

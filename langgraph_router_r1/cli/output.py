@@ -36,6 +36,15 @@ EXTRAS = {
     "scipy": "eval",
     "sklearn": "eval",
     "tomlkit": "eval",
+    "aiosqlite": "serve",
+    "fastapi": "serve",
+    "langgraph.checkpoint.sqlite": "serve",
+    "prometheus_client": "serve",
+    "sqlalchemy": "serve",
+    "uvicorn": "serve",
+    "langgraph.checkpoint.postgres": "serve-postgres",
+    "psycopg": "serve-postgres",
+    "psycopg_pool": "serve-postgres",
 }
 """The extra that brings a module which may be missing."""
 

@@ -1,0 +1,162 @@
+"""`router-r1 serve`: the router as a server that speaks OpenAI's API."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from langgraph_router_r1.cli.app import cli
+from langgraph_router_r1.cli.output import errors, fail, failing_clearly, results_console
+from langgraph_router_r1.cli.pool import (
+    ModelOption,
+    RegistryOption,
+    RouterOption,
+    finite,
+    is_chat_model,
+    open_pool,
+)
+from langgraph_router_r1.pocket import MAX_ROUTER_TOKENS, ROUTER_NAME
+from langgraph_router_r1.registry import ModelRegistry
+from langgraph_router_r1.settings import AnswerStyle
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+logger = logging.getLogger(__name__)
+
+GRACE_S = 20
+"""How long requests have to end when the server is stopped; then they are broken off, and what they spent is kept."""
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+
+
+@cli.command()
+def serve(
+    registry: RegistryOption = None,
+    router: RouterOption = None,
+    model: ModelOption = ROUTER_NAME,
+    host: Annotated[str, typer.Option(help="Address to listen on. Any but loopback needs keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8787,
+    database: Annotated[
+        str, typer.Option(help="Where runs and spending are kept: a SQLite file, or postgresql://...")
+    ] = "router-r1.sqlite",
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="File with hashes of keys, budgets and rates (.toml); ROUTER_R1_SERVER_KEYS adds others."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen on other addresses than loopback without keys.")
+    ] = False,
+    run_budget: Annotated[
+        float | None, typer.Option(min=0, callback=finite, help="The most that one run may cost, in dollars.")
+    ] = None,
+    router_price: Annotated[
+        float | None,
+        typer.Option(min=0, callback=finite, help="Price of the router's own tokens, in dollars per million."),
+    ] = None,
+    answer: Annotated[
+        AnswerStyle, typer.Option(help="How long answers shall be; the pocket router gives short ones.")
+    ] = "short",
+    max_concurrent: Annotated[int, typer.Option(min=1, help="Most runs at a time; more are refused (429).")] = 256,
+    timeout: Annotated[float, typer.Option(min=1, callback=finite, help="Most seconds that a run may take.")] = 300.0,
+) -> None:
+    """Serve the router by OpenAI's API, until Ctrl-C.
+
+    Without options, it starts the pocket pool and serves it on this machine. SIGHUP reads the registry file again.
+    """
+    with failing_clearly():
+        from langgraph_router_r1.serving.keys import read_keys
+        from langgraph_router_r1.serving.openai_api import create_app
+        from langgraph_router_r1.serving.options import ServerSettings
+
+        known = read_keys(keys)
+        is_loopback = _is_loopback(host)
+        if not is_loopback and not known and not insecure:
+            fail(
+                f"--host is {host!r}, which others can reach, and there are no keys: give --keys, set "
+                "ROUTER_R1_SERVER_KEYS, or say --insecure"
+            )
+        if is_chat_model(router) and router_price is None:
+            fail("--router is a chat model: give the price of its tokens with --router-price, in dollars per million")
+        asyncio.run(_check_database(database))
+        settings = ServerSettings(
+            database=database,
+            keys=known,
+            run_budget_usd=run_budget,
+            max_concurrent=max_concurrent,
+            run_timeout_s=timeout,
+            allowed_hosts=LOOPBACK_HOSTS if is_loopback else ("*",),
+        )
+        with open_pool(registry, router, model, errors) as (engine, pool):
+            app = create_app(
+                engine,
+                pool,
+                settings,
+                answer=answer,
+                max_tokens=MAX_ROUTER_TOKENS if router is None else 1024,
+                router_price="free" if router_price is None else router_price,
+            )
+            results_console().print(
+                f"http://{host}:{port}/v1  serves: router-r1, {', '.join(pool.names)}", markup=False
+            )
+            asyncio.run(_serve(app, host, port, registry))
+
+
+async def _check_database(database: str) -> None:
+    """Find out what is wrong with the database before the router is started."""
+    from langgraph_router_r1.serving.database import open_database
+
+    try:
+        async with open_database(database):
+            pass
+    except (ImportError, ValueError):
+        raise
+    except Exception as error:  # noqa: BLE001 - of several packages; their words may hold the address
+        fail(f"--database can't be opened ({type(error).__name__}): is it there, and may it be written?")
+
+
+async def _serve(app: FastAPI, host: str, port: int, registry: Path | None) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    if registry is not None:
+        reload = _reloading(app, registry)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+    await uvicorn.Server(config).serve()
+
+
+def _reloading(app: FastAPI, path: Path) -> Callable[[], None]:
+    def reload() -> None:
+        try:
+            pool = ModelRegistry.from_file(path)
+            app.state.api.serve(pool)
+        except ValueError as error:  # of which kind a registry's errors are
+            logger.error("the registry that is served stays: %s", error)  # noqa: TRY400 - its words say all
+        else:
+            logger.warning("the registry is read again; it has: %s", ", ".join(pool.names))
+
+    return reload
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,116 @@
+"""The tables of the server's database, and how it is opened: SQLite or PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from sqlalchemy import Column, Float, Index, Integer, MetaData, String, Table, Text, event, make_url, text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+metadata = MetaData()
+RUNS = Table(
+    "router_r1_runs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("client_id", String(128)),
+    Column("key", String(64), nullable=False),
+    Column("day", String(10), nullable=False),
+    Column("model", String(256), nullable=False),
+    Column("question", Text, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("error", Text),
+    Column("created_at", Float, nullable=False),
+    Column("ended_at", Float),
+    Column("reserved_usd", Float),
+    Column("cost_usd", Float, nullable=False),
+    Column("maybe_cost_usd", Float),
+    Column("charged_usd", Float, nullable=False),
+    Column("lease_until", Float, nullable=False),
+    Column("record", Text),
+    Index("router_r1_runs_by_time", "created_at"),
+    Index("router_r1_runs_by_key", "key", "created_at"),
+    Index("router_r1_runs_by_client_id", "client_id"),
+    Index("router_r1_runs_open", "status", "lease_until"),
+)
+SPENDING = Table(
+    "router_r1_spending",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("period", String(10), primary_key=True),  # a day, 2026-11-28, or a month, 2026-11
+    Column("charged_usd", Float, nullable=False),
+    Column("runs", Integer, nullable=False),
+)
+
+
+@asynccontextmanager
+async def open_database(url: str) -> AsyncIterator[tuple[AsyncEngine, BaseCheckpointSaver[Any]]]:
+    """Open a database, and make its tables if need be; give its engine, and a saver of checkpoints.
+
+    Args:
+        url: A file of SQLite's, or `postgresql://...`.
+
+    Raises:
+        ValueError: It is the address of another kind of database, or a file in a directory that does not exist.
+        ImportError: The package for it is not installed.
+    """
+    is_postgres = url.startswith(("postgresql://", "postgres://"))
+    if "://" in url and not is_postgres:
+        # Not shown: it may hold a password.
+        msg = "the database must be a file, for SQLite, or an address that begins with postgresql://"
+        raise ValueError(msg)
+    if not is_postgres and not Path(url).parent.is_dir():
+        raise ValueError(f"the database can't be made: {str(Path(url).parent)!r} is no directory")
+    opened = _postgres(url) if is_postgres else _sqlite(url)
+    async with opened as pair:
+        yield pair
+
+
+@asynccontextmanager
+async def _sqlite(path: str) -> AsyncIterator[tuple[AsyncEngine, Any]]:
+    from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", connect_args={"timeout": 30}, hide_parameters=True)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def prepare(connection: Any, _: Any) -> None:
+        cursor = connection.cursor()
+        # Killed processes lose nothing in this mode; a machine that loses its power, the last moments at most.
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    try:
+        async with AsyncSqliteSaver.from_conn_string(path) as saver:
+            await saver.setup()
+            for pragma in ("busy_timeout=30000", "synchronous=NORMAL"):
+                await saver.conn.execute(f"PRAGMA {pragma}")
+            async with engine.begin() as connection:
+                await connection.run_sync(metadata.create_all)
+            yield engine, saver
+    finally:
+        await engine.dispose()
+
+
+@asynccontextmanager
+async def _postgres(url: str) -> AsyncIterator[tuple[AsyncEngine, Any]]:
+    from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+    from psycopg.rows import dict_row
+    from psycopg_pool import AsyncConnectionPool
+
+    address = make_url(url).set(drivername="postgresql+psycopg")
+    engine = create_async_engine(address, pool_size=10, hide_parameters=True)
+    options: dict[str, Any] = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
+    try:
+        async with AsyncConnectionPool(url, kwargs=options, min_size=1, max_size=10) as pool:
+            saver = AsyncPostgresSaver(cast("Any", pool))
+            async with engine.begin() as connection:
+                await connection.execute(text("SELECT pg_advisory_xact_lock(8787)"))  # servers may start together
+                await connection.run_sync(metadata.create_all)
+                await saver.setup()
+            yield engine, saver
+    finally:
+        await engine.dispose()

@@ -1,0 +1,56 @@
+"""What the server tells about its runs and its models, as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from langgraph_router_r1.descriptor import ModelDescriptor
+from langgraph_router_r1.serving.store import StoredRun
+from langgraph_router_r1.serving.wire import Wire
+
+MAX_RUNS = 200
+
+
+class RunsQuery(Wire):
+    """The query of `GET /v1/runs`."""
+
+    search: str | None = Field(default=None, max_length=500)
+    """A text that the question must hold."""
+    client_request_id: str | None = None
+    before: float | None = None
+    """Only runs that began before this time, in seconds since 1970: how one turns pages."""
+    limit: int = Field(default=50, ge=1, le=MAX_RUNS)
+
+
+def run_page(run: StoredRun, *, with_record: bool = False) -> dict[str, Any]:
+    """Return a run as JSON."""
+    page: dict[str, Any] = {
+        "id": run.id,
+        "object": "router_r1.run",
+        "client_request_id": run.client_id,
+        "model": run.model,
+        "question": run.question,
+        "status": run.status,
+        "error": run.error,
+        "created_at": run.created_at,
+        "ended_at": run.ended_at,
+        "budget_usd": run.reserved_usd,
+        "cost_usd": run.cost_usd,
+        "maybe_cost_usd": run.maybe_cost_usd,
+    }
+    if with_record:
+        page["record"] = None if run.record is None else run.record.model_dump(mode="json")
+    return page
+
+
+def model_page(model: ModelDescriptor) -> dict[str, Any]:
+    """Return what may be told of a model of the pool: nothing of where it is and how it is reached."""
+    return {
+        "description": model.description,
+        "price": {"prompt": model.price.prompt, "completion": model.price.completion},
+        "latency_s": model.latency_s,
+        "skills": model.skills,
+        "modalities": list(model.modalities),
+    }

@@ -1,0 +1,266 @@
+"""Runs of the server: each in a task of its own, which writes how it ended whatever happens to its client."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver
+
+from langgraph_router_r1.accounting import spending
+from langgraph_router_r1.engines.base import EngineError
+from langgraph_router_r1.events import RouterEvent
+from langgraph_router_r1.ledger import Price
+from langgraph_router_r1.question import question_images
+from langgraph_router_r1.record import RECORD_KEYS, RunRecord
+from langgraph_router_r1.serving.broken_off import broken_off
+from langgraph_router_r1.serving.errors import ApiError, invalid
+from langgraph_router_r1.serving.keys import Key
+from langgraph_router_r1.serving.metrics import Metrics
+from langgraph_router_r1.serving.options import ServerSettings
+from langgraph_router_r1.serving.store import LEASE_S, Allowance, OverBudgetError, RunStatus, Store
+from langgraph_router_r1.serving.targets import ROUTER, Target, Targets
+from langgraph_router_r1.serving.wire import Asked
+from langgraph_router_r1.state import RouterContext, Spending
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 1.0
+"""When a request can be tried again that came when the server was full."""
+
+
+class Run:
+    """A run that was accepted: its events while it runs, and its record at the end."""
+
+    def __init__(self, run_id: str, asked: Asked, target: Target) -> None:
+        """Describe it; `Runs.start` starts it."""
+        self.id, self.asked, self.target = run_id, asked, target
+        self.created_at = time.time()
+        self.task: asyncio.Task[None] | None = None
+        self.values: dict[str, Any] = {}
+        """The state of the graph, with its `RECORD_KEYS` and `routing`, as far as it came."""
+        self.error: ApiError | None = None
+        """Why it broke off."""
+        self.is_over = False
+        """Whether it only has to be recorded."""
+        self._events: asyncio.Queue[RouterEvent | None] = asyncio.Queue()
+
+    @property
+    def traces(self) -> bool:
+        """Whether its client is to see thoughts, calls and replies."""
+        return self.target.trace if self.asked.options.trace is None else self.asked.options.trace
+
+    async def events(self, wait_s: float) -> AsyncIterator[RouterEvent | None]:
+        """Yield its events until it is over; None whenever there was none for so many seconds."""
+        while True:
+            try:
+                event = await asyncio.wait_for(self._events.get(), wait_s)
+            except TimeoutError:
+                yield None
+                continue
+            if event is None:
+                return
+            yield event
+
+    def take(self, event: RouterEvent | None) -> None:
+        """Pass an event on; None ends them."""
+        self._events.put_nowait(event)
+
+    async def result(self) -> dict[str, Any]:
+        """Wait for its end; return `values`.
+
+        Raises:
+            ApiError: It broke off.
+        """
+        assert self.task is not None
+        await asyncio.wait([self.task])
+        if self.error is not None:
+            raise self.error
+        return self.values
+
+    def cancel(self) -> None:
+        """Break it off, with its routed calls; what it has spent is recorded."""
+        if self.task is not None and not self.is_over:
+            self.task.cancel()
+
+
+class Runs:
+    """Starts runs, and keeps what came of them."""
+
+    def __init__(
+        self,
+        store: Store,
+        saver: BaseCheckpointSaver[Any],
+        targets: Targets,
+        settings: ServerSettings,
+        metrics: Metrics,
+    ) -> None:
+        """Serve these targets; `targets` may be replaced at any time, for the runs that begin from then on."""
+        self.targets = targets
+        self.store, self.metrics = store, metrics
+        self._saver, self._settings = saver, settings
+        self._open: dict[str, Run] = {}
+        self.is_stopping = False
+        """Whether it accepts nothing more."""
+
+    async def start(self, asked: Asked, key: Key | None, client_id: str | None) -> Run:
+        """Accept a request: from here on it has a row, and its run goes on until it ends or is cancelled.
+
+        Raises:
+            ApiError: It is refused.
+        """
+        target = self.targets.find(asked.model)
+        self._check_images(asked)
+        if self.is_stopping:
+            raise ApiError(503, "the server is stopping", "stopping", retry_after_s=RETRY_AFTER_S)
+        if len(self._open) >= self._settings.max_concurrent:
+            message = f"{self._settings.max_concurrent} runs are running, and that is the limit; try again"
+            raise ApiError(429, message, "too_many_runs", retry_after_s=RETRY_AFTER_S)
+        most = None if key is None else key.most_usd
+        run = Run(f"run-{uuid.uuid4().hex}", asked, target)
+        self._open[run.id] = run
+        try:
+            stored = await self.store.accept(
+                run.id,
+                model=asked.model,
+                question=asked.question,
+                key="" if key is None else key.name,
+                client_id=client_id,
+                allowance=Allowance() if key is None else key.allowance,
+                want_usd=_smallest(asked.options.budget_usd, self._settings.run_budget_usd, most),
+            )
+        except BaseException as error:
+            del self._open[run.id]
+            if isinstance(error, OverBudgetError):
+                raise _over_budget(error) from None
+            raise
+        context = RouterContext(
+            cost_weight=_first(asked.options.cost_weight, target.cost_weight),
+            budget_usd=stored.reserved_usd,
+            tools=asked.tools,
+            stream="thought" if run.traces else "answer",
+        )
+        self.metrics.running.inc()
+        run.task = asyncio.create_task(self._work(run, context), name=run.id)
+        await asyncio.sleep(0)  # a task that is cancelled before it begins would write nothing
+        return run
+
+    async def _work(self, run: Run, context: RouterContext) -> None:
+        status: RunStatus = "ended"
+        try:
+            async with asyncio.timeout(self._settings.run_timeout_s):
+                async for mode, item in run.target.graph.astream(
+                    {"messages": run.asked.messages},
+                    _config(run.id),
+                    context=context,
+                    stream_mode=["custom", "values"],
+                    output_keys=[*RECORD_KEYS, "routing"],
+                ):
+                    if mode == "custom":
+                        run.take(cast("RouterEvent", item))
+                    else:
+                        run.values = cast("dict[str, Any]", item)
+        except asyncio.CancelledError:
+            status = "cancelled"
+            run.error = ApiError(503, "the run was cancelled", "cancelled", run_id=run.id)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the run is over and has spent something
+            status = "failed"
+            run.error = self._explained(error, run.id)
+        run.is_over = True
+        try:
+            await self._settle(run, status)
+        finally:
+            run.take(None)
+            del self._open[run.id]
+            self.metrics.running.dec()
+
+    async def _settle(self, run: Run, status: RunStatus) -> None:
+        record: RunRecord | None
+        try:
+            if status == "ended":
+                record = RunRecord.of(run.values)
+                spent = spending(record.report["cost_usd"], record.report["maybe_cost_usd"])
+            else:
+                spent, record = await self._broken_off(run.id, run.target.router_price)
+            error = None if run.error is None else run.error.code
+            await self.store.settle(run.id, status, spent, record, error)
+            await self._saver.adelete_thread(run.id)  # the record has everything
+        except Exception:
+            # Its lease ends, and `look_after` settles it from its checkpoints.
+            logger.exception("%s could not be recorded", run.id)
+            return
+        seconds = time.time() - run.created_at
+        self.metrics.ended(run.target.model or ROUTER, status, seconds, record, self.targets.registry)
+
+    async def _broken_off(self, run_id: str, router_price: Price) -> tuple[Spending, RunRecord | None]:
+        return broken_off(await self.targets.reader.aget_state(_config(run_id)), router_price)
+
+    def _explained(self, error: Exception, run_id: str) -> ApiError:
+        """Return what a client is told; the words of an error may hold addresses, and go into the log."""
+        match error:
+            case TimeoutError():
+                message = f"the run took longer than {self._settings.run_timeout_s:g} s, and was broken off"
+                return ApiError(504, message, "timeout", run_id=run_id)
+            case EngineError():
+                logger.error("%s: %s", run_id, error)
+                return ApiError(502, "the router LLM does not answer", "router_unavailable", run_id=run_id)
+            case _:
+                logger.error("%s failed", run_id, exc_info=error)
+                return ApiError(500, "the run failed; the server's log says why", "run_failed", run_id=run_id)
+
+    def _check_images(self, asked: Asked) -> None:
+        if question_images(asked.messages) and not any(model.reads_images for model in self.targets.registry):
+            raise invalid("the question has an image, and no model here reads images", "messages")
+
+    async def look_after(self) -> None:
+        """Renew the leases of open runs, and settle those that another server, or a broken database, left behind.
+
+        It runs until it is cancelled.
+        """
+        while True:
+            try:
+                await self.store.renew(list(self._open))
+                for run_id in await self.store.take_lost():
+                    # Who decided is in the state; if nothing was decided yet, the router's price is a safe guess.
+                    spent, record = await self._broken_off(run_id, self.targets.router_price)
+                    await self.store.settle(run_id, "lost", spent, record, "lost")
+                    await self._saver.adelete_thread(run_id)
+                    logger.warning("%s was lost", run_id)
+            except Exception:
+                logger.exception("the database can't be used")
+            await asyncio.sleep(LEASE_S / 5)
+
+    async def stop(self) -> None:
+        """Accept nothing more, break off what runs, and wait until it is recorded."""
+        self.is_stopping = True
+        open_runs = list(self._open.values())
+        for run in open_runs:
+            run.cancel()
+        await asyncio.gather(*(run.task for run in open_runs if run.task is not None), return_exceptions=True)
+
+
+def _config(run_id: str) -> RunnableConfig:
+    return {"configurable": {"thread_id": run_id}}
+
+
+def _smallest(*limits: float | None) -> float | None:
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _first(*values: float | None) -> float | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _over_budget(error: OverBudgetError) -> ApiError:
+    if error.reason == "rate":
+        message = "the key has asked as often as it may in a minute"
+        return ApiError(429, message, "rate_limit_exceeded", retry_after_s=error.retry_after_s)
+    resets = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=error.retry_after_s)
+    message = f"the key has spent its budget of this {error.reason}; the next one begins at {resets:%Y-%m-%d %H:%M} UTC"
+    return ApiError(429, message, "insufficient_quota", retry_after_s=error.retry_after_s)

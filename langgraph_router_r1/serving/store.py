@@ -1,0 +1,299 @@
+"""What the server keeps: a row for each request that was accepted, and what each key has spent.
+
+A request is accepted in one transaction, before anything is asked: it gets its row, and what it may spend at most is
+reserved from the budget of its key. When its run ends, what was spent takes the place of the reservation. A running
+server renews the lease of its runs every few seconds; a run whose lease is over was lost with its server.
+
+Checkpoints are in the same database, for as long as a run lasts: from them, another server knows what a lost run spent.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+from sqlalchemy import CursorResult, func, insert, select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from langgraph_router_r1.record import RunRecord
+from langgraph_router_r1.serving.database import RUNS, SPENDING
+from langgraph_router_r1.state import Spending
+
+LEASE_S = 10.0
+"""How long a run counts as running after its server was last heard of."""
+
+RunStatus = Literal["running", "ended", "cancelled", "failed", "lost"]
+"""`ended`: it has an answer. `cancelled`: its client left, or the server was stopped. `failed`: it broke off with an
+error. `lost`: its server is gone."""
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run as the database has it."""
+
+    id: str
+    client_id: str | None
+    """The `X-Client-Request-Id` of its request."""
+    key: str
+    """The name of the key that it was asked with; empty without keys."""
+    day: str
+    """The day, in UTC, whose budget it is charged to."""
+    model: str
+    question: str
+    status: RunStatus
+    error: str | None
+    created_at: float
+    """In seconds since 1970, as `ended_at`."""
+    ended_at: float | None
+    reserved_usd: float | None
+    """What it was allowed to spend; None for no limit."""
+    cost_usd: float
+    maybe_cost_usd: float | None
+    """The most that may have been billed beside; None: no bound is known."""
+    record: RunRecord | None
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What a key may spend and ask; None for no limit."""
+
+    day_usd: float | None = None
+    month_usd: float | None = None
+    requests_per_minute: int | None = None
+
+
+class OverBudgetError(Exception):
+    """The budget of a key is used up, or its rate is."""
+
+    def __init__(self, reason: Literal["day", "month", "rate"], retry_after_s: float) -> None:
+        """Say which of them, and after how many seconds there is something left."""
+        super().__init__(reason)
+        self.reason, self.retry_after_s = reason, retry_after_s
+
+
+class Store:
+    """The runs and the spending of one database, which several servers may share."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        """Use an engine of `open_database`."""
+        self._engine = engine
+
+    async def accept(
+        self,
+        run_id: str,
+        *,
+        model: str,
+        question: str,
+        key: str = "",
+        client_id: str | None = None,
+        allowance: Allowance = Allowance(),
+        want_usd: float | None = None,
+    ) -> StoredRun:
+        """Write the row of a run that begins, and reserve what it may spend: at most `want_usd`, and what is left.
+
+        Raises:
+            OverBudgetError: Nothing is left of a budget, or the key has asked too often.
+        """
+        now = time.time()
+        day = _day(now)
+        async with self._engine.begin() as connection:
+            # These rows are locked from here on: requests of one key are accepted one after the other.
+            for period in (day, day[:7]):
+                await connection.execute(_COUNT_RUN, {"key": key, "period": period})
+            await self._check_rate(connection, key, allowance, now)
+            reserved = await self._reserve(connection, key, day, allowance, want_usd, now)
+            row: dict[str, Any] = {
+                "id": run_id,
+                "client_id": client_id,
+                "key": key,
+                "day": day,
+                "model": model,
+                "question": question,
+                "status": "running",
+                "created_at": now,
+                "reserved_usd": reserved,
+                "cost_usd": 0.0,
+                "maybe_cost_usd": 0.0,
+                "charged_usd": reserved or 0.0,
+                "lease_until": now + LEASE_S,
+            }
+            await connection.execute(insert(RUNS).values(row))
+        return _stored({**row, "error": None, "ended_at": None, "record": None})
+
+    async def _check_rate(self, connection: AsyncConnection, key: str, allowance: Allowance, now: float) -> None:
+        if (most := allowance.requests_per_minute) is None:
+            return
+        recent = select(RUNS.c.created_at).where(RUNS.c.key == key, RUNS.c.created_at > now - 60)
+        found = (await connection.execute(recent.order_by(RUNS.c.created_at.desc()).limit(most))).scalars().all()
+        if len(found) >= most:
+            raise OverBudgetError("rate", min(found[-1] + 60 - now, 60.0))
+
+    async def _reserve(
+        self,
+        connection: AsyncConnection,
+        key: str,
+        day: str,
+        allowance: Allowance,
+        want_usd: float | None,
+        now: float,
+    ) -> float | None:
+        if allowance.day_usd is None and allowance.month_usd is None:
+            return want_usd
+        charged = await self._charged(connection, key, day)
+        reserved = float("inf") if want_usd is None else want_usd
+        for reason, most, spent in (
+            ("month", allowance.month_usd, charged[day[:7]]),
+            ("day", allowance.day_usd, charged[day]),
+        ):
+            if most is None:
+                continue
+            if spent >= most:
+                raise OverBudgetError(cast("Literal['day', 'month']", reason), _until_next(reason, now))
+            reserved = min(reserved, most - spent)
+        await self._charge(connection, key, day, reserved)
+        return reserved
+
+    async def settle(
+        self, run_id: str, status: RunStatus, spent: Spending, record: RunRecord | None, error: str | None = None
+    ) -> bool:
+        """Write how a run ended and what it spent; return False if another server has done so.
+
+        What may have been billed counts against the budget, and if nothing bounds it, all that was reserved. A server
+        that was taken for lost may still correct what another one wrote in its place.
+        """
+        now = time.time()
+        is_open = RUNS.c.status.in_(("running",) if status == "lost" else ("running", "lost"))
+        async with self._engine.begin() as connection:
+            touched = await connection.execute(
+                update(RUNS).where(RUNS.c.id == run_id, is_open).values(lease_until=now)  # locks the row
+            )
+            if not _count(touched):
+                return False
+            row = (await connection.execute(select(RUNS).where(RUNS.c.id == run_id))).mappings().one()
+            cost, maybe = spent["cost_usd"], spent["maybe_cost_usd"]
+            charged = max(cost, row["reserved_usd"] or 0.0) if maybe is None else cost + maybe
+            await self._charge(connection, row["key"], row["day"], charged - row["charged_usd"])
+            ended: dict[str, Any] = {
+                "status": status,
+                "error": error,
+                "ended_at": now,
+                "cost_usd": cost,
+                "maybe_cost_usd": maybe,
+                "charged_usd": charged,
+                "record": None if record is None else record.model_dump_json(),
+            }
+            await connection.execute(update(RUNS).where(RUNS.c.id == run_id).values(ended))
+        return True
+
+    async def renew(self, run_ids: Sequence[str]) -> None:
+        """Tell other servers that these runs still run."""
+        async with self._engine.begin() as connection:
+            mine = (RUNS.c.status == "running") & RUNS.c.id.in_(run_ids)
+            await connection.execute(update(RUNS).where(mine).values(lease_until=time.time() + LEASE_S))
+
+    async def take_lost(self) -> list[str]:
+        """Return the ids of runs whose server is gone; they are left to the caller to settle."""
+        now = time.time()
+        over = (RUNS.c.status == "running") & (RUNS.c.lease_until < now)
+        async with self._engine.connect() as connection:
+            found = (await connection.execute(select(RUNS.c.id).where(over))).scalars().all()
+        taken = []
+        for run_id in found:
+            async with self._engine.begin() as connection:
+                mine = update(RUNS).where(RUNS.c.id == run_id, over)
+                if _count(await connection.execute(mine.values(lease_until=now + LEASE_S))):
+                    taken.append(run_id)
+        return taken
+
+    async def get(self, run_id: str, key: str | None = None) -> StoredRun | None:
+        """Return a run; None if there is none, or if it is of another key than the one named."""
+        wanted = select(RUNS).where(RUNS.c.id == run_id)
+        async with self._engine.connect() as connection:
+            row = (await connection.execute(wanted)).mappings().one_or_none()
+        return None if row is None or key not in (None, row["key"]) else _stored(row)
+
+    async def find(
+        self,
+        *,
+        key: str | None = None,
+        client_id: str | None = None,
+        search: str | None = None,
+        before: float | None = None,
+        limit: int = 50,
+    ) -> Sequence[StoredRun]:
+        """Return runs without their records, the latest first.
+
+        Args:
+            key: Only those of the key of this name.
+            client_id: Only those whose request had this `X-Client-Request-Id`.
+            search: Only those whose question holds this text; case does not matter for ASCII letters.
+            before: Only those that began before this time, in seconds since 1970: how one turns pages.
+            limit: Most runs to return.
+        """
+        columns = [column for column in RUNS.c if column.name != "record"]
+        wanted = select(*columns).order_by(RUNS.c.created_at.desc(), RUNS.c.id).limit(limit)
+        if key is not None:
+            wanted = wanted.where(RUNS.c.key == key)
+        if client_id is not None:
+            wanted = wanted.where(RUNS.c.client_id == client_id)
+        if search:
+            wanted = wanted.where(func.lower(RUNS.c.question).contains(search.lower(), autoescape=True))
+        if before is not None:
+            wanted = wanted.where(RUNS.c.created_at < before)
+        async with self._engine.connect() as connection:
+            rows = (await connection.execute(wanted)).mappings().all()
+        return [_stored({**row, "record": None}) for row in rows]
+
+    async def spent(self, key: str = "") -> dict[str, float]:
+        """Return what a key was charged `today` and in this `month`, in dollars, with what is reserved now."""
+        day = _day(time.time())
+        async with self._engine.connect() as connection:
+            charged = await self._charged(connection, key, day)
+        return {"today": charged[day], "month": charged[day[:7]]}
+
+    async def ping(self) -> None:
+        """Raise an error of SQLAlchemy's if the database does not answer."""
+        async with self._engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def _charged(self, connection: AsyncConnection, key: str, day: str) -> dict[str, float]:
+        mine = select(SPENDING.c.period, SPENDING.c.charged_usd).where(
+            SPENDING.c.key == key, SPENDING.c.period.in_((day, day[:7]))
+        )
+        found = {row.period: row.charged_usd for row in await connection.execute(mine)}
+        return {day: 0.0, day[:7]: 0.0, **found}
+
+    async def _charge(self, connection: AsyncConnection, key: str, day: str, usd: float) -> None:
+        of_run = (SPENDING.c.key == key) & SPENDING.c.period.in_((day, day[:7]))
+        await connection.execute(update(SPENDING).where(of_run).values(charged_usd=SPENDING.c.charged_usd + usd))
+
+
+_COUNT_RUN = text(
+    "INSERT INTO router_r1_spending (key, period, charged_usd, runs) VALUES (:key, :period, 0, 1) "
+    "ON CONFLICT (key, period) DO UPDATE SET runs = router_r1_spending.runs + 1"
+)
+
+
+def _stored(row: Any) -> StoredRun:
+    kept = {name: row[name] for name in StoredRun.__dataclass_fields__}
+    stored = StoredRun(**{**kept, "record": None})
+    return stored if row["record"] is None else replace(stored, record=RunRecord(**json.loads(row["record"])))
+
+
+def _count(result: Any) -> int:
+    return cast("CursorResult[Any]", result).rowcount
+
+
+def _day(now: float) -> str:
+    return dt.datetime.fromtimestamp(now, dt.UTC).date().isoformat()
+
+
+def _until_next(period: str, now: float) -> float:
+    """Return the seconds until the next day or month begins, in UTC."""
+    today = dt.datetime.fromtimestamp(now, dt.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    later = today + dt.timedelta(days=1 if period == "day" else 32)
+    return (later if period == "day" else later.replace(day=1)).timestamp() - now

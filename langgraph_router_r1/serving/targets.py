@@ -1,0 +1,145 @@
+"""What requests may name as their model: the router at some cost weight, or a model of its pool."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, cast
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.graph.state import CompiledStateGraph
+from typing_extensions import override
+
+from langgraph_router_r1.calls.client import Clients
+from langgraph_router_r1.engines.base import RouterEngine
+from langgraph_router_r1.graph import create_router
+from langgraph_router_r1.ledger import FREE, Price
+from langgraph_router_r1.registry import ModelRegistry
+from langgraph_router_r1.serving.errors import ApiError
+from langgraph_router_r1.settings import RouterSettings
+from langgraph_router_r1.strategies import Answer, Ask, Decision, Strategy, View
+
+ROUTER = "router-r1"
+"""The router's name in requests."""
+
+SHOWN_WEIGHTS = (0.3, 0.6, 0.9)
+"""The cost weights whose presets are listed; any other can be named, too."""
+
+_PRESET = re.compile(rf"{ROUTER}(@(?P<weight>0(\.\d{{1,6}})?|1(\.0{{1,6}})?))?(?P<trace>\+trace)?")
+
+Graph = CompiledStateGraph[Any, Any, Any, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a request named."""
+
+    graph: Graph
+    router_price: Price
+    """What the own tokens of whoever decides cost."""
+    model: str | None = None
+    """The model of the pool that is asked directly; None for the router."""
+    cost_weight: float | None = None
+    trace: bool = False
+
+
+@dataclass
+class PassOn(Strategy):
+    """Asks one model, and passes its reply on: a model of the pool, through the router's account."""
+
+    model: str
+
+    @override
+    def decide(self, view: View) -> Decision:
+        if not view.calls:
+            return Ask.one(self.model, view.question, relay=True)
+        return Answer(view.replies[-1]) if view.replies else Answer("", stop_reason="no_answer")
+
+    @override
+    async def adecide(self, view: View) -> Decision:
+        return self.decide(view)
+
+
+class Targets:
+    """The router and its pool, for as long as a registry is served."""
+
+    def __init__(
+        self,
+        engine: RouterEngine | Strategy,
+        registry: ModelRegistry,
+        saver: BaseCheckpointSaver[Any],
+        clients: Clients,
+        settings: RouterSettings,
+    ) -> None:
+        """Build the router.
+
+        Args:
+            engine: Where the router LLM's tokens come from, or the strategy that decides without one.
+            registry: The models that may be asked.
+            saver: Keeps the checkpoints of runs.
+            clients: The connections of the models, kept from one registry to the next.
+            settings: Of the router.
+
+        Raises:
+            ValueError: A model has the router's name, or a setting can't be served.
+        """
+        if settings.get("approve", "never") != "never":
+            msg = "approve: a server has nobody who could approve calls"
+            raise ValueError(msg)
+        taken = [name for name in registry.names if _PRESET.fullmatch(name)]
+        if taken:
+            raise ValueError(f"the registry has a model {taken[0]!r}, which is the name of a router here")
+        self.registry = registry
+        self._saver, self._clients = saver, clients
+        strategy = engine if isinstance(engine, Strategy) else None
+        self._router = create_router(
+            None if strategy is not None else cast("RouterEngine", engine),
+            registry,
+            strategy=strategy,
+            checkpointer=saver,
+            **cast("RouterSettings", {**settings, "clients": clients}),
+        )
+        self.router_price = strategy.price if strategy is not None else Price.parse(settings.get("router_price", FREE))
+        self._direct: dict[str, Graph] = {}
+
+    @property
+    def reader(self) -> Graph:
+        """A graph that can read the checkpoints of all."""
+        return self._router
+
+    @property
+    def names(self) -> list[str]:
+        """The names that are listed."""
+        return [ROUTER, *(f"{ROUTER}@{weight:g}" for weight in SHOWN_WEIGHTS), *self.registry.names]
+
+    def find(self, name: str) -> Target:
+        """Return what a request names.
+
+        Raises:
+            ApiError: There is no such model.
+        """
+        if found := _PRESET.fullmatch(name):
+            weight = found["weight"]
+            return Target(
+                self._router,
+                self.router_price,
+                cost_weight=None if weight is None else float(weight),
+                trace=found["trace"] is not None,
+            )
+        if name not in self.registry:
+            known = ", ".join(map(repr, self.names))
+            raise ApiError(
+                404, f"there is no model {name!r} here; there are: {known}", "model_not_found", param="model"
+            )
+        model = self.registry[name].name
+        if model not in self._direct:
+            # Who asks a model directly sends it the whole conversation.
+            open_ones = (one.model_copy(update={"share_context": "conversation"}) for one in self.registry)
+            self._direct[model] = create_router(
+                strategy=PassOn(model),
+                registry=ModelRegistry(open_ones),
+                checkpointer=self._saver,
+                clients=self._clients,
+                answer="full",
+            )
+        return Target(self._direct[model], FREE, model=model)
