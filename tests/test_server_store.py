@@ -81,9 +81,9 @@ async def test_what_was_spent_takes_the_place_of_what_was_reserved(
 ) -> None:
     run = await accept(servers[0], key, allowance=Allowance(day_usd=1.0), want_usd=0.3)
     assert (await servers[0].spent(key))["today"] == pytest.approx(0.3)
-    assert await servers[0].settle(run.id, "ended", spent, None)
+    assert await servers[0].settle(run, "ended", spent, None)
     assert await servers[1].spent(key) == pytest.approx({"today": charged, "month": charged})
-    assert not await servers[0].settle(run.id, "ended", spending(9.0, 0.0), None), "a run ends once"
+    assert not await servers[0].settle(run, "ended", spending(9.0, 0.0), None), "a run ends once"
     assert (await servers[0].spent(key))["today"] == pytest.approx(charged)
 
 
@@ -91,7 +91,7 @@ async def test_a_used_up_month_is_refused_until_the_next_one(servers: list[Store
     allowance = Allowance(month_usd=0.2)
     run = await accept(servers[0], key, allowance=allowance)
     assert run.reserved_usd == pytest.approx(0.2)
-    await servers[0].settle(run.id, "ended", spending(0.2, 0.0), None)
+    await servers[0].settle(run, "ended", spending(0.2, 0.0), None)
     with pytest.raises(OverBudgetError) as refused:
         await accept(servers[0], key, 1, allowance=allowance)
     assert refused.value.reason == "month"
@@ -114,24 +114,24 @@ async def test_a_run_of_a_dead_server_is_taken_once_and_one_of_a_living_server_n
 ) -> None:
     one, two = servers
     run = await accept(one, key)
-    assert run.id not in await two.take_lost()
+    assert run.id not in [lost.id for lost in await two.take_lost()]
     monkeypatch.setattr(store_module, "LEASE_S", -1.0)  # over at once
     await one.renew([run.id])
     monkeypatch.undo()
     await one.renew([run.id])
-    assert run.id not in await two.take_lost()
+    assert run.id not in [lost.id for lost in await two.take_lost()]
     monkeypatch.setattr(store_module, "LEASE_S", -1.0)
     await one.renew([run.id])
     monkeypatch.undo()
     taken = await asyncio.gather(one.take_lost(), two.take_lost())
-    assert [*taken[0], *taken[1]].count(run.id) == 1
-    assert run.id not in await two.take_lost()
-    assert await two.settle(run.id, "lost", spending(0.1, 0.2), None)
+    assert [lost.id for lost in [*taken[0], *taken[1]]].count(run.id) == 1
+    assert run.id not in [lost.id for lost in await two.take_lost()]
+    assert await two.settle(run, "lost", spending(0.1, 0.2), None)
     found = await one.get(run.id)
     assert found is not None
     assert (found.status, found.cost_usd, found.maybe_cost_usd) == ("lost", 0.1, 0.2)
     # It was not dead after all: what it knows of its own run counts.
-    assert await one.settle(run.id, "ended", spending(0.5, 0.0), None)
+    assert await one.settle(run, "ended", spending(0.5, 0.0), None)
     assert await one.spent(key) == pytest.approx({"today": 0.5, "month": 0.5})
 
 
@@ -148,8 +148,40 @@ async def test_runs_are_found_by_key_client_id_and_text_the_latest_first(servers
     assert await store.get(f"{key}-0", key="another") is None
 
 
+async def test_a_null_character_in_what_a_client_wrote_breaks_no_database(servers: list[Store], key: str) -> None:
+    store = servers[0]
+    await store.accept(f"{key}-0", model="m", question="nul\0nul", key=key)
+    [run] = await store.find(key=key, search="nul\0")
+    assert run.question == "nul\N{REPLACEMENT CHARACTER}nul"
+    assert await store.get("\0") is None
+    assert await store.find(key=key, client_id="\0") == []
+
+
 async def test_another_kind_of_database_is_refused_and_its_password_not_shown() -> None:
     with pytest.raises(ValueError, match="postgresql://") as refused:
         async with open_database("mysql://me:canary@host/db"):
             pass
     assert "canary" not in str(refused.value)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+async def test_a_write_of_a_checkpoint_that_is_cancelled_leaves_the_database_unlocked(
+    closed: bool, tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place: Any = {"configurable": {"thread_id": key, "checkpoint_ns": "", "checkpoint_id": "1"}}
+    url = str(tmp_path / "runs.sqlite")
+    async with open_database(url) as (engine, saver):
+        commit = saver.conn.commit
+
+        async def slow_commit() -> None:
+            await asyncio.sleep(0.2)
+            await commit()
+
+        monkeypatch.setattr(saver.conn, "commit", slow_commit)
+        write = asyncio.create_task(saver.aput_writes(place, [("channel", "value")], "task"))
+        await asyncio.sleep(0.1)
+        write.cancel()
+        if not closed:
+            await asyncio.wait_for(accept(Store(engine), key), 5)
+    async with open_database(url) as (engine, _):
+        await asyncio.wait_for(accept(Store(engine), key, 1), 5)

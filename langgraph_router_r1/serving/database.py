@@ -8,8 +8,21 @@ from pathlib import Path
 from typing import Any, cast
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
-from sqlalchemy import Column, Float, Index, Integer, MetaData, String, Table, Text, event, make_url, text
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy import (
+    Column,
+    Engine,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    create_engine,
+    event,
+    make_url,
+    text,
+)
 
 metadata = MetaData()
 RUNS = Table(
@@ -47,7 +60,7 @@ SPENDING = Table(
 
 
 @asynccontextmanager
-async def open_database(url: str) -> AsyncIterator[tuple[AsyncEngine, BaseCheckpointSaver[Any]]]:
+async def open_database(url: str) -> AsyncIterator[tuple[Engine, BaseCheckpointSaver[Any]]]:
     """Open a database, and make its tables if need be; give its engine, and a saver of checkpoints.
 
     Args:
@@ -70,12 +83,19 @@ async def open_database(url: str) -> AsyncIterator[tuple[AsyncEngine, BaseCheckp
 
 
 @asynccontextmanager
-async def _sqlite(path: str) -> AsyncIterator[tuple[AsyncEngine, Any]]:
-    from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+async def _sqlite(path: str) -> AsyncIterator[tuple[Engine, Any]]:
+    from langgraph_router_r1.serving.sqlite_saver import UncancelledSaver
 
-    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", connect_args={"timeout": 30}, hide_parameters=True)
+    engine = create_engine(
+        f"sqlite:///{path}",
+        connect_args={"timeout": 30, "check_same_thread": False},
+        # SQLite has one writer at a time, and several would wait for one another in steps of milliseconds.
+        pool_size=1,
+        max_overflow=0,
+        hide_parameters=True,
+    )
 
-    @event.listens_for(engine.sync_engine, "connect")
+    @event.listens_for(engine, "connect")
     def prepare(connection: Any, _: Any) -> None:
         cursor = connection.cursor()
         # Killed processes lose nothing in this mode; a machine that loses its power, the last moments at most.
@@ -84,33 +104,36 @@ async def _sqlite(path: str) -> AsyncIterator[tuple[AsyncEngine, Any]]:
         cursor.close()
 
     try:
-        async with AsyncSqliteSaver.from_conn_string(path) as saver:
+        async with UncancelledSaver.from_conn_string(path) as saver:
             await saver.setup()
             for pragma in ("busy_timeout=30000", "synchronous=NORMAL"):
                 await saver.conn.execute(f"PRAGMA {pragma}")
-            async with engine.begin() as connection:
-                await connection.run_sync(metadata.create_all)
-            yield engine, saver
+            metadata.create_all(engine)
+            try:
+                yield engine, saver
+            finally:
+                async with saver.lock:  # until what is being written is committed
+                    pass
     finally:
-        await engine.dispose()
+        engine.dispose()
 
 
 @asynccontextmanager
-async def _postgres(url: str) -> AsyncIterator[tuple[AsyncEngine, Any]]:
+async def _postgres(url: str) -> AsyncIterator[tuple[Engine, Any]]:
     from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
     from psycopg.rows import dict_row
     from psycopg_pool import AsyncConnectionPool
 
     address = make_url(url).set(drivername="postgresql+psycopg")
-    engine = create_async_engine(address, pool_size=10, hide_parameters=True)
+    engine = create_engine(address, pool_size=10, hide_parameters=True)
     options: dict[str, Any] = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
     try:
         async with AsyncConnectionPool(url, kwargs=options, min_size=1, max_size=10) as pool:
             saver = AsyncPostgresSaver(cast("Any", pool))
-            async with engine.begin() as connection:
-                await connection.execute(text("SELECT pg_advisory_xact_lock(8787)"))  # servers may start together
-                await connection.run_sync(metadata.create_all)
+            with engine.begin() as connection:
+                connection.execute(text("SELECT pg_advisory_xact_lock(8787)"))  # servers may start together
+                metadata.create_all(connection)
                 await saver.setup()
             yield engine, saver
     finally:
-        await engine.dispose()
+        engine.dispose()

@@ -34,7 +34,7 @@ from langgraph_router_r1.serving.options import ServerSettings
 from langgraph_router_r1.serving.reply import whole_reply
 from langgraph_router_r1.serving.responses_wire import ResponsesRequest
 from langgraph_router_r1.serving.runs import Run, Runs
-from langgraph_router_r1.serving.store import Store
+from langgraph_router_r1.serving.store import Allowance, Store
 from langgraph_router_r1.serving.targets import Targets
 from langgraph_router_r1.serving.wire import Asked, ChatRequest, Wire
 from langgraph_router_r1.settings import RouterSettings
@@ -83,6 +83,7 @@ def create_app(
         ("/v1/models/{name:path}", "GET", api.model),
         ("/v1/runs", "GET", api.list_runs),
         ("/v1/runs/{run_id}", "GET", api.run),
+        ("/v1/usage", "GET", api.usage),
         ("/healthz", "GET", api.healthz),
         ("/readyz", "GET", api.readyz),
         ("/metrics", "GET", api.metrics_page),
@@ -198,6 +199,14 @@ class Api:
         if found is None:
             raise ApiError(404, "there is no such run", "run_not_found")
         return JSONResponse(run_pages.run_page(found, with_record=True))
+
+    async def usage(self, request: Request) -> Response:
+        """`GET /v1/usage`: what the key has spent today and in this month, and what it may; days are UTC's."""
+        key = self._key(request)
+        spent = await self.runs.store.spent("" if key is None else key.name)
+        may = Allowance() if key is None else key.allowance
+        budget = {"day_usd": may.day_usd, "month_usd": may.month_usd}
+        return JSONResponse({"today_usd": spent["today"], "month_usd": spent["month"], "budget": budget})
 
     async def healthz(self) -> Response:
         """`GET /healthz`: the process lives."""

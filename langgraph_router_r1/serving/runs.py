@@ -16,18 +16,17 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph_router_r1.accounting import spending
 from langgraph_router_r1.engines.base import EngineError
 from langgraph_router_r1.events import RouterEvent
-from langgraph_router_r1.ledger import Price
 from langgraph_router_r1.question import question_images
 from langgraph_router_r1.record import RECORD_KEYS, RunRecord
-from langgraph_router_r1.serving.broken_off import broken_off
+from langgraph_router_r1.serving.broken_off import broken_off, is_known
 from langgraph_router_r1.serving.errors import ApiError, invalid
 from langgraph_router_r1.serving.keys import Key
 from langgraph_router_r1.serving.metrics import Metrics
 from langgraph_router_r1.serving.options import ServerSettings
-from langgraph_router_r1.serving.store import LEASE_S, Allowance, OverBudgetError, RunStatus, Store
+from langgraph_router_r1.serving.store import LEASE_S, Allowance, OverBudgetError, RunStatus, Store, StoredRun
 from langgraph_router_r1.serving.targets import ROUTER, Target, Targets
 from langgraph_router_r1.serving.wire import Asked
-from langgraph_router_r1.state import RouterContext, Spending
+from langgraph_router_r1.state import RouterContext
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +41,8 @@ class Run:
         """Describe it; `Runs.start` starts it."""
         self.id, self.asked, self.target = run_id, asked, target
         self.created_at = time.time()
+        self.stored: StoredRun
+        """Its row, as it was accepted."""
         self.task: asyncio.Task[None] | None = None
         self.values: dict[str, Any] = {}
         """The state of the graph, with its `RECORD_KEYS` and `routing`, as far as it came."""
@@ -49,6 +50,7 @@ class Run:
         """Why it broke off."""
         self.is_over = False
         """Whether it only has to be recorded."""
+        self._recorded = asyncio.Event()
         self._events: asyncio.Queue[RouterEvent | None] = asyncio.Queue()
 
     @property
@@ -56,21 +58,31 @@ class Run:
         """Whether its client is to see thoughts, calls and replies."""
         return self.target.trace if self.asked.options.trace is None else self.asked.options.trace
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether its events are wanted, and not only its end."""
+        return self.asked.stream or self.traces
+
     async def events(self, wait_s: float) -> AsyncIterator[RouterEvent | None]:
         """Yield its events until it is over; None whenever there was none for so many seconds."""
         while True:
-            try:
-                event = await asyncio.wait_for(self._events.get(), wait_s)
-            except TimeoutError:
-                yield None
-                continue
+            if self._events.empty():
+                try:
+                    event = await asyncio.wait_for(self._events.get(), wait_s)
+                except TimeoutError:
+                    yield None
+                    continue
+            else:
+                event = self._events.get_nowait()
             if event is None:
                 return
             yield event
 
     def take(self, event: RouterEvent | None) -> None:
-        """Pass an event on; None ends them."""
+        """Pass an event on; None ends them, when the run is recorded."""
         self._events.put_nowait(event)
+        if event is None:
+            self._recorded.set()
 
     async def result(self) -> dict[str, Any]:
         """Wait for its end; return `values`.
@@ -78,8 +90,7 @@ class Run:
         Raises:
             ApiError: It broke off.
         """
-        assert self.task is not None
-        await asyncio.wait([self.task])
+        await self._recorded.wait()
         if self.error is not None:
             raise self.error
         return self.values
@@ -126,7 +137,7 @@ class Runs:
         run = Run(f"run-{uuid.uuid4().hex}", asked, target)
         self._open[run.id] = run
         try:
-            stored = await self.store.accept(
+            run.stored = await self.store.accept(
                 run.id,
                 model=asked.model,
                 question=asked.question,
@@ -142,7 +153,7 @@ class Runs:
             raise
         context = RouterContext(
             cost_weight=_first(asked.options.cost_weight, target.cost_weight),
-            budget_usd=stored.reserved_usd,
+            budget_usd=run.stored.reserved_usd,
             tools=asked.tools,
             stream="thought" if run.traces else "answer",
         )
@@ -159,8 +170,10 @@ class Runs:
                     {"messages": run.asked.messages},
                     _config(run.id),
                     context=context,
-                    stream_mode=["custom", "values"],
-                    output_keys=[*RECORD_KEYS, "routing"],
+                    stream_mode=["custom", "values"] if run.is_heard else ["values"],
+                    output_keys=[*RECORD_KEYS, "routing", "in_flight_usd"],
+                    # Each step waits for its checkpoint: a killed server then knows of every step that was taken.
+                    durability="sync",
                 ):
                     if mode == "custom":
                         run.take(cast("RouterEvent", item))
@@ -187,10 +200,10 @@ class Runs:
                 record = RunRecord.of(run.values)
                 spent = spending(record.report["cost_usd"], record.report["maybe_cost_usd"])
             else:
-                spent, record = await self._broken_off(run.id, run.target.router_price)
+                values = run.values if is_known(run.values) else await self._checkpoint(run.id)
+                spent, record = broken_off(values, run.target.router_price)
             error = None if run.error is None else run.error.code
-            await self.store.settle(run.id, status, spent, record, error)
-            await self._saver.adelete_thread(run.id)  # the record has everything
+            await self.store.settle(run.stored, status, spent, record, error)
         except Exception:
             # Its lease ends, and `look_after` settles it from its checkpoints.
             logger.exception("%s could not be recorded", run.id)
@@ -198,8 +211,10 @@ class Runs:
         seconds = time.time() - run.created_at
         self.metrics.ended(run.target.model or ROUTER, status, seconds, record, self.targets.registry)
 
-    async def _broken_off(self, run_id: str, router_price: Price) -> tuple[Spending, RunRecord | None]:
-        return broken_off(await self.targets.reader.aget_state(_config(run_id)), router_price)
+    async def _checkpoint(self, run_id: str) -> dict[str, Any]:
+        """Return the state of a run from its latest checkpoint, with the replies that came since."""
+        values: dict[str, Any] = (await self.targets.reader.aget_state(_config(run_id))).values
+        return values
 
     def _explained(self, error: Exception, run_id: str) -> ApiError:
         """Return what a client is told; the words of an error may hold addresses, and go into the log."""
@@ -219,19 +234,20 @@ class Runs:
             raise invalid("the question has an image, and no model here reads images", "messages")
 
     async def look_after(self) -> None:
-        """Renew the leases of open runs, and settle those that another server, or a broken database, left behind.
+        """Renew the leases of open runs, and settle those that a dead server, or a broken database, left behind.
 
         It runs until it is cancelled.
         """
         while True:
             try:
                 await self.store.renew(list(self._open))
-                for run_id in await self.store.take_lost():
+                for lost in await self.store.take_lost():
                     # Who decided is in the state; if nothing was decided yet, the router's price is a safe guess.
-                    spent, record = await self._broken_off(run_id, self.targets.router_price)
-                    await self.store.settle(run_id, "lost", spent, record, "lost")
-                    await self._saver.adelete_thread(run_id)
-                    logger.warning("%s was lost", run_id)
+                    spent, record = broken_off(await self._checkpoint(lost.id), self.targets.router_price)
+                    await self.store.settle(lost, "lost", spent, record, "lost")
+                    logger.warning("%s was lost", lost.id)
+                for run_id in await self.store.ended_with_checkpoints():
+                    await self._saver.adelete_thread(run_id)  # the record has everything
             except Exception:
                 logger.exception("the database can't be used")
             await asyncio.sleep(LEASE_S / 5)

@@ -9,15 +9,17 @@ Checkpoints are in the same database, for as long as a run lasts: from them, ano
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
+import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, cast
 
-from sqlalchemy import CursorResult, func, insert, select, text, update
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import Connection, CursorResult, Engine, func, insert, select, text, update
 
 from langgraph_router_r1.record import RunRecord
 from langgraph_router_r1.serving.database import RUNS, SPENDING
@@ -25,6 +27,9 @@ from langgraph_router_r1.state import Spending
 
 LEASE_S = 10.0
 """How long a run counts as running after its server was last heard of."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 RunStatus = Literal["running", "ended", "cancelled", "failed", "lost"]
 """`ended`: it has an answer. `cancelled`: its client left, or the server was stopped. `failed`: it broke off with an
@@ -54,6 +59,8 @@ class StoredRun:
     cost_usd: float
     maybe_cost_usd: float | None
     """The most that may have been billed beside; None: no bound is known."""
+    charged_usd: float
+    """What counts against the budget: what is reserved, and at the end what was, or may have been, spent."""
     record: RunRecord | None
 
 
@@ -75,14 +82,27 @@ class OverBudgetError(Exception):
         self.reason, self.retry_after_s = reason, retry_after_s
 
 
+def _in_thread(method: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[Store, P], Awaitable[R]]:
+    """Make a method of the store that blocks one that is awaited: a whole transaction is one visit to a thread."""
+
+    @functools.wraps(method)
+    def awaited(store: Store, /, *arguments: P.args, **options: P.kwargs) -> Awaitable[R]:
+        work = functools.partial(method, store, *arguments, **options)
+        return asyncio.get_running_loop().run_in_executor(store.threads, work)
+
+    return awaited
+
+
 class Store:
     """The runs and the spending of one database, which several servers may share."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        """Use an engine of `open_database`."""
+    def __init__(self, engine: Engine) -> None:
+        """Use an engine of `open_database`, in as many threads as it has connections."""
         self._engine = engine
+        self.threads = ThreadPoolExecutor(engine.pool.size(), "router-r1-store")  # type: ignore[attr-defined]
 
-    async def accept(
+    @_in_thread
+    def accept(
         self,
         run_id: str,
         *,
@@ -100,19 +120,18 @@ class Store:
         """
         now = time.time()
         day = _day(now)
-        async with self._engine.begin() as connection:
+        with self._engine.begin() as connection:
             # These rows are locked from here on: requests of one key are accepted one after the other.
-            for period in (day, day[:7]):
-                await connection.execute(_COUNT_RUN, {"key": key, "period": period})
-            await self._check_rate(connection, key, allowance, now)
-            reserved = await self._reserve(connection, key, day, allowance, want_usd, now)
+            connection.execute(_COUNT_RUN, {"key": key, "day": day, "month": day[:7]})
+            self._check_rate(connection, key, allowance, now)
+            reserved = self._reserve(connection, key, day, allowance, want_usd, now)
             row: dict[str, Any] = {
                 "id": run_id,
                 "client_id": client_id,
                 "key": key,
                 "day": day,
                 "model": model,
-                "question": question,
+                "question": _text(question),
                 "status": "running",
                 "created_at": now,
                 "reserved_usd": reserved,
@@ -121,20 +140,20 @@ class Store:
                 "charged_usd": reserved or 0.0,
                 "lease_until": now + LEASE_S,
             }
-            await connection.execute(insert(RUNS).values(row))
+            connection.execute(insert(RUNS).values(row))
         return _stored({**row, "error": None, "ended_at": None, "record": None})
 
-    async def _check_rate(self, connection: AsyncConnection, key: str, allowance: Allowance, now: float) -> None:
+    def _check_rate(self, connection: Connection, key: str, allowance: Allowance, now: float) -> None:
         if (most := allowance.requests_per_minute) is None:
             return
         recent = select(RUNS.c.created_at).where(RUNS.c.key == key, RUNS.c.created_at > now - 60)
-        found = (await connection.execute(recent.order_by(RUNS.c.created_at.desc()).limit(most))).scalars().all()
+        found = (connection.execute(recent.order_by(RUNS.c.created_at.desc()).limit(most))).scalars().all()
         if len(found) >= most:
             raise OverBudgetError("rate", min(found[-1] + 60 - now, 60.0))
 
-    async def _reserve(
+    def _reserve(
         self,
-        connection: AsyncConnection,
+        connection: Connection,
         key: str,
         day: str,
         allowance: Allowance,
@@ -143,7 +162,7 @@ class Store:
     ) -> float | None:
         if allowance.day_usd is None and allowance.month_usd is None:
             return want_usd
-        charged = await self._charged(connection, key, day)
+        charged = self._charged(connection, key, day)
         reserved = float("inf") if want_usd is None else want_usd
         for reason, most, spent in (
             ("month", allowance.month_usd, charged[day[:7]]),
@@ -154,69 +173,84 @@ class Store:
             if spent >= most:
                 raise OverBudgetError(cast("Literal['day', 'month']", reason), _until_next(reason, now))
             reserved = min(reserved, most - spent)
-        await self._charge(connection, key, day, reserved)
+        self._charge(connection, key, day, reserved)
         return reserved
 
-    async def settle(
-        self, run_id: str, status: RunStatus, spent: Spending, record: RunRecord | None, error: str | None = None
+    @_in_thread
+    def settle(
+        self, run: StoredRun, status: RunStatus, spent: Spending, record: RunRecord | None, error: str | None = None
     ) -> bool:
         """Write how a run ended and what it spent; return False if another server has done so.
 
         What may have been billed counts against the budget, and if nothing bounds it, all that was reserved. A server
         that was taken for lost may still correct what another one wrote in its place.
         """
-        now = time.time()
-        is_open = RUNS.c.status.in_(("running",) if status == "lost" else ("running", "lost"))
-        async with self._engine.begin() as connection:
-            touched = await connection.execute(
-                update(RUNS).where(RUNS.c.id == run_id, is_open).values(lease_until=now)  # locks the row
-            )
-            if not _count(touched):
-                return False
-            row = (await connection.execute(select(RUNS).where(RUNS.c.id == run_id))).mappings().one()
-            cost, maybe = spent["cost_usd"], spent["maybe_cost_usd"]
-            charged = max(cost, row["reserved_usd"] or 0.0) if maybe is None else cost + maybe
-            await self._charge(connection, row["key"], row["day"], charged - row["charged_usd"])
-            ended: dict[str, Any] = {
-                "status": status,
-                "error": error,
-                "ended_at": now,
-                "cost_usd": cost,
-                "maybe_cost_usd": maybe,
-                "charged_usd": charged,
-                "record": None if record is None else record.model_dump_json(),
-            }
-            await connection.execute(update(RUNS).where(RUNS.c.id == run_id).values(ended))
-        return True
+        open_states = ("running",) if status == "lost" else ("running", "lost")
+        cost, maybe = spent["cost_usd"], spent["maybe_cost_usd"]
+        charged = max(cost, run.reserved_usd or 0.0) if maybe is None else cost + maybe
+        ended: dict[str, Any] = {
+            "status": status,
+            "error": error,
+            "ended_at": time.time(),
+            "cost_usd": cost,
+            "maybe_cost_usd": maybe,
+            "charged_usd": charged,
+            "record": None if record is None else record.model_dump_json(),
+        }
+        while run.status in open_states:
+            with self._engine.begin() as connection:
+                as_known = (RUNS.c.id == run.id) & (RUNS.c.status == run.status)
+                if _count(connection.execute(update(RUNS).where(as_known).values(ended))):
+                    self._charge(connection, run.key, run.day, charged - run.charged_usd)
+                    return True
+            latest = self._get(run.id)  # another server has changed it
+            if latest is None or latest.status == run.status:
+                break
+            run = latest
+        return False
 
-    async def renew(self, run_ids: Sequence[str]) -> None:
+    @_in_thread
+    def renew(self, run_ids: Sequence[str]) -> None:
         """Tell other servers that these runs still run."""
-        async with self._engine.begin() as connection:
+        with self._engine.begin() as connection:
             mine = (RUNS.c.status == "running") & RUNS.c.id.in_(run_ids)
-            await connection.execute(update(RUNS).where(mine).values(lease_until=time.time() + LEASE_S))
+            connection.execute(update(RUNS).where(mine).values(lease_until=time.time() + LEASE_S))
 
-    async def take_lost(self) -> list[str]:
-        """Return the ids of runs whose server is gone; they are left to the caller to settle."""
+    @_in_thread
+    def take_lost(self) -> list[StoredRun]:
+        """Return the runs whose server is gone; they are left to the caller to settle."""
         now = time.time()
         over = (RUNS.c.status == "running") & (RUNS.c.lease_until < now)
-        async with self._engine.connect() as connection:
-            found = (await connection.execute(select(RUNS.c.id).where(over))).scalars().all()
+        with self._engine.connect() as connection:
+            found = (connection.execute(select(RUNS.c.id).where(over))).scalars().all()
         taken = []
         for run_id in found:
-            async with self._engine.begin() as connection:
-                mine = update(RUNS).where(RUNS.c.id == run_id, over)
-                if _count(await connection.execute(mine.values(lease_until=now + LEASE_S))):
-                    taken.append(run_id)
+            with self._engine.begin() as connection:
+                mine = update(RUNS).where(RUNS.c.id == run_id, over).values(lease_until=now + LEASE_S)
+                is_mine = _count(connection.execute(mine))
+            if is_mine and (run := self._get(run_id)) is not None:
+                taken.append(run)
         return taken
 
-    async def get(self, run_id: str, key: str | None = None) -> StoredRun | None:
-        """Return a run; None if there is none, or if it is of another key than the one named."""
-        wanted = select(RUNS).where(RUNS.c.id == run_id)
-        async with self._engine.connect() as connection:
-            row = (await connection.execute(wanted)).mappings().one_or_none()
-        return None if row is None or key not in (None, row["key"]) else _stored(row)
+    @_in_thread
+    def ended_with_checkpoints(self) -> list[str]:
+        """Return the ids of runs that are over and still have checkpoints, which nobody needs any more."""
+        with self._engine.connect() as connection:
+            return list((connection.execute(_ENDED_WITH_CHECKPOINTS)).scalars())
 
-    async def find(
+    @_in_thread
+    def get(self, run_id: str, key: str | None = None) -> StoredRun | None:
+        """Return a run; None if there is none, or if it is of another key than the one named."""
+        run = self._get(run_id)
+        return None if run is None or key not in (None, run.key) else run
+
+    def _get(self, run_id: str) -> StoredRun | None:
+        with self._engine.connect() as connection:
+            row = connection.execute(select(RUNS).where(RUNS.c.id == _text(run_id))).mappings().one_or_none()
+        return None if row is None else _stored(row)
+
+    @_in_thread
+    def find(
         self,
         *,
         key: str | None = None,
@@ -239,43 +273,58 @@ class Store:
         if key is not None:
             wanted = wanted.where(RUNS.c.key == key)
         if client_id is not None:
-            wanted = wanted.where(RUNS.c.client_id == client_id)
+            wanted = wanted.where(RUNS.c.client_id == _text(client_id))
         if search:
-            wanted = wanted.where(func.lower(RUNS.c.question).contains(search.lower(), autoescape=True))
+            wanted = wanted.where(func.lower(RUNS.c.question).contains(_text(search).lower(), autoescape=True))
         if before is not None:
             wanted = wanted.where(RUNS.c.created_at < before)
-        async with self._engine.connect() as connection:
-            rows = (await connection.execute(wanted)).mappings().all()
+        with self._engine.connect() as connection:
+            rows = (connection.execute(wanted)).mappings().all()
         return [_stored({**row, "record": None}) for row in rows]
 
-    async def spent(self, key: str = "") -> dict[str, float]:
+    @_in_thread
+    def spent(self, key: str = "") -> dict[str, float]:
         """Return what a key was charged `today` and in this `month`, in dollars, with what is reserved now."""
         day = _day(time.time())
-        async with self._engine.connect() as connection:
-            charged = await self._charged(connection, key, day)
+        with self._engine.connect() as connection:
+            charged = self._charged(connection, key, day)
         return {"today": charged[day], "month": charged[day[:7]]}
 
-    async def ping(self) -> None:
+    @_in_thread
+    def ping(self) -> None:
         """Raise an error of SQLAlchemy's if the database does not answer."""
-        async with self._engine.connect() as connection:
-            await connection.execute(text("SELECT 1"))
+        with self._engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
 
-    async def _charged(self, connection: AsyncConnection, key: str, day: str) -> dict[str, float]:
+    def _charged(self, connection: Connection, key: str, day: str) -> dict[str, float]:
         mine = select(SPENDING.c.period, SPENDING.c.charged_usd).where(
             SPENDING.c.key == key, SPENDING.c.period.in_((day, day[:7]))
         )
-        found = {row.period: row.charged_usd for row in await connection.execute(mine)}
+        found = {row.period: row.charged_usd for row in connection.execute(mine)}
         return {day: 0.0, day[:7]: 0.0, **found}
 
-    async def _charge(self, connection: AsyncConnection, key: str, day: str, usd: float) -> None:
+    def _charge(self, connection: Connection, key: str, day: str, usd: float) -> None:
+        if not usd:
+            return
         of_run = (SPENDING.c.key == key) & SPENDING.c.period.in_((day, day[:7]))
-        await connection.execute(update(SPENDING).where(of_run).values(charged_usd=SPENDING.c.charged_usd + usd))
+        connection.execute(update(SPENDING).where(of_run).values(charged_usd=SPENDING.c.charged_usd + usd))
 
 
 _COUNT_RUN = text(
-    "INSERT INTO router_r1_spending (key, period, charged_usd, runs) VALUES (:key, :period, 0, 1) "
+    "INSERT INTO router_r1_spending (key, period, charged_usd, runs) VALUES (:key, :day, 0, 1), (:key, :month, 0, 1) "
     "ON CONFLICT (key, period) DO UPDATE SET runs = router_r1_spending.runs + 1"
 )
+
+
+# LangGraph's savers have this table in both kinds of database. It holds little: runs that are over leave it soon.
+_ENDED_WITH_CHECKPOINTS = text(
+    "SELECT DISTINCT thread_id FROM checkpoints JOIN router_r1_runs ON id = thread_id WHERE status <> 'running'"
+)
+
+
+def _text(text: str) -> str:
+    """Return a text that a client wrote as every database takes it: PostgreSQL's texts hold no null character."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _stored(row: Any) -> StoredRun:
