@@ -130,6 +130,11 @@ class ModelDescriptor(BaseModel):
     a model given as a string, and never for one that is given as an object, which has its own way."""
     requests_per_second: Number | None = Field(default=None, gt=0)
     """Most attempts a second, shared by everybody who uses the same router; waiting is not part of `timeout_s`."""
+    rest_after: Count = Field(default=5, ge=0)
+    """After how many failures in a row it is not asked for a while; 0 for never. Timeouts, failed connections and
+    server errors count, in each attempt of a call; rate limits do not."""
+    rest_s: Number = Field(default=30.0, gt=0, le=86_400)
+    """For how many seconds; then one request is made as a trial."""
     alias: str | None = None
     """What the router is told instead of the name, and writes to call it; see `ModelRegistry.neutral`."""
     fallbacks: tuple[str, ...] = ()
@@ -267,14 +272,17 @@ class ModelDescriptor(BaseModel):
         """Whether it keeps to `max_tokens`: other Runnables and graphs can't be told; `params` may vouch."""
         return isinstance(_unbound(self.model), str | BaseChatModel) or "max_tokens" in self.params
 
-    def describe(self) -> str:
+    def describe(self, saving_usd: float = 0.0) -> str:
         """Return the line that the router reads: description, measured skills, price, latency, name.
+
+        With a saving in dollars, it says that the model's prompt cache is warm and what a call costs less for it.
 
         The name stands last. A language model reads from left to right: at the name, and only there, a small router
         has seen all that the line says of it.
         """
         price = str(self.price).replace("/M", "/M tokens", 1)
-        facts = [price] if self.latency_s is None else [price, f"{self.latency_s:.2g} s"]
+        warm = [f"prompt cache warm: about ${saving_usd:.2g} less a call"] if saving_usd else []
+        facts = [price, *warm, *([] if self.latency_s is None else [f"{self.latency_s:.2g} s"])]
         skills = ", ".join(f"{skill} {value:.2f}" for skill, value in self.skills.items())
         accuracy = f"Accuracy: {skills}." if skills else ""
         sentences = [self.description.strip(), accuracy, ", ".join(facts) + ".", f"Name: {self.display_name}."]

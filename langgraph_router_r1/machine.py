@@ -34,9 +34,10 @@ from langgraph_router_r1.accounting import (
 from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.calls.approval import Approval
 from langgraph_router_r1.calls.planning import pending_calls, worst_cases
+from langgraph_router_r1.calls.prompt_cache import beginning
 from langgraph_router_r1.engines.base import EngineError
 from langgraph_router_r1.events import AnswerStream, StreamedText, stream_call, stream_end, stream_reply, stream_thought
-from langgraph_router_r1.ledger import add_bounds, bound
+from langgraph_router_r1.ledger import PriceNote, add_bounds, bound
 from langgraph_router_r1.node import Node
 from langgraph_router_r1.settings import Limits
 from langgraph_router_r1.state import (
@@ -144,6 +145,8 @@ class RouterMachine:
             tools=state.get("tools") if started else tools_of(get_runtime().context),
             stream=AnswerStream.if_heard(self.stream, state if started else None),
             worst_case=functools.partial(self.candidates.worst_case, conversation=state["messages"]),
+            is_resting=self.candidates.is_resting,
+            warm=state.get("warm", ()) if started else self.candidates.warm_caches(state),
         )
 
     def _take_over(self, state: RouterState, error: EngineError) -> FallbackPlan:
@@ -162,7 +165,7 @@ class RouterMachine:
             decision = Answer(best, stop_reason="forced_answer", **decision.common())
         decision = with_form(view, decision)
         fresh = is_fresh(state)
-        update: dict[str, Any] = self._new_run(state) if fresh else {}
+        update: dict[str, Any] = {**self._new_run(state), "warm": list(view.warm)} if fresh else {}
         if degraded:
             update["degraded"] = True
         if fresh or decision.segments:
@@ -277,13 +280,19 @@ class RouterMachine:
             "question_id": question_of(state).id,
             "limits": self._limits(state).as_state(),
             "strategy": self.strategy.note(),
-            "prices": {model.name: model.price.note() for model in self.candidates.registry},
+            "prices": self._prices,
             **nothing_yet(),
+            "began_with": beginning(state["messages"]),
             "tools": tools_of(get_runtime().context),
             "earlier": add_spending(earlier),
             "before": add_spending(before),
             "routing": empty_account(earlier, before),
         }
+
+    @functools.cached_property
+    def _prices(self) -> dict[str, PriceNote]:
+        """What each model costs, for the record of a run."""
+        return {model.name: model.price.note() for model in self.candidates.registry}
 
     def _left_behind(self, state: RouterState) -> Spending:
         """Return what the run spent that the state holds, with what its calls in flight may have cost."""

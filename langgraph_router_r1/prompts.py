@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -142,12 +142,15 @@ class RouterPrompt:
         max_turns: int,
         control_tokens: Collection[str] = (),
         tools: Tools | None = None,
+        savings: Mapping[str, float] | None = None,
     ) -> list[dict[str, str]]:
         """Return the router's chat: all other messages in their order as context, then the question in the template.
 
         What users wrote is sanitized: it can become neither one of our tags nor a control token. Of images, the router
         is only told how many there are. Results of tools are context, too, also those that follow the question; of a
         message that calls a tool, only its text is.
+
+        `savings` are dollars that a call costs less because a model's prompt cache is warm, by model.
 
         Raises:
             ValueError: There is no human message, the last one has no text, or a message holds something else.
@@ -162,7 +165,7 @@ class RouterPrompt:
         told = self.prompted_weight(cost_weight, question)
         content = Template(self.template).substitute(
             question=question + _tell_of(images_in(messages[last])),
-            models=sanitize(registry.describe() + _describe(tools), control_tokens),
+            models=sanitize(registry.describe(savings) + _describe(tools), control_tokens),
             names=", ".join(registry.aliases),
             cost_weight=f"{told:g}",
             cost_words=next(words for most, words in COST_WORDS.items() if told <= most),
@@ -208,22 +211,27 @@ def call_messages(
         is_brief: Whether answers shall be short; a `call_prompt` of the model has precedence.
     """
     template = model.call_prompt or (CALL_PROMPT if is_brief else FULL_CALL_PROMPT)
+    context, images = context_messages(model, conversation), question_images(conversation)
+    if context and isinstance(context[-1], HumanMessage) and context[-1].text.strip() == query.strip():
+        context.pop()  # the query is the question itself
+    elif model.share_context == "conversation":
+        images = []  # they are part of the conversation
+    # The query may hold braces: no format string.
+    asked = template.replace("{query}", query)
+    content: list[str | dict[Any, Any]] = [*images, {"type": "text", "text": asked}]
+    return [*context, HumanMessage(content if images else asked)]
+
+
+def context_messages(model: ModelDescriptor, conversation: Sequence[AnyMessage]) -> list[BaseMessage]:
+    """Return what a routed model is sent before the query, whatever that is."""
     instructions = [model.system] if model.system else []
     shared: list[BaseMessage] = []
-    images = question_images(conversation)
     if model.share_context != "none":
         instructions += [message.text for message in conversation if isinstance(message, SystemMessage)]
     if model.share_context == "conversation":
         shared = [message for message in conversation if not isinstance(message, SystemMessage)]
-        if shared and isinstance(shared[-1], HumanMessage) and shared[-1].text.strip() == query.strip():
-            shared.pop()  # the query is the question itself
-        else:
-            images = []  # they are part of the conversation
     system = [SystemMessage("\n\n".join(instructions))] if instructions else []
-    # The query may hold braces: no format string.
-    asked = template.replace("{query}", query)
-    content: list[str | dict[Any, Any]] = [*images, {"type": "text", "text": asked}]
-    return [*system, *_readable(model, shared), HumanMessage(content if images else asked)]
+    return [*system, *_readable(model, shared)]
 
 
 def tool_messages(model: ModelDescriptor, query: str, conversation: Sequence[AnyMessage]) -> list[BaseMessage]:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from langgraph_router_r1.accounting import account
 from langgraph_router_r1.ledger import Price, PriceNote
 from langgraph_router_r1.question import image_digests, last_question
-from langgraph_router_r1.state import DecisionNote, RoutedCall, RunLimits, RunReport, StrategyNote
+from langgraph_router_r1.state import DecisionNote, RoutedCall, RunLimits, RunReport, StrategyNote, WarmCache
 from langgraph_router_r1.transcript import Segment
 
 RECORD_KEYS = [
@@ -32,6 +32,7 @@ RECORD_KEYS = [
     "prices",
     "earlier",
     "before",
+    "warm",
     "stop_reason",
     "answer",
 ]
@@ -60,6 +61,8 @@ class RunRecord(BaseModel):
     """What was decided, in order."""
     calls: list[RoutedCall]
     """The routed calls, in call order, with their costs by part."""
+    warm: list[WarmCache] = []
+    """Prompt caches that were warm when the run began, of which the strategy knew."""
     answer: str
     report: RunReport
     """Turns, tokens, costs and why the run ended; its own `calls` is empty, as the record has them."""
@@ -110,6 +113,7 @@ class RunRecord(BaseModel):
             segments=state.get("transcript", []),
             decisions=state.get("decisions", []),
             calls=report["calls"],
+            warm=state.get("warm", []),
             answer=state.get("answer", ""),
             report={**report, "calls": []},
         )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,11 +145,17 @@ class ModelRegistry:
         return ModelRegistry((model for model in self if fold(model.name) not in gone), profile=self.profile)
 
     def reading_images(self) -> ModelRegistry:
-        """Return the registry of the models that read images; among their fallbacks, too, the others are left out."""
-        reading = {fold(model.name): model for model in self if model.reads_images}
+        """Return the registry of the models that read images."""
+        return self.only(lambda model: model.reads_images)
+
+    def only(self, keeps: Callable[[ModelDescriptor], bool]) -> ModelRegistry:
+        """Return the registry of the models that meet a condition; among their fallbacks, too, others are left out."""
+        kept = {fold(model.name): model for model in self if keeps(model)}
+        if len(kept) == len(self):
+            return self
         models = (
-            model.model_copy(update={"fallbacks": tuple(name for name in model.fallbacks if fold(name) in reading)})
-            for model in reading.values()
+            model.model_copy(update={"fallbacks": tuple(name for name in model.fallbacks if fold(name) in kept)})
+            for model in kept.values()
         )
         return ModelRegistry(models, profile=self.profile)
 
@@ -169,9 +175,9 @@ class ModelRegistry:
         models = (model.model_copy(update={"alias": f"model-{place}"}) for place, model in enumerate(self, start=1))
         return ModelRegistry(models, profile=self.profile)
 
-    def describe(self) -> str:
-        """Return what the router reads of the pool: a line a model."""
-        return "\n".join(model.describe() for model in self)
+    def describe(self, savings: Mapping[str, float] | None = None) -> str:
+        """Return what the router reads of the pool: a line a model, with what a warm prompt cache saves, by model."""
+        return "\n".join(model.describe((savings or {}).get(model.name, 0.0)) for model in self)
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:

@@ -17,10 +17,10 @@ from langgraph_router_r1.ledger import CostParts, FinishReason, PriceNote, Usage
 from langgraph_router_r1.question import last_question
 from langgraph_router_r1.transcript import Segment
 
-CallStatus = Literal["ok", "error", "unknown_model", "over_budget", "denied", "rejected"]
+CallStatus = Literal["ok", "error", "unknown_model", "over_budget", "denied", "rejected", "resting"]
 """`ok`: it replied. `error`: it was asked and failed. The others were never asked: no model has that name, or the
 one that has it reads no images and the question has one; its worst case is over what is left of the budget; it is one
-call too many in its turn; or a person rejected it."""
+call too many in its turn; a person rejected it; or the model rests because it keeps failing."""
 
 StopReason = Literal[
     "answered", "forced_answer", "cut_off", "no_answer", "context_full", "budget_exhausted", "degraded"
@@ -205,6 +205,25 @@ class StrategyNote(TypedDict):
     """Of the strategy's own tokens, in dollars per million."""
 
 
+class Beginning(TypedDict):
+    """The messages that a run began with."""
+
+    messages: int
+    """How many."""
+    digest: str
+    """SHA-256 of what they say."""
+
+
+class WarmCache(TypedDict):
+    """A model whose provider is likely to have the beginning of its next prompt in its cache; an estimate."""
+
+    model: str
+    tokens: int
+    """How many prompt tokens that are."""
+    saving_usd: float
+    """Dollars that a call costs less for it."""
+
+
 def extend(state: list[Any], writes: Sequence[list[Any]]) -> list[Any]:
     """Return the list with each written list behind it: the reducer of what only grows."""
     return [*state, *(item for write in writes for item in write)]
@@ -233,6 +252,10 @@ class RouterState(TypedDict):
     """Whether the fallback decides, because the router LLM does not answer."""
     limits: NotRequired[RunLimits]
     """The limits of the run, settled in its first turn."""
+    began_with: NotRequired[Beginning]
+    """The messages of the run as it began."""
+    warm: NotRequired[list[WarmCache]]
+    """Prompt caches that were warm when the run began, from the run before it on the thread."""
     pending: NotRequired[PendingCalls | None]
     """The calls of the latest route turn, while a person has to decide on them."""
     in_flight_usd: NotRequired[float | None]

@@ -31,6 +31,8 @@ class Provider:
     reply: Callable[[Request], str] = lambda request: "Lima"
     delay_s: float = 0.0
     finish_reason: str = "stop"
+    status: int = 200
+    """Of its replies; with any other it says that something is wrong."""
     requests: list[Request] = field(default_factory=list)
 
     def __enter__(self) -> Provider:
@@ -47,8 +49,10 @@ class Provider:
                 if body.get("stream"):
                     self.stream(provider.completion(request))
                     return
-                content = json.dumps(provider.completion(request)).encode()
-                self.send_response(200)
+                is_ok = provider.status == 200
+                reply = provider.completion(request) if is_ok else {"error": {"message": "wrong"}}
+                content = json.dumps(reply).encode()
+                self.send_response(provider.status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()

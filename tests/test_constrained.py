@@ -80,6 +80,16 @@ def test_the_router_is_held_to_the_models_that_its_budget_pays_for() -> None:
         assert engine.constraints == [expected, expected]
 
 
+def test_a_model_that_rests_can_not_be_named() -> None:
+    registry = ModelRegistry(
+        ModelDescriptor(name=name, model=ScriptedChatModel([reply]), price=1.0, rest_after=1)
+        for name, reply in {"small": ConnectionError("down"), "large": "Lima"}.items()
+    )
+    engine = Constrained(search("small: Capital of Peru?"), answer("Lima"))
+    create_router(engine, registry, constrain="names").invoke(QUESTION)
+    assert engine.constraints == [name_constraints(["small", "large"]), name_constraints(["large"])]
+
+
 def test_with_complete_answers_it_is_held_to_the_replies_that_there_are() -> None:
     engine = Constrained(search("small: Capital of Peru?"), '<think> ok </think><answer from="1"/>')
     create_router(engine, pool(small="Lima"), constrain="names", answer="full").invoke(QUESTION)

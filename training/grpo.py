@@ -107,7 +107,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self.sync = sync
         self.registry = registry
         # Groups with pools of their own share the connections to the models.
-        self.router_settings = {"clients": Clients(), **(router_settings or {})}
+        self.router_settings = {"clients": Clients(rests=False), **(router_settings or {})}
         self.score = score
         self.draw = draw
         self.in_flight, self.timeout_s = in_flight, timeout_s

@@ -153,7 +153,7 @@ def flatten(task: Task, cost_weight: float, record: RunRecord, registry: ModelRe
         unknown = math.nan if segment["kind"] == "policy" else 0.0
         logprobs += segment.get("logprobs", [unknown] * len(segment["token_ids"]))
     segments = [(segment["kind"], segment["text"]) for segment in record.segments]
-    broken = [call["reason"] for call in record.calls if call["status"] == "error"]
+    broken = [call["reason"] for call in record.calls if call["status"] in {"error", "resting"}]
     return Rollout(
         task=task,
         cost_weight=cost_weight,

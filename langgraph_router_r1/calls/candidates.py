@@ -14,7 +14,9 @@ from langchain_core.messages import AIMessage, AnyMessage
 from langgraph.errors import GraphBubbleUp
 
 from langgraph_router_r1.calls.client import Clients, is_router, may_have_been_billed, public_reason, request_worst_case
+from langgraph_router_r1.calls.health import RestingError
 from langgraph_router_r1.calls.middleware import CallMiddleware, MiddlewareError, ModelCall, awrap, ordered, wrap
+from langgraph_router_r1.calls.prompt_cache import warm_caches
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.engines.base import EngineError
 from langgraph_router_r1.events import AnswerStream
@@ -36,7 +38,7 @@ from langgraph_router_r1.ledger import (
 from langgraph_router_r1.protocol import strip_thought
 from langgraph_router_r1.question import count_images, images_in, last_question, question_images
 from langgraph_router_r1.registry import ModelRegistry
-from langgraph_router_r1.state import CallStatus, PlannedCall, RoutedCall, RunReport
+from langgraph_router_r1.state import CallStatus, PlannedCall, RoutedCall, RouterState, RunReport, WarmCache
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +95,14 @@ class Candidates:
             raise ValueError(msg)
         return offered
 
+    def is_resting(self, name: str) -> bool:
+        """Return whether a model is not asked for now, because it keeps failing."""
+        return self._clients.is_resting(self.registry[name])
+
+    def warm_caches(self, state: RouterState) -> list[WarmCache]:
+        """Return the prompt caches that are warm for a run that begins; see `prompt_cache`."""
+        return warm_caches(state, self.registry, self._count_tokens)
+
     def context_of(self, name: str, conversation: Sequence[AnyMessage]) -> list[AnyMessage]:
         """Return the messages that a call must carry.
 
@@ -132,7 +142,7 @@ class Candidates:
 
         def send(request: ModelCall) -> AIMessage:
             client = self._clients.get(request.model)
-            with outcome.noting(request):
+            with client.watching(), outcome.noting(request):
                 return outcome.received(request, client.send(request, stream))
 
         for request in self._requests(call):
@@ -153,7 +163,7 @@ class Candidates:
 
         async def send(request: ModelCall) -> AIMessage:
             client = await self._clients.aget(request.model)
-            with outcome.noting(request):
+            with client.watching(), outcome.noting(request):
                 return outcome.received(request, await client.asend(request, stream))
 
         for request in self._requests(call):
@@ -208,9 +218,11 @@ class Candidates:
         return self._priced(routed, replace(request, model=model), reply) if outcome.sent_to is None else routed
 
     def _failed(self, outcome: _Outcome) -> RoutedCall:
-        reason = public_reason(self.registry[outcome.call["model"]], outcome.failures[0])
+        failure = outcome.failures[0]
+        reason = public_reason(self.registry[outcome.call["model"]], failure)
         logger.info("%s", reason)
-        return {**self._spent(outcome), "reason": reason}
+        was_refused = isinstance(failure, RestingError) and not outcome.was_sent
+        return {**self._spent(outcome), "status": "resting" if was_refused else "error", "reason": reason}
 
     def _spent(self, outcome: _Outcome) -> RoutedCall:
         """Return the routed call with the costs of all replies that came, also of those that middleware kept back."""
@@ -259,6 +271,8 @@ class _Outcome:
         """The last failure of each model that was tried."""
         self.sent_to: ModelDescriptor | None = None
         """The model that the latest request went to, since `begin`; None while none was sent."""
+        self.was_sent = False
+        """Whether any request was."""
         self.replies: list[tuple[ModelCall, AIMessage]] = []
         """Every reply that came, and to which request: all of them were paid for."""
         self._accounts: list[RunReport] = []
@@ -277,7 +291,7 @@ class _Outcome:
     @contextlib.contextmanager
     def noting(self, request: ModelCall) -> Iterator[None]:
         """Note where an attempt goes, and what may be billed should it fail."""
-        self.sent_to = request.model
+        self.sent_to, self.was_sent = request.model, True
         try:
             yield
         except Exception as error:

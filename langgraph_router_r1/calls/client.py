@@ -12,6 +12,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from langgraph.constants import TAG_NOSTREAM
 from langgraph.pregel.protocol import PregelProtocol
 
 from langgraph_router_r1.calls.agent_model import AgentModel
+from langgraph_router_r1.calls.health import Health, RestingError
 from langgraph_router_r1.calls.reply_stream import ReplyStream
 from langgraph_router_r1.calls.tools import ToolsNotSupportedError, tool_options
 from langgraph_router_r1.descriptor import ModelDescriptor
@@ -88,13 +90,23 @@ class MissingKeyError(LookupError):
 class Client:
     """One model, built from its descriptor; shared by all calls to it."""
 
-    def __init__(self, descriptor: ModelDescriptor) -> None:
+    def __init__(self, descriptor: ModelDescriptor, *, rests: bool = True) -> None:
         """Build the model; see `build_model` for what that raises."""
+        self._health = Health(descriptor) if rests and descriptor.rest_after else None
         self.descriptor, self.model = descriptor, build_model(descriptor)
         self._headers = _openai_headers(self.model)
         # Without it, OpenAI's client asks for no usage when it streams from another address than OpenAI's.
         takes_it = hasattr(_inner(_chat_model(self.model)), "stream_usage")
         self._usage_option: dict[str, Any] = {"stream_usage": True} if takes_it else {}
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether a request would be refused now, because the model keeps failing."""
+        return self._health is not None and self._health.is_resting
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Return what every request is made in: it raises `RestingError` while the model rests."""
+        return contextlib.nullcontext() if self._health is None else self._health.watching()
 
     def send(self, call: ModelCall, stream: AnswerStream | None = None) -> AIMessage:
         """Return the reply to a request; a stream is given it while it is written.
@@ -167,8 +179,14 @@ class Clients:
     Routers over the same models may share one: then they share connections too.
     """
 
-    def __init__(self) -> None:
-        """Begin with none."""
+    def __init__(self, *, rests: bool = True) -> None:
+        """Begin with none.
+
+        Args:
+            rests: Whether models that keep failing are rested, see `ModelDescriptor.rest_after`. For measurements it
+                is False: what they find must not depend on who failed before.
+        """
+        self._rests = rests
         self._built: dict[tuple[str, Any], Client] = {}
         self._building = threading.Lock()
 
@@ -177,7 +195,7 @@ class Clients:
         key = self._key(model)
         with self._building:  # a second one would have connections of its own
             if key not in self._built:
-                self._built[key] = Client(model)
+                self._built[key] = Client(model, rests=self._rests)
             return self._built[key]
 
     async def aget(self, model: ModelDescriptor) -> Client:
@@ -187,12 +205,17 @@ class Clients:
         # Building a client imports its package and reads certificates: not on the event loop.
         return await asyncio.to_thread(self.get, model)
 
+    def is_resting(self, model: ModelDescriptor) -> bool:
+        """Return whether a request to a model would be refused now, because it keeps failing."""
+        client = self._built.get(self._key(model))  # one that was never built has never failed
+        return client is not None and client.is_resting
+
     @staticmethod
     def _key(model: ModelDescriptor) -> tuple[str, Any]:
         # Descriptors may say different things of one model, and still mean the same client.
         which = model.model if isinstance(model.model, str) else id(model.model)
         settings = (model.base_url, model.api_key_env, model.timeout_s, repr(sorted(model.params.items())))
-        return model.name, (which, *settings)
+        return model.name, (which, *settings, model.rest_after, model.rest_s)
 
 
 def build_model(model: ModelDescriptor) -> Runnable[Any, Any]:
@@ -258,6 +281,8 @@ def public_reason(model: ModelDescriptor, error: BaseException) -> str:
     """Return why a call failed in words fit for the router, a trace or a log: providers' own words may hold keys."""
     if isinstance(error, TimeoutError | ModelTimeoutError):
         return f"{model.name} gave no reply within {model.timeout_s:g} s"
+    if isinstance(error, RestingError):
+        return str(error)
     if isinstance(error, MissingKeyError):
         return f"{model.name} has no key: the environment variable {model.api_key_env!r} is not set"
     for kind, words in _REASONS:

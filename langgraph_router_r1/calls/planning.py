@@ -71,6 +71,6 @@ def _why_not(call: Call, model: str, view: View, candidates: Candidates) -> str:
     everyone = candidates.registry
     names = everyone.names if call.known else everyone.aliases
     if fold(model) not in map(fold, names):
-        return view.registry.explain_unknown(model)
+        return view.offered.explain_unknown(model)
     reading = ", ".join(map(repr, view.registry.aliases))
     return f"{model!r} can't see images, and the question comes with one; those that can: {reading}"

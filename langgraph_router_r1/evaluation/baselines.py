@@ -24,6 +24,7 @@ from langgraph.graph.state import CompiledStateGraph
 from typing_extensions import override
 
 from langgraph_router_r1.calls import CallMiddleware
+from langgraph_router_r1.calls.client import Clients
 from langgraph_router_r1.evaluation.extractor import Extraction, Extractor
 from langgraph_router_r1.evaluation.metrics import normalise
 from langgraph_router_r1.evaluation.predictors import ContrastivePredictor, LogisticPredictor, mlp
@@ -116,6 +117,7 @@ def create_baseline(
         max_turns=len(registry),
         max_parallel=len(registry),
         middleware=middleware,
+        clients=Clients(rests=False),
         name=f"baseline_{kind}",
     )
 

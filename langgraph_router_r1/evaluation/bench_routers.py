@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langgraph_router_r1.calls import CallCache, Candidates
+from langgraph_router_r1.calls.client import Clients
 from langgraph_router_r1.evaluation.baselines import create_baseline
 from langgraph_router_r1.evaluation.bench_file import BenchError, JudgeSpec, Row
 from langgraph_router_r1.evaluation.extractor import ADAPTERS, EXTRACTOR_NAME, Extractor, adapter_version
@@ -135,6 +136,7 @@ class Routers:
                 max_tokens=MAX_TURN_TOKENS,
                 router_price=price,
                 middleware=self._middleware,
+                clients=Clients(rests=False),
             )
         extractor = await self._shared_extractor() if self._bench.spec.extracts(row) else None
         return await asyncio.to_thread(

@@ -34,6 +34,7 @@ from langchain_core.runnables import RunnableLambda
 from tomlkit.items import InlineTable, Table
 
 from langgraph_router_r1.calls import Candidates
+from langgraph_router_r1.calls.client import Clients
 from langgraph_router_r1.descriptor import Accuracy, Measured, ModelDescriptor
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import wilson
@@ -132,7 +133,7 @@ class _Run:
     ) -> None:
         self._tasks = list(recorder.tasks.values())
         self._recorded = recorder.pool.outcomes
-        self._candidates = Candidates(registry, estimate_tokens, [recorder])
+        self._candidates = Candidates(registry, estimate_tokens, [recorder], Clients(rests=False))
         # Gives the call a run, whose metadata tell the recorder the task.
         self._ask = RunnableLambda(self._candidates.aask)
         self._purse = _Purse(budget_usd)

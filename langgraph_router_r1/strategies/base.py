@@ -4,7 +4,7 @@
         def decide(self, view):
             if view.replies:
                 return Answer(view.replies[-1])
-            cheapest = min(view.registry, key=lambda model: model.price.completion)
+            cheapest = min(view.offered, key=lambda model: model.price.completion)
             return Ask.one(cheapest.name, view.question)
 
     router = create_router(strategy=AskTheCheapest(), registry=registry)
@@ -30,7 +30,7 @@ from langgraph_router_r1.protocol import Call, sanitize
 from langgraph_router_r1.question import last_question
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import Limits
-from langgraph_router_r1.state import DecisionNote, RoutedCall, StopReason, StrategyNote, Tools
+from langgraph_router_r1.state import DecisionNote, RoutedCall, StopReason, StrategyNote, Tools, WarmCache
 from langgraph_router_r1.transcript import Segment
 
 
@@ -61,6 +61,20 @@ class View:
     """Takes the answer while it is written; None when nobody listens. What was not written, the graph adds."""
     worst_case: Callable[[str, str], float] = lambda _model, _query: 0.0
     """The most that asking a model (by name) a query can cost, in dollars; infinity when nothing bounds it."""
+    is_resting: Callable[[str], bool] = lambda _model: False
+    """Whether a model (by name) is not asked for now, because it keeps failing."""
+    warm: Sequence[WarmCache] = ()
+    """Prompt caches that were warm when the run began."""
+
+    @property
+    def offered(self) -> ModelRegistry:
+        """The models to choose from: those that do not rest, or all of them if all rest."""
+        return self.registry.only(lambda model: not self.is_resting(model.name)) or self.registry
+
+    @property
+    def savings(self) -> dict[str, float]:
+        """Dollars that a call costs less because the model's prompt cache is warm, by model."""
+        return {cache["model"]: cache["saving_usd"] for cache in self.warm}
 
     @property
     def question(self) -> str:

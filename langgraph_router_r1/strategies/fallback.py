@@ -75,7 +75,7 @@ class FallbackPlan(Strategy):
 
     def _rank(self, view: View) -> list[str]:
         """Return the pool in the order in which to ask it; from the cheapest on when the fallback fails too."""
-        registry, names = view.registry, list[str]()
+        registry, names = view.offered, list[str]()
         try:
             ranking = self.fallback.rank(view.question, cost_weight=view.limits.cost_weight)
             names = [registry[name].name for name in ranking if name in registry]

@@ -15,7 +15,7 @@ import importlib.util
 import statistics
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +24,8 @@ from langchain_core.embeddings import Embeddings
 from numpy.typing import NDArray
 from typing_extensions import override
 
+from langgraph_router_r1.ledger import PER_MILLION, estimate_tokens
+from langgraph_router_r1.prompts import context_messages
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.strategies.base import Decision, Strategy, View
 from langgraph_router_r1.strategies.plan import AskInOrder
@@ -128,24 +130,42 @@ class KNNStrategy(Strategy):
 
     @override
     def decide(self, view: View) -> Decision:
-        return self._asks.decide(view)
+        decision = self._asks.decide(view)
+        if view.turn or not view.warm:
+            return decision
+        caches = ", ".join(f"{name} (about ${saving:.2g} less a call)" for name, saving in view.savings.items())
+        return replace(decision, thought=f"<think> Warm prompt caches count: {caches}. </think>")
 
     def _choose(self, view: View) -> list[str]:
-        """Return the models to ask, of those that may be."""
-        ranked = self.rank(view.question, cost_weight=view.limits.cost_weight)
-        return [name for name in ranked if name in view.registry][:MOST_ASKED]
+        """Return the models to ask, of those on offer."""
+        offered = view.offered
+        costs = self._costs + self._context_costs(view) if view.warm else self._costs
+        [ranked] = self._ranked(self._expected_of(view.question), view.limits.cost_weight, costs)
+        return [name for name in ranked if name in offered][:MOST_ASKED]
+
+    def _context_costs(self, view: View) -> Matrix:
+        """Return what the conversation adds to the cost of a call, by model: profiles are of questions without one."""
+        savings = view.savings
+        contexts = [context_messages(model, view.messages) for model in self.registry]
+        tokens = [sum(estimate_tokens(message.text) for message in context) for context in contexts]
+        return np.array(
+            [
+                PER_MILLION * model.price.at(count).prompt * count - savings.get(model.name, 0.0)
+                for model, count in zip(self.registry, tokens, strict=True)
+            ]
+        )
 
     def rank(self, question: str, *, cost_weight: float = 0.0) -> list[str]:
         """Return the names of the pool, the best choice first; of equals the cheaper one first."""
-        return self._ranked(self._expected_of(question), cost_weight)[0]
+        return self._ranked(self._expected_of(question), cost_weight, self._costs)[0]
 
     def rank_all(self, questions: Sequence[str], *, cost_weight: float = 0.0) -> list[list[str]]:
         """Return the ranking for each of several questions."""
-        return self._ranked(self.expected_quality(questions), cost_weight)
+        return self._ranked(self.expected_quality(questions), cost_weight, self._costs)
 
-    def _ranked(self, expected_quality: Matrix, cost_weight: float) -> list[list[str]]:
-        worth = utility(expected_quality, self._costs, cost_weight)
-        by_cost = np.argsort(self._costs, kind="stable")
+    def _ranked(self, expected_quality: Matrix, cost_weight: float, costs: Matrix) -> list[list[str]]:
+        worth = utility(expected_quality, costs, cost_weight)
+        by_cost = np.argsort(costs, kind="stable")
         orders = by_cost[np.argsort(-worth[:, by_cost], axis=1, kind="stable")]
         return [[self.registry.names[index] for index in order] for order in orders]
 

@@ -122,11 +122,12 @@ class RouterLLM(Strategy):
         if not transcript:
             chat = self.prompt.render(
                 view.messages,
-                view.registry,
+                view.offered,
                 cost_weight=limits.cost_weight,
                 max_turns=limits.max_turns,
                 control_tokens=self.engine.control_tokens,
                 tools=view.tools,
+                savings=view.savings,
             )
             added.append(self.engine.begin(chat))
             may_ask = limits.max_turns > 0 and self._can_ask(view, view.spent_usd, added)
@@ -165,7 +166,7 @@ class RouterLLM(Strategy):
 
     def _constraints(self, view: View) -> tuple[protocol.Constraint, ...]:
         """Return the constraints by which the router can name only models that it can ask."""
-        names = [model.display_name for model in view.registry if view.affords(model.name, "?")]
+        names = [model.display_name for model in view.offered if view.affords(model.name, "?")]
         return protocol.name_constraints(names, replies=len(view.replies) if self.relays else None)
 
     def _read(self, turn: _Turn, generation: Generation) -> Decision:
@@ -325,7 +326,7 @@ def _said(call: RoutedCall) -> str:
 def _reason(call: RoutedCall, registry: ModelRegistry) -> str:
     """Return why there is no reply; the account tells of models by name, and the router knows aliases only."""
     name, reason = call["answered_by"] or call["model"], str(call["reason"])
-    if call["status"] == "error" and name in registry and reason.startswith(f"{name} "):
+    if call["status"] in {"error", "resting"} and name in registry and reason.startswith(f"{name} "):
         return registry[name].display_name + reason.removeprefix(name)
     return reason
 
