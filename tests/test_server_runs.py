@@ -215,3 +215,25 @@ def test_a_client_that_leaves_cancels_its_run_and_what_it_spent_is_known(path: s
             time.sleep(0.2)
         found = run_when_not(server, "running", run_id)
         assert (found["status"], found["maybe_cost_usd"] > 0) == ("cancelled", True)
+
+
+def test_what_a_run_spent_before_it_waited_is_kept_if_it_is_cancelled_at_once(served: Served) -> None:
+    run_id = events(post(served, "", question="Which?", approve=True))[0]["run_id"]
+    events(post(served, f"/{run_id}/decisions", decisions=[APPROVE, APPROVE]))
+    before = run(served, run_id)["cost_usd"]
+    with httpx.stream("POST", f"{served.url}/v1/runs/{run_id}/decisions", json={"decisions": [APPROVE]}):
+        pass
+    found = run_when_not(served, "running", run_id)
+    assert found["status"] in {"cancelled", "ended"}  # a scripted run may be faster
+    assert found["cost_usd"] >= before > 0
+
+
+def test_the_page_is_served_with_a_strict_policy(served: Served) -> None:
+    for path, kind in (("", "text/html"), ("app.js", "text/javascript"), ("style.css", "text/css")):
+        response = httpx.get(f"{served.url}/{path}")
+        assert response.headers["content-type"] == f"{kind}; charset=utf-8"
+        policy = response.headers["content-security-policy"]
+        assert "default-src 'none'; script-src 'self'; style-src 'self'" in policy
+        assert "unsafe" not in policy
+    page = httpx.get(f"{served.url}/").text
+    assert not any(part in page for part in ("http:", "https:", "<style", " style=", " onclick="))

@@ -32,6 +32,7 @@ from langgraph_router_r1.serving.errors import ApiError, invalid, invalid_fields
 from langgraph_router_r1.serving.keys import Key, Keys
 from langgraph_router_r1.serving.metrics import Metrics
 from langgraph_router_r1.serving.options import ServerSettings
+from langgraph_router_r1.serving.page import page_files
 from langgraph_router_r1.serving.reply import whole_reply
 from langgraph_router_r1.serving.responses_wire import ResponsesRequest
 from langgraph_router_r1.serving.run_events import Decisions, ForkRequest, RunRequest, events_of, run_events
@@ -94,6 +95,8 @@ def create_app(
         ("/metrics", "GET", api.metrics_page),
     ):
         app.add_api_route(path, endpoint, methods=[method], response_model=None)
+    for path, response in page_files().items():
+        app.add_api_route(path, response, methods=["GET"], response_model=None)
     app.add_exception_handler(ApiError, api.explain)
     app.add_exception_handler(SQLAlchemyError, api.explain)
     app.add_exception_handler(HTTPException, api.explain)

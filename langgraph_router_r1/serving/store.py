@@ -344,7 +344,8 @@ _COUNT_RUN = text(
 
 # LangGraph's savers have this table in both kinds of database. It holds little: runs that are over leave it soon.
 _ENDED_WITH_CHECKPOINTS = text(
-    "SELECT DISTINCT thread_id FROM checkpoints JOIN router_r1_runs ON id = thread_id WHERE status NOT IN ('running', 'waiting')"
+    "SELECT DISTINCT thread_id FROM checkpoints JOIN router_r1_runs ON id = thread_id "
+    "WHERE status NOT IN ('running', 'waiting')"
 )
 
 
