@@ -9,6 +9,8 @@ STUDIO_APP := examples/studio
 STUDIO_PORT := 2024
 # Nothing goes to LangSmith, not even where a key for it is set.
 OFFLINE := LANGGRAPH_CLI_NO_ANALYTICS=1 LANGGRAPH_NO_VERSION_CHECK=1 LANGSMITH_TRACING=false LANGSMITH_TRACING_V2=false LANGSMITH_API_KEY=
+# OpenAI's JavaScript client, for one test of the server, where there is npm.
+JS_CLIENT := $(if $(shell command -v npm),build/node_modules/openai)
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 # PyTorch's build for the CPU: from this machine's disk, when pip is told of wheels there; else uv knows where it is.
 ifneq ($(wildcard $(PIP_FIND_LINKS)/torch-*),)
@@ -34,16 +36,19 @@ $(STUDIO)/.installed: pyproject.toml examples/studio/constraints.txt
 	  --group studio --editable '.[openai]'
 	@touch $@
 
+build/node_modules/openai:
+	npm install --prefix build --no-save --no-audit --no-fund --silent openai@6.49.0
+
 demo: $(VENV)/.installed  ## Ask the pocket pool some questions, with a live trace
 	$(BIN)/router-r1 demo
 
 studio: $(STUDIO)/.installed  ## Serve the router's graphs for LangGraph Studio
 	cd $(STUDIO_APP) && $(OFFLINE) $(abspath $(STUDIO))/bin/langgraph dev --no-browser --no-reload --port $(STUDIO_PORT)
 
-test: $(VENV)/.installed $(STUDIO)/.installed  ## Run all tests, with a real vLLM
+test: $(VENV)/.installed $(STUDIO)/.installed $(JS_CLIENT)  ## Run all tests, with a real vLLM
 	LANGGRAPH_STRICT_MSGPACK=true $(BIN)/python -m pytest
 
-test-fast: $(VENV)/.installed $(STUDIO)/.installed  ## Run the tests that need no vLLM
+test-fast: $(VENV)/.installed $(STUDIO)/.installed $(JS_CLIENT)  ## Run the tests that need no vLLM
 	LANGGRAPH_STRICT_MSGPACK=true $(BIN)/python -m pytest -m 'not vllm'
 
 mutants: $(VENV)/.installed  ## Plant small bugs, and count those that the fast tests notice (MODULE=ledger for one)

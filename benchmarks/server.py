@@ -285,6 +285,12 @@ def kills(kills: int = 100, many: int = 16, seed: int = 0, database: Database = 
 
     async def until_killed() -> None:
         stop = asyncio.Event()
+        first = os.urandom(8).hex()
+        asked[first] = "sent"
+        own = {"Authorization": f"Bearer {KEY}", "X-Client-Request-Id": first}
+        async with clients(1) as client:  # what a server does but once takes longer than many a life
+            reply = await client.post(f"{server.url}/v1/chat/completions", json=QUESTION, headers=own)
+        asked[first] = str(reply.status_code)
         tasks = [asyncio.create_task(_ask_until_killed(server.url, stop, asked)) for _ in range(many)]
         await asyncio.sleep(chance.uniform(0.05, 1.0))
         server.process.send_signal(signal.SIGKILL)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -231,3 +234,37 @@ def test_responses_are_whole_streamed_with_tools_and_in_a_form(tmp_path: Path) -
         assert responses.parse(model="router-r1", input=ASKED, text_format=Capital).output_parsed == Capital(
             city="Lima"
         )
+
+
+NODE_MODULES = Path(__file__).parent.parent / "build" / "node_modules"
+
+
+@pytest.mark.skipif(
+    not (NODE_MODULES / "openai").is_dir() or shutil.which("node") is None,
+    reason="OpenAI's JavaScript client is not installed: make build/node_modules/openai",
+)
+def test_openais_javascript_client_makes_ten_calls(tmp_path: Path) -> None:
+    form = ScriptedChatModel(["It is Lima.", AIMessage("", tool_calls=[FORM_CALL])])
+    registry = pool(small="It is Lima.", tools=ScriptedChatModel([AIMessage("", tool_calls=[CALL])]), form=form)
+    with serving(ScriptedEngine(write), registry, tmp_path / "runs.sqlite") as server:
+        script = str(Path(__file__).with_name("openai_client.cjs"))
+        environment = {**os.environ, "NODE_PATH": str(NODE_MODULES)}
+        ran = subprocess.run(
+            ["node", script, f"{server.url}/v1"], capture_output=True, text=True, env=environment, timeout=60
+        )
+    assert ran.returncode == 0, ran.stderr
+    said = json.loads(ran.stdout)
+    assert said.pop("tokens") > 100
+    assert said == {
+        "chat": "Lima",
+        "bill": pytest.approx(13e-6),
+        "stream": "Lima",
+        "tool": {"name": "weather", "arguments": '{"city": "Lima"}'},
+        "form": {"city": "Lima"},
+        "direct": "It is Lima.",
+        "response": "Lima",
+        "responseStream": "Lima",
+        "responseTool": '{"city": "Lima"}',
+        "models": ["router-r1", "router-r1@0.3", "router-r1@0.6", "router-r1@0.9", "small", "tools", "form"],
+        "error": [404, "model_not_found"],
+    }

@@ -7,6 +7,11 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -360,3 +365,51 @@ def test_a_run_whose_server_is_gone_is_settled_as_lost_from_its_checkpoints(
         run = run_when_over(server)
         assert run["status"] == "lost"
         assert (run["cost_usd"], 0 < run["maybe_cost_usd"] < 0.001) == (0.0, True)
+
+
+def test_the_command_serves_reads_its_registry_again_on_sighup_and_ends_on_sigterm(tmp_path: Path) -> None:
+    file = tmp_path / "models.toml"
+    model = '[models.{}]\nmodel = "openai:x"\nprice = 1\n'
+    file.write_text(model.format("one"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = ["serve", "--registry", str(file), "--router", "openai:x", "--router-price", "1", "--port", str(port)]
+    environment = {**os.environ, "OPENAI_API_KEY": "none", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-m", "langgraph_router_r1.cli", *arguments]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+    def names() -> list[str]:
+        listed = httpx.get(f"http://127.0.0.1:{port}/v1/models").json()["data"]
+        return [one["id"] for one in listed if not one["id"].startswith("router-r1")]
+
+    def wait_for(expected: list[str]) -> None:
+        for _ in range(300):
+            assert process.poll() is None, process.communicate()
+            with contextlib.suppress(httpx.HTTPError):
+                if names() == expected:
+                    return
+            time.sleep(0.1)
+        raise AssertionError(names())
+
+    try:
+        wait_for(["one"])
+        for content, expected in (
+            (model.format("two"), ["two"]),
+            ("broken", ["two"]),
+            (model.format("three"), ["three"]),
+        ):
+            file.write_text(content)
+            process.send_signal(signal.SIGHUP)
+            time.sleep(0.3)
+            wait_for(expected)
+        process.send_signal(signal.SIGTERM)
+        printed, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert "serves: router-r1, one" in printed
+    assert "the registry that is served stays" in said
+    assert "Traceback" not in said
+    assert (tmp_path / "router-r1.sqlite").is_file()

@@ -148,6 +148,15 @@ async def test_runs_are_found_by_key_client_id_and_text_the_latest_first(servers
     assert await store.get(f"{key}-0", key="another") is None
 
 
+async def test_a_null_character_in_what_a_client_wrote_breaks_no_database(servers: list[Store], key: str) -> None:
+    store = servers[0]
+    await store.accept(f"{key}-0", model="m", question="nul\0nul", key=key)
+    [run] = await store.find(key=key, search="nul\0")
+    assert run.question == "nul\N{REPLACEMENT CHARACTER}nul"
+    assert await store.get("\0") is None
+    assert await store.find(key=key, client_id="\0") == []
+
+
 async def test_another_kind_of_database_is_refused_and_its_password_not_shown() -> None:
     with pytest.raises(ValueError, match="postgresql://") as refused:
         async with open_database("mysql://me:canary@host/db"):

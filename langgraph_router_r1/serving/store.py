@@ -134,7 +134,7 @@ class Store:
                 "key": key,
                 "day": day,
                 "model": model,
-                "question": question,
+                "question": _text(question),
                 "status": "running",
                 "created_at": now,
                 "reserved_usd": reserved,
@@ -272,7 +272,7 @@ class Store:
 
     def _get(self, run_id: str) -> StoredRun | None:
         with self._engine.connect() as connection:
-            row = connection.execute(select(RUNS).where(RUNS.c.id == run_id)).mappings().one_or_none()
+            row = connection.execute(select(RUNS).where(RUNS.c.id == _text(run_id))).mappings().one_or_none()
         return None if row is None else _stored(row)
 
     @_in_thread
@@ -299,9 +299,9 @@ class Store:
         if key is not None:
             wanted = wanted.where(RUNS.c.key == key)
         if client_id is not None:
-            wanted = wanted.where(RUNS.c.client_id == client_id)
+            wanted = wanted.where(RUNS.c.client_id == _text(client_id))
         if search:
-            wanted = wanted.where(func.lower(RUNS.c.question).contains(search.lower(), autoescape=True))
+            wanted = wanted.where(func.lower(RUNS.c.question).contains(_text(search).lower(), autoescape=True))
         if before is not None:
             wanted = wanted.where(RUNS.c.created_at < before)
         with self._engine.connect() as connection:
@@ -347,6 +347,11 @@ _ENDED_WITH_CHECKPOINTS = text(
     "SELECT DISTINCT thread_id FROM checkpoints JOIN router_r1_runs ON id = thread_id "
     "WHERE status NOT IN ('running', 'waiting')"
 )
+
+
+def _text(text: str) -> str:
+    """Return a text that a client wrote as every database takes it: PostgreSQL's texts hold no null character."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _stored(row: Any) -> StoredRun:
