@@ -1,6 +1,6 @@
 # Everything runs from a fresh machine: Python 3.11+ and make are enough.
 .DEFAULT_GOAL := help
-.PHONY: help demo studio docs test test-fast mutants lint type format overhead picture constraints train-pocket clean
+.PHONY: help demo studio docs test test-fast mutants lint type format overhead picture page-picture constraints train-pocket clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -75,6 +75,9 @@ docs: $(VENV)/.installed  ## Build the documentation as a site, in build/site
 
 picture: $(VENV)/.installed  ## Draw the README's picture from a real run
 	$(BIN)/python docs/picture.py
+
+page-picture: $(VENV)/.installed  ## Draw the picture of the server's page
+	ROUTER_R1_PICTURES=docs $(BIN)/python -m pytest -q tests/test_page.py -k picture
 
 constraints: $(VENV)/.installed  ## Update the pinned versions
 	$(BIN)/uv pip compile --quiet --upgrade --extra train --group dev --no-header --no-annotate \

@@ -20,6 +20,7 @@ from langgraph.pregel._messages import StreamMessagesHandler
 from langgraph.runtime import get_runtime
 from typing_extensions import TypedDict
 
+from langgraph_router_r1.ledger import Usage
 from langgraph_router_r1.state import CallStatus, PlannedCall, RoutedCall, RouterContext, RouterState, RunReport
 
 StreamedText = Literal["answer", "thought"]
@@ -76,6 +77,7 @@ class InfoEvent(TypedDict):
     status: CallStatus
     reason: str | None
     response: str
+    usage: Usage
     cost_usd: float
     latency_s: float
 
@@ -121,6 +123,7 @@ def stream_reply(call: RoutedCall) -> None:
         "status": call["status"],
         "reason": call["reason"],
         "response": call["response"],
+        "usage": call["usage"],
         "cost_usd": call["cost_usd"],
         "latency_s": call["latency_s"],
     }

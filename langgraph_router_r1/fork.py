@@ -15,6 +15,7 @@ from typing import Any
 
 from langchain_core.messages import AnyMessage
 from langgraph.graph.state import CompiledStateGraph
+from langgraph.types import Checkpointer
 from typing_extensions import Unpack, override
 
 from langgraph_router_r1.calls import Candidates
@@ -43,6 +44,7 @@ def fork(
     engine: RouterEngine | None = None,
     registry: ModelRegistry,
     strategy: Strategy | None = None,
+    checkpointer: Checkpointer = None,
     **settings: Unpack[RouterSettings],
 ) -> CompiledStateGraph[RouterState, RouterContext, RouterInput, RouterOutput]:
     """Return a router that repeats a run up to a call, asks another model there, and goes on by itself.
@@ -57,6 +59,7 @@ def fork(
         engine: Where the router LLM's tokens come from, from there on.
         registry: The models that may be asked.
         strategy: Who decides from there on instead of a router LLM.
+        checkpointer: Keeps the checkpoints of the fork, as with `create_router`.
         **settings: See `RouterSettings`.
 
     Raises:
@@ -78,7 +81,7 @@ def fork(
         candidates=_ForkedCalls(record, machine.candidates, (turn, index)),
         limits=Limits(**record.limits),
     )
-    return forked.graph().compile(name="fork")
+    return forked.graph().compile(checkpointer=checkpointer, name="fork")
 
 
 @dataclass

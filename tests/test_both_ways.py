@@ -109,7 +109,8 @@ async def test_a_run_that_routes_and_answers() -> None:
     assert events[1] == {"type": "router_r1.route", "turn": 0, "index": 0, "model": "m", "query": "a?"}
     assert events[2] == {
         "type": "router_r1.info", "turn": 0, "index": 0, "model": "m", "answered_by": "m", "status": "ok",
-        "reason": None, "response": "Lima", "cost_usd": pytest.approx(11e-6),
+        "reason": None, "response": "Lima", "usage": values["routing"]["calls"][0]["usage"],
+        "cost_usd": pytest.approx(11e-6),
     }  # fmt: skip
     assert events[-1]["answer"] == values["answer"] == "Lima"
     assert events[-1]["routing"] == values["routing"]

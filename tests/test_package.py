@@ -193,7 +193,7 @@ def test_the_wheel_holds_the_package_only_and_works_in_an_empty_environment(tmp_
     tops = {name.split("/")[0] for name in names}
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert tops == {"langgraph_router_r1", f"langgraph_router_r1-{version}.dist-info"}
-    for needed in ("py.typed", "pocket/pool.toml"):
+    for needed in ("py.typed", "pocket/pool.toml", "serving/page/index.html", "serving/page/app.js"):
         assert f"langgraph_router_r1/{needed}" in names
     assert wheel.stat().st_size < 1_000_000, "the adapters are a distribution of their own"
 

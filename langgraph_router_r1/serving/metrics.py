@@ -12,7 +12,7 @@ from langgraph_router_r1.registry import ModelRegistry
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
-NOT_ASKED = frozenset({"unknown_model", "over_budget", "denied", "rejected"})
+NOT_ASKED = frozenset({"unknown_model", "over_budget", "denied", "rejected", "resting"})
 """States of calls that were never made; their model may be a name that a router LLM made up."""
 
 
@@ -62,6 +62,14 @@ class Metrics:
             self._tokens.labels(model, "completion").inc(call["usage"]["completion_tokens"])
             self._dollars.labels(model).inc(call["cost_usd"])
             self._call_seconds.labels(model).observe(call["latency_s"])
+
+    def calls(self) -> dict[str, dict[str, int]]:
+        """Return how many calls each model was sent since the server started, by status."""
+        counts: dict[str, dict[str, int]] = {}
+        for sample in next(iter(self._calls.collect())).samples:
+            if sample.name.endswith("_total"):
+                counts.setdefault(sample.labels["model"], {})[sample.labels["status"]] = int(sample.value)
+        return counts
 
     def text(self) -> bytes:
         """Return all in Prometheus's text format."""

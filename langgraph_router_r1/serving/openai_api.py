@@ -24,18 +24,21 @@ from typing_extensions import Unpack
 
 from langgraph_router_r1.calls.client import Clients
 from langgraph_router_r1.engines.base import RouterEngine
-from langgraph_router_r1.registry import ModelRegistry
+from langgraph_router_r1.fork import ForkError
+from langgraph_router_r1.registry import ModelRegistry, UnknownModelError
 from langgraph_router_r1.serving import chat, responses, run_pages
 from langgraph_router_r1.serving.database import open_database
 from langgraph_router_r1.serving.errors import ApiError, invalid, invalid_fields
 from langgraph_router_r1.serving.keys import Key, Keys
 from langgraph_router_r1.serving.metrics import Metrics
 from langgraph_router_r1.serving.options import ServerSettings
+from langgraph_router_r1.serving.page import page_files
 from langgraph_router_r1.serving.reply import whole_reply
 from langgraph_router_r1.serving.responses_wire import ResponsesRequest
+from langgraph_router_r1.serving.run_events import Decisions, ForkRequest, RunRequest, events_of, run_events
 from langgraph_router_r1.serving.runs import Run, Runs
-from langgraph_router_r1.serving.store import Allowance, Store
-from langgraph_router_r1.serving.targets import Targets
+from langgraph_router_r1.serving.store import Allowance, Store, StoredRun
+from langgraph_router_r1.serving.targets import Target, Targets
 from langgraph_router_r1.serving.wire import Asked, ChatRequest, Wire
 from langgraph_router_r1.settings import RouterSettings
 from langgraph_router_r1.strategies import Strategy
@@ -82,13 +85,18 @@ def create_app(
         ("/v1/models", "GET", api.models),
         ("/v1/models/{name:path}", "GET", api.model),
         ("/v1/runs", "GET", api.list_runs),
+        ("/v1/runs", "POST", api.start_run),
         ("/v1/runs/{run_id}", "GET", api.run),
+        ("/v1/runs/{run_id}/decisions", "POST", api.decide),
+        ("/v1/runs/{run_id}/fork", "POST", api.fork_run),
         ("/v1/usage", "GET", api.usage),
         ("/healthz", "GET", api.healthz),
         ("/readyz", "GET", api.readyz),
         ("/metrics", "GET", api.metrics_page),
     ):
         app.add_api_route(path, endpoint, methods=[method], response_model=None)
+    for path, response in page_files().items():
+        app.add_api_route(path, response, methods=["GET"], response_model=None)
     app.add_exception_handler(ApiError, api.explain)
     app.add_exception_handler(SQLAlchemyError, api.explain)
     app.add_exception_handler(HTTPException, api.explain)
@@ -173,7 +181,11 @@ class Api:
 
     def _model(self, name: str) -> dict[str, Any]:
         registry = self.runs.targets.registry
-        about = run_pages.model_page(registry[name]) if name in registry else None
+        about = None
+        if name in registry:
+            calls = self._metrics.calls().get(registry[name].name, {})
+            is_resting = self.runs.targets.is_resting(registry[name])
+            about = run_pages.model_page(registry[name], is_resting=is_resting, calls=calls)
         return {"id": name, "object": "model", "created": self._started_at, "owned_by": "router-r1", "router_r1": about}
 
     async def list_runs(self, request: Request) -> Response:
@@ -194,11 +206,59 @@ class Api:
 
     async def run(self, request: Request, run_id: str) -> Response:
         """`GET /v1/runs/{run_id}`: a run of the key, with its record."""
+        found = await self._stored(request, run_id)
+        page = run_pages.run_page(found, with_record=True)
+        if found.status == "waiting":
+            page["approval"] = await self.runs.approval(run_id)
+        return JSONResponse(page)
+
+    async def start_run(self, request: Request) -> Response:
+        """`POST /v1/runs`: ask, and receive the router's own events."""
+        body = await self._read(request, RunRequest)
+        asked = body.asked()
+        return await self._follow(request, asked, self.runs.targets.find(asked.model, approve=body.approve))
+
+    async def fork_run(self, request: Request, run_id: str) -> Response:
+        """`POST /v1/runs/{run_id}/fork`: a new run that asks another model at one call of this one."""
+        body = await self._read(request, ForkRequest)
+        found = await self._stored(request, run_id)
+        if found.record is None or found.status == "waiting":
+            raise ApiError(409, f"the run is {found.status}: only a run with a record can be forked", "no_record")
+        if self.runs.targets.find(found.model).model is not None:
+            raise invalid("the run asked one model directly; only a run of the router can be forked")
+        if found.record.images:
+            raise invalid("the question came with images, which are not kept; the run can't be forked here")
+        try:
+            target = self.runs.targets.fork(found.record, **body.model_dump())
+        except (ForkError, UnknownModelError) as error:
+            raise invalid(str(error)) from None
+        asked = events_of(found.model, found.question, budget_usd=found.record.limits["budget_usd"])
+        return await self._follow(request, asked, target)
+
+    async def decide(self, request: Request, run_id: str) -> Response:
+        """`POST /v1/runs/{run_id}/decisions`: go on with a run that waits for approval."""
+        body = await self._read(request, Decisions)
+        found = await self._stored(request, run_id)
+        asked, target = events_of(found.model, found.question), self.runs.targets.find(found.model, approve=True)
+        run = await self.runs.resume(asked, target, run_id, body.decisions)
+        self._watch(request, run)
+        return _stream(run, run_events(run))
+
+    async def _follow(self, request: Request, asked: Asked, target: Target) -> Response:
+        run = await self._start(request, asked, target)
+        return _stream(run, run_events(run))
+
+    async def _stored(self, request: Request, run_id: str) -> StoredRun:
+        """Return a run of the key.
+
+        Raises:
+            ApiError: There is none.
+        """
         key = self._key(request)
         found = await self.runs.store.get(run_id, None if key is None else key.name)
         if found is None:
             raise ApiError(404, "there is no such run", "run_not_found")
-        return JSONResponse(run_pages.run_page(found, with_record=True))
+        return found
 
     async def usage(self, request: Request) -> Response:
         """`GET /v1/usage`: what the key has spent today and in this month, and what it may; days are UTC's."""
@@ -242,17 +302,20 @@ class Api:
     def _key(self, request: Request) -> Key | None:
         return self._keys.of(request.headers.get("authorization"))
 
-    async def _start(self, request: Request, asked: Asked) -> Run:
+    async def _start(self, request: Request, asked: Asked, target: Target | None = None) -> Run:
         key = self._key(request)
         _check_use(key, asked.model)
         client_id = request.headers.get("x-client-request-id")
         if client_id is not None and not (client_id.isascii() and 0 < len(client_id) <= MAX_CLIENT_ID_CHARS):
             raise invalid(f"X-Client-Request-Id must have 1 to {MAX_CLIENT_ID_CHARS} ASCII characters")
-        run = await self.runs.start(asked, key, client_id)
+        run = await self.runs.start(asked, target or self.runs.targets.find(asked.model), key, client_id)
+        self._watch(request, run)
+        return run
+
+    def _watch(self, request: Request, run: Run) -> None:
         watcher = asyncio.create_task(_cancel_when_left(request, run))
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
-        return run
 
     async def _read(self, request: Request, kind: type[W]) -> W:
         """Return the body of a request.

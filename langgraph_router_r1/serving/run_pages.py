@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
@@ -45,9 +46,17 @@ def run_page(run: StoredRun, *, with_record: bool = False) -> dict[str, Any]:
     return page
 
 
-def model_page(model: ModelDescriptor) -> dict[str, Any]:
-    """Return what may be told of a model of the pool: nothing of where it is and how it is reached."""
+def model_page(model: ModelDescriptor, *, is_resting: bool, calls: Mapping[str, int]) -> dict[str, Any]:
+    """Return what may be told of a model of the pool: nothing of where it is and how it is reached.
+
+    Args:
+        model: The model.
+        is_resting: Whether it is not asked now, because it keeps failing.
+        calls: How many calls it was sent since the server started, by status.
+    """
     return {
+        "is_resting": is_resting,
+        "calls": dict(calls),
         "description": model.description,
         "price": {"prompt": model.price.prompt, "completion": model.price.completion},
         "latency_s": model.latency_s,

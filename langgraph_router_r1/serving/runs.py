@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.types import Command
 
 from langgraph_router_r1.accounting import spending
 from langgraph_router_r1.engines.base import EngineError
@@ -29,6 +30,9 @@ from langgraph_router_r1.serving.wire import Asked
 from langgraph_router_r1.state import RouterContext
 
 logger = logging.getLogger(__name__)
+
+INTERRUPT = "__interrupt__"
+"""LangGraph's key for what a run waits for."""
 
 RETRY_AFTER_S = 1.0
 """When a request can be tried again that came when the server was full."""
@@ -48,6 +52,8 @@ class Run:
         """The state of the graph, with its `RECORD_KEYS` and `routing`, as far as it came."""
         self.error: ApiError | None = None
         """Why it broke off."""
+        self.approval: dict[str, Any] | None = None
+        """The request to decide on its calls, in the form of LangChain's `HumanInTheLoopMiddleware`: it waits."""
         self.is_over = False
         """Whether it only has to be recorded."""
         self._recorded = asyncio.Event()
@@ -120,19 +126,14 @@ class Runs:
         self.is_stopping = False
         """Whether it accepts nothing more."""
 
-    async def start(self, asked: Asked, key: Key | None, client_id: str | None) -> Run:
-        """Accept a request: from here on it has a row, and its run goes on until it ends or is cancelled.
+    async def start(self, asked: Asked, target: Target, key: Key | None, client_id: str | None) -> Run:
+        """Accept a request: from here on it has a row, and its run goes on until it ends, waits or is cancelled.
 
         Raises:
             ApiError: It is refused.
         """
-        target = self.targets.find(asked.model)
         self._check_images(asked)
-        if self.is_stopping:
-            raise ApiError(503, "the server is stopping", "stopping", retry_after_s=RETRY_AFTER_S)
-        if len(self._open) >= self._settings.max_concurrent:
-            message = f"{self._settings.max_concurrent} runs are running, and that is the limit; try again"
-            raise ApiError(429, message, "too_many_runs", retry_after_s=RETRY_AFTER_S)
+        self._check_room()
         most = None if key is None else key.most_usd
         run = Run(f"run-{uuid.uuid4().hex}", asked, target)
         self._open[run.id] = run
@@ -157,17 +158,48 @@ class Runs:
             tools=asked.tools,
             stream="thought" if run.traces else "answer",
         )
-        self.metrics.running.inc()
-        run.task = asyncio.create_task(self._work(run, context), name=run.id)
-        await asyncio.sleep(0)  # a task that is cancelled before it begins would write nothing
+        await self._begin(run, {"messages": asked.messages}, context)
         return run
 
-    async def _work(self, run: Run, context: RouterContext) -> None:
+    async def resume(self, asked: Asked, target: Target, run_id: str, decisions: list[dict[str, Any]]) -> Run:
+        """Go on with a run that waits, by what was decided on its calls. Decisions that can't be used are asked again.
+
+        Raises:
+            ApiError: It does not wait, or there is no room for it now.
+        """
+        self._check_room()
+        if (stored := await self.store.resume(run_id)) is None:
+            raise ApiError(409, "the run does not wait for decisions", "not_waiting")
+        run = Run(run_id, asked, target)
+        run.stored = stored
+        self._open[run.id] = run
+        # Its limits are in its state.
+        await self._begin(run, Command(resume={"decisions": decisions}), RouterContext(stream="thought"))
+        return run
+
+    async def approval(self, run_id: str) -> dict[str, Any] | None:
+        """Return what a run that waits asks for; None if it does not wait."""
+        state = await self.targets.reader.aget_state(_config(run_id))
+        return state.interrupts[0].value if state.interrupts else None
+
+    def _check_room(self) -> None:
+        if self.is_stopping:
+            raise ApiError(503, "the server is stopping", "stopping", retry_after_s=RETRY_AFTER_S)
+        if len(self._open) >= self._settings.max_concurrent:
+            message = f"{self._settings.max_concurrent} runs are running, and that is the limit; try again"
+            raise ApiError(429, message, "too_many_runs", retry_after_s=RETRY_AFTER_S)
+
+    async def _begin(self, run: Run, given: Any, context: RouterContext) -> None:
+        self.metrics.running.inc()
+        run.task = asyncio.create_task(self._work(run, given, context), name=run.id)
+        await asyncio.sleep(0)  # a task that is cancelled before it begins would write nothing
+
+    async def _work(self, run: Run, given: Any, context: RouterContext) -> None:
         status: RunStatus = "ended"
         try:
             async with asyncio.timeout(self._settings.run_timeout_s):
                 async for mode, item in run.target.graph.astream(
-                    {"messages": run.asked.messages},
+                    given,
                     _config(run.id),
                     context=context,
                     stream_mode=["custom", "values"] if run.is_heard else ["values"],
@@ -177,6 +209,9 @@ class Runs:
                 ):
                     if mode == "custom":
                         run.take(cast("RouterEvent", item))
+                    elif INTERRUPT in item:
+                        [interrupt] = cast("dict[str, Any]", item)[INTERRUPT]
+                        run.approval, status = interrupt.value, "waiting"
                     else:
                         run.values = cast("dict[str, Any]", item)
         except asyncio.CancelledError:
@@ -196,18 +231,26 @@ class Runs:
     async def _settle(self, run: Run, status: RunStatus) -> None:
         record: RunRecord | None
         try:
-            if status == "ended":
+            if status in ("ended", "waiting"):
                 record = RunRecord.of(run.values)
                 spent = spending(record.report["cost_usd"], record.report["maybe_cost_usd"])
             else:
-                values = run.values if is_known(run.values) else await self._checkpoint(run.id)
+                # A run that was resumed has no values until its first step.
+                values = run.values if run.values and is_known(run.values) else await self._checkpoint(run.id)
                 spent, record = broken_off(values, run.target.router_price)
+            if status == "waiting":
+                assert record is not None
+                await self.store.pause(run.id, spent, record)
+                return
             error = None if run.error is None else run.error.code
             await self.store.settle(run.stored, status, spent, record, error)
         except Exception:
             # Its lease ends, and `look_after` settles it from its checkpoints.
             logger.exception("%s could not be recorded", run.id)
             return
+        if record is not None:
+            made = [call for call in record.calls if (call["turn"], call["index"]) not in run.target.kept]
+            record = record.model_copy(update={"calls": made})
         seconds = time.time() - run.created_at
         self.metrics.ended(run.target.model or ROUTER, status, seconds, record, self.targets.registry)
 

@@ -31,9 +31,12 @@ LEASE_S = 10.0
 P = ParamSpec("P")
 R = TypeVar("R")
 
-RunStatus = Literal["running", "ended", "cancelled", "failed", "lost"]
-"""`ended`: it has an answer. `cancelled`: its client left, or the server was stopped. `failed`: it broke off with an
-error. `lost`: its server is gone."""
+WAIT_S = 86_400.0
+"""How long a run waits for a person to decide on its calls."""
+
+RunStatus = Literal["running", "waiting", "ended", "cancelled", "failed", "lost"]
+"""`waiting`: for a person to decide on its calls. `ended`: it has an answer. `cancelled`: its client left, or the
+server was stopped. `failed`: it broke off with an error. `lost`: its server is gone, or nobody decided on its calls."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,7 @@ class Store:
         What may have been billed counts against the budget, and if nothing bounds it, all that was reserved. A server
         that was taken for lost may still correct what another one wrote in its place.
         """
-        open_states = ("running",) if status == "lost" else ("running", "lost")
+        open_states = ("running", "waiting") if status == "lost" else ("running", "lost")
         cost, maybe = spent["cost_usd"], spent["maybe_cost_usd"]
         charged = max(cost, run.reserved_usd or 0.0) if maybe is None else cost + maybe
         ended: dict[str, Any] = {
@@ -210,6 +213,29 @@ class Store:
         return False
 
     @_in_thread
+    def pause(self, run_id: str, spent: Spending, record: RunRecord) -> None:
+        """Write that a run waits for a person; what it may spend stays reserved."""
+        paused = {
+            "status": "waiting",
+            "cost_usd": spent["cost_usd"],
+            "maybe_cost_usd": spent["maybe_cost_usd"],
+            "record": record.model_dump_json(),
+            "lease_until": time.time() + WAIT_S,
+        }
+        with self._engine.begin() as connection:
+            mine = (RUNS.c.id == run_id) & (RUNS.c.status == "running")
+            connection.execute(update(RUNS).where(mine).values(paused))
+
+    @_in_thread
+    def resume(self, run_id: str) -> StoredRun | None:
+        """Write that a run that waits goes on; return None if it does not wait, or another server was faster."""
+        with self._engine.begin() as connection:
+            waits = update(RUNS).where(RUNS.c.id == run_id, RUNS.c.status == "waiting")
+            resumed = waits.values(status="running", lease_until=time.time() + LEASE_S)
+            is_mine = _count(connection.execute(resumed))
+        return self._get(run_id) if is_mine else None
+
+    @_in_thread
     def renew(self, run_ids: Sequence[str]) -> None:
         """Tell other servers that these runs still run."""
         with self._engine.begin() as connection:
@@ -218,9 +244,9 @@ class Store:
 
     @_in_thread
     def take_lost(self) -> list[StoredRun]:
-        """Return the runs whose server is gone; they are left to the caller to settle."""
+        """Return the runs whose server is gone, or that waited too long; the caller has to settle them."""
         now = time.time()
-        over = (RUNS.c.status == "running") & (RUNS.c.lease_until < now)
+        over = RUNS.c.status.in_(("running", "waiting")) & (RUNS.c.lease_until < now)
         with self._engine.connect() as connection:
             found = (connection.execute(select(RUNS.c.id).where(over))).scalars().all()
         taken = []
@@ -318,7 +344,8 @@ _COUNT_RUN = text(
 
 # LangGraph's savers have this table in both kinds of database. It holds little: runs that are over leave it soon.
 _ENDED_WITH_CHECKPOINTS = text(
-    "SELECT DISTINCT thread_id FROM checkpoints JOIN router_r1_runs ON id = thread_id WHERE status <> 'running'"
+    "SELECT DISTINCT thread_id FROM checkpoints JOIN router_r1_runs ON id = thread_id "
+    "WHERE status NOT IN ('running', 'waiting')"
 )
 
 

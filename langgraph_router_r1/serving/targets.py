@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph.state import CompiledStateGraph
 from typing_extensions import override
 
 from langgraph_router_r1.calls.client import Clients
+from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.engines.base import RouterEngine
+from langgraph_router_r1.fork import fork
 from langgraph_router_r1.graph import create_router
 from langgraph_router_r1.ledger import FREE, Price
+from langgraph_router_r1.record import RunRecord
 from langgraph_router_r1.registry import ModelRegistry
-from langgraph_router_r1.serving.errors import ApiError
+from langgraph_router_r1.serving.errors import ApiError, invalid
 from langgraph_router_r1.settings import RouterSettings
 from langgraph_router_r1.strategies import Answer, Ask, Decision, Strategy, View
 
@@ -41,6 +44,8 @@ class Target:
     """The model of the pool that is asked directly; None for the router."""
     cost_weight: float | None = None
     trace: bool = False
+    kept: frozenset[tuple[int, int]] = frozenset()
+    """The calls, by turn and place, that come from the record of the run of which this one is a fork."""
 
 
 @dataclass
@@ -84,7 +89,7 @@ class Targets:
             ValueError: A model has the router's name, or a setting can't be served.
         """
         if settings.get("approve", "never") != "never":
-            msg = "approve: a server has nobody who could approve calls"
+            msg = "approve: clients of OpenAI's API can't approve calls; `POST /v1/runs` takes approve for each run"
             raise ValueError(msg)
         taken = [name for name in registry.names if _PRESET.fullmatch(name)]
         if taken:
@@ -92,36 +97,54 @@ class Targets:
         self.registry = registry
         self._saver, self._clients = saver, clients
         strategy = engine if isinstance(engine, Strategy) else None
-        self._router = create_router(
-            None if strategy is not None else cast("RouterEngine", engine),
-            registry,
-            strategy=strategy,
-            checkpointer=saver,
-            **cast("RouterSettings", {**settings, "clients": clients}),
-        )
+        self._parts: dict[str, Any] = {
+            **settings,
+            "engine": None if strategy is not None else engine,
+            "strategy": strategy,
+            "registry": registry,
+            "clients": clients,
+            "checkpointer": saver,
+        }
+        self._router = create_router(**self._parts)
+        self._approving = create_router(**{**self._parts, "approve": "always"})
         self.router_price = strategy.price if strategy is not None else Price.parse(settings.get("router_price", FREE))
         self._direct: dict[str, Graph] = {}
 
     @property
     def reader(self) -> Graph:
         """A graph that can read the checkpoints of all."""
-        return self._router
+        return self._approving  # has all nodes
 
     @property
     def names(self) -> list[str]:
         """The names that are listed."""
         return [ROUTER, *(f"{ROUTER}@{weight:g}" for weight in SHOWN_WEIGHTS), *self.registry.names]
 
-    def find(self, name: str) -> Target:
-        """Return what a request names.
+    def is_resting(self, model: ModelDescriptor) -> bool:
+        """Return whether a model is not asked now, because it keeps failing."""
+        return self._clients.is_resting(model)
+
+    def fork(self, record: RunRecord, *, turn: int, index: int, model: str) -> Target:
+        """Return a run of the router's with one call made to another model.
 
         Raises:
-            ApiError: There is no such model.
+            ForkError: The record has no such call, or the call was never made.
+            UnknownModelError: The registry has no such model.
+        """
+        graph = fork(record, turn=turn, index=index, model=model, **self._parts)
+        before = {(call["turn"], call["index"]) for call in record.calls if call["turn"] <= turn} - {(turn, index)}
+        return Target(graph, self.router_price, kept=frozenset(before))
+
+    def find(self, name: str, *, approve: bool = False) -> Target:
+        """Return what a request names; with `approve`, its calls wait until a person has decided on them.
+
+        Raises:
+            ApiError: There is no such model, or it is a model of the pool, which needs no approval.
         """
         if found := _PRESET.fullmatch(name):
             weight = found["weight"]
             return Target(
-                self._router,
+                self._approving if approve else self._router,
                 self.router_price,
                 cost_weight=None if weight is None else float(weight),
                 trace=found["trace"] is not None,
@@ -131,6 +154,8 @@ class Targets:
             raise ApiError(
                 404, f"there is no model {name!r} here; there are: {known}", "model_not_found", param="model"
             )
+        if approve:
+            raise invalid(f"{name!r} would be asked directly; only calls of the router are approved", "approve")
         model = self.registry[name].name
         if model not in self._direct:
             # Who asks a model directly sends it the whole conversation.
