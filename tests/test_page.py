@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +199,13 @@ def test_a_past_run_is_found_and_replayed_without_any_call(opened: Open, served:
     runs.get_by_role("button").click()
     expect(answer_of(page)).to_have_text("+51")
     page.emulate_media(reduced_motion="no-preference")  # without it, a replay takes no time
+    page.clock.install()
+    page.clock.pause_at(datetime.now(tz=UTC) + timedelta(minutes=1))
     page.get_by_role("button", name="Replay").click()
+    expect(steps(page)).to_have_count(0)
+    page.clock.run_for(600)
     expect(steps(page)).to_have_text(shown[:1])
+    page.clock.run_for(10_000)
     expect(steps(page)).to_have_text(shown)
     expect(answer_of(page)).to_have_text("+51")
     assert [len(model.model.calls) for model in served.api.runs.targets.registry] == [1, 1, 1]
