@@ -132,6 +132,8 @@ async def _serve(app: FastAPI, host: str, port: int, registry: Path | None) -> N
         log_level="warning",
         server_header=False,
         lifespan="on",
+        # Longer than clients and proxies keep an idle connection: else one is closed while a request is on its way.
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=GRACE_S,
     )
     if registry is not None:
