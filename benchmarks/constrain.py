@@ -1,6 +1,7 @@
 """How many turns of an untrained router can be read, with names constrained while it samples and without.
 
-python benchmarks/constrain.py     # SmolLM2-135M without an adapter, on the pocket pool's vLLM
+python benchmarks/constrain.py                                         # SmolLM2-135M without an adapter
+python benchmarks/constrain.py --policy router --temperature 1.3       # the trained router, sampled wildly
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ async def turns(engine: VLLMEngine, registry: ModelRegistry, questions: list[str
     return Counter(kind_of(text, registry) for text in sampled)
 
 
-async def measure(sample: int, temperature: float) -> None:
+async def measure(policy: str, sample: int, temperature: float) -> None:
     """Ask the same questions in both ways, and print the turns."""
     questions = [task.question for task in load_tasks("pocket", split="test", sample=sample)]
     with pocket_server() as server:
         registry = pocket_registry(server.base_url)
         for constrain in (None, "names"):
-            async with VLLMEngine(server.base_url, BASE_NAME, temperature=temperature, seed=0, timeout_s=600) as engine:
+            async with VLLMEngine(server.base_url, policy, temperature=temperature, seed=0, timeout_s=600) as engine:
                 kinds = await turns(engine, registry, questions, constrain=constrain)
             total = kinds.total()
             malformed = total - kinds["sound search"] - kinds["answer"]
@@ -57,7 +58,8 @@ async def measure(sample: int, temperature: float) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policy", default=BASE_NAME, help="the base model, or an adapter such as router")
     parser.add_argument("--questions", type=int, default=60)
     parser.add_argument("--temperature", type=float, default=0.0)
     arguments = parser.parse_args()
-    asyncio.run(measure(arguments.questions, arguments.temperature))
+    asyncio.run(measure(arguments.policy, arguments.questions, arguments.temperature))
