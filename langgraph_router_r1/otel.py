@@ -123,7 +123,11 @@ class OpenTelemetryTracer(BaseCallbackHandler):
             self._begin(run, "think", {"router_r1.turn": inputs.get("turn", 0)})
         elif name == "route":
             told = {f"router_r1.{key}": inputs[key] for key in ("model", "turn", "index")}
-            self._tell(self._begin(run, f"route {inputs['model']}", told), asked=[HumanMessage(inputs["query"])])
+            refusal = inputs["refusal"]
+            if refusal is not None and refusal["status"] == "unknown_model" and not self._content:
+                del told["router_r1.model"]  # whatever the router LLM wrote there
+            title = f"route {told.get('router_r1.model', '')}".rstrip()
+            self._tell(self._begin(run, title, told), asked=[HumanMessage(inputs["query"])])
 
     def _begin_router(self, run: _Run, thread: str | None) -> None:
         told = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": run.name}
@@ -162,7 +166,9 @@ class OpenTelemetryTracer(BaseCallbackHandler):
 
     def _end_call(self, run: _Run, span: Span, update: Mapping[str, Any]) -> None:
         [call] = update["calls"]
-        _set(span, {key: call[key] for key in ("status", "reason", "answered_by", "maybe_cost_usd")})
+        _set(span, {key: call[key] for key in ("status", "answered_by", "maybe_cost_usd")})
+        if call["reason"] is not None and (self._content or call["status"] not in _REASONS_IN_OTHERS_WORDS):
+            span.set_attribute("router_r1.reason", self._mask(call["reason"]))
         self._tell(span, answered=[AIMessage(call["response"])])
         self._end_paid(run, call["cost_usd"])
 
@@ -268,6 +274,9 @@ class OpenTelemetryTracer(BaseCallbackHandler):
     def _part(self, message: BaseMessage) -> dict[str, str]:
         return {"type": "text", "content": self._mask(message.text)}
 
+
+_REASONS_IN_OTHERS_WORDS = frozenset({"unknown_model", "rejected"})
+"""States of calls whose reason holds what the router LLM or a person wrote."""
 
 _ROLES = {"human": "user", "ai": "assistant"}
 

@@ -151,6 +151,21 @@ def test_spans_hold_no_text_unless_asked_and_then_masked(monkeypatch: pytest.Mon
     assert "sk-secret" not in written(), "a provider's words may hold a key"
 
 
+def test_what_the_router_or_a_person_wrote_in_a_refused_call_is_text_too() -> None:
+    def written(**options: Any) -> str:
+        traced = Traced(**options)
+        turns = [search("Secret-Name: Capital of Peru?", "small: And of Chile?"), answer("Lima")]
+        made = router(*turns, approve="always", checkpointer=InMemorySaver())
+        config = {**traced.config, "configurable": {"thread_id": "7"}}
+        made.invoke(QUESTION, config)
+        made.invoke(Command(resume={"decisions": [{"type": "reject", "message": "secret-reason"}]}), config)
+        assert len(traced.spans("route")) == 2
+        return "".join(span.to_json() for span in traced.spans())
+
+    assert not [text for text in ("Secret-Name", "secret-reason") if text in written()]
+    assert not [text for text in ("Secret-Name", "secret-reason") if text not in written(content=True)]
+
+
 def test_texts_have_the_form_of_the_convention() -> None:
     traced = Traced(content=True)
     router(*TURNS).invoke(QUESTION, traced.config)
