@@ -17,6 +17,7 @@ from langgraph_router_r1.cli.pool import (
     ModelOption,
     RegistryOption,
     RouterOption,
+    RouterPriceOption,
     finite,
     is_chat_model,
     open_pool,
@@ -75,10 +76,7 @@ def ask(
     budget: Annotated[
         float | None, typer.Option(min=0, callback=finite, help="The most this question may cost, in dollars.")
     ] = None,
-    router_price: Annotated[
-        float | None,
-        typer.Option(min=0, callback=finite, help="Price of the router's own tokens, in dollars per million."),
-    ] = None,
+    router_price: RouterPriceOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the record of the run, one JSON object, and nothing else.")
     ] = False,

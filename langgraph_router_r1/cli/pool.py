@@ -42,6 +42,12 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+RouterPriceOption = Annotated[
+    float | None,
+    typer.Option(min=0, callback=finite, help="Price of the router's own tokens, in dollars per million."),
+]
+
+
 @contextmanager
 def open_pool(
     registry: Path | None, router: str | None, model: str, console: Console, *, timeout_s: float = 120.0

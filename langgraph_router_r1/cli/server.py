@@ -18,6 +18,7 @@ from langgraph_router_r1.cli.pool import (
     ModelOption,
     RegistryOption,
     RouterOption,
+    RouterPriceOption,
     finite,
     is_chat_model,
     open_pool,
@@ -57,10 +58,7 @@ def serve(
     run_budget: Annotated[
         float | None, typer.Option(min=0, callback=finite, help="The most that one run may cost, in dollars.")
     ] = None,
-    router_price: Annotated[
-        float | None,
-        typer.Option(min=0, callback=finite, help="Price of the router's own tokens, in dollars per million."),
-    ] = None,
+    router_price: RouterPriceOption = None,
     answer: Annotated[
         AnswerStyle, typer.Option(help="How long answers shall be; the pocket router gives short ones.")
     ] = "short",
