@@ -1,8 +1,10 @@
 """What a run streams: typed events with `stream_mode="custom"`, the answer token by token with "messages".
 
-for event in router.stream({"messages": [("user", "Which?")]}, stream_mode="custom"):
-if event["type"] == "router_r1.info":
-print(event["answered_by"], event["cost_usd"])
+    for event in router.stream({"messages": [("user", "Which?")]}, stream_mode="custom"):
+        if event["type"] == "router_r1.info":
+            print(event["answered_by"], event["cost_usd"])
+
+Nothing is made for a run that nobody listens to.
 """
 
 from __future__ import annotations

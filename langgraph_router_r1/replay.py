@@ -1,9 +1,11 @@
 """A recorded run once more: the same graph, with decisions and replies from the record and without any model.
 
-record = RunRecord.model_validate_json(Path("run.json").read_text())
-router = replay(record)
-for event in router.stream({"messages": [("user", record.question)]}, stream_mode="custom"):
-...
+    record = RunRecord.model_validate_json(Path("run.json").read_text())
+    router = replay(record)
+    for event in router.stream({"messages": [("user", record.question)]}, stream_mode="custom"):
+        ...
+
+The account of the replayed run is that of the record; nothing is paid again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """The router as a server that speaks OpenAI's API: `create_app` makes the application.
 
-app = create_app(VLLMEngine("http://127.0.0.1:8000/v1", model="router"), ModelRegistry.from_file("models.toml"))
-uvicorn.run(app, port=8787)
+    app = create_app(VLLMEngine("http://127.0.0.1:8000/v1", model="router"), ModelRegistry.from_file("models.toml"))
+    uvicorn.run(app, port=8787)
+
+`router-r1 serve` does this, with options.
 """
 
 from __future__ import annotations
