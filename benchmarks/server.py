@@ -265,8 +265,8 @@ def leave(many: int = 500, database: Database = None) -> None:
 
         asyncio.run(all_of_them())
         time.sleep(1.0)
+        connections = len(process.net_connections()) - before  # before those that ask for the metrics
         still = server.metric("router_r1_running ")
-        connections = len(process.net_connections()) - before
         ended, cancelled = (
             server.metric(f'router_r1_runs_total{{status="{status}"') for status in ("ended", "cancelled")
         )
