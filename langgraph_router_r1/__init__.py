@@ -17,12 +17,13 @@ from langgraph_router_r1.events import (
     AnswerDelta,
     DoneEvent,
     InfoEvent,
+    PlanEvent,
     RouteEvent,
     RouterEvent,
     ThinkDelta,
     ThinkEvent,
 )
-from langgraph_router_r1.graph import build_router, create_router
+from langgraph_router_r1.graph import build_router, create_planner, create_router
 from langgraph_router_r1.ledger import Price
 from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.record import RECORD_KEYS, RunRecord
@@ -43,6 +44,7 @@ __all__ = [
     "ModelDescriptor",
     "ModelRegistry",
     "PendingCall",
+    "PlanEvent",
     "Price",
     "RegistryError",
     "RouteEvent",
@@ -60,6 +62,7 @@ __all__ = [
     "ThinkEvent",
     "UnknownModelError",
     "build_router",
+    "create_planner",
     "create_router",
     "make_tools",
 ]

@@ -68,7 +68,7 @@ class RouterDecisionModel(BaseDecisionModel):
         for key, question in questions.items():
             view = self._view(state, key, question)
             chosen = self._first_asked(view, used)
-            choice = chosen or min(view.registry, key=lambda model: model.price.prompt + model.price.completion).name
+            choice = chosen or min(view.registry, key=lambda model: model.price.level).name
             answers[key] = ChoiceAnswer(
                 type="choice",
                 choice=choice,

@@ -23,7 +23,16 @@ from langgraph.runtime import get_runtime
 from typing_extensions import TypedDict
 
 from langgraph_router_r1.ledger import Usage
-from langgraph_router_r1.state import CallStatus, PlannedCall, RoutedCall, RouterContext, RouterState, RunReport
+from langgraph_router_r1.state import (
+    CallStatus,
+    PlannedCall,
+    PlannedStep,
+    PlanNote,
+    RoutedCall,
+    RouterContext,
+    RouterState,
+    RunReport,
+)
 
 StreamedText = Literal["answer", "thought"]
 """What is streamed while it is written: the answer alone, or what the router LLM thinks as well."""
@@ -56,6 +65,15 @@ class ThinkEvent(TypedDict):
     turn: int
     text: str
     """What the router LLM wrote; or that it does not answer, and which models the fallback asks, as a thought."""
+
+
+class PlanEvent(TypedDict):
+    """A plan is made; only of strategies that plan."""
+
+    type: Literal["router_r1.plan"]
+    steps: list[PlannedStep]
+    worst_case_usd: float | None
+    reason: str | None
 
 
 class RouteEvent(TypedDict):
@@ -92,13 +110,19 @@ class DoneEvent(TypedDict):
     routing: RunReport
 
 
-RouterEvent = ThinkDelta | ThinkEvent | RouteEvent | InfoEvent | AnswerDelta | DoneEvent
+RouterEvent = ThinkDelta | ThinkEvent | PlanEvent | RouteEvent | InfoEvent | AnswerDelta | DoneEvent
 """What `stream_mode="custom"` yields, told apart by `type`."""
 
 
 def stream_thought(turn: int, text: str) -> None:
     """Stream what a turn thought and decided."""
     event: ThinkEvent = {"type": "router_r1.think", "turn": turn, "text": text}
+    get_stream_writer()(event)
+
+
+def stream_plan(plan: PlanNote) -> None:
+    """Stream what a strategy means to do."""
+    event: PlanEvent = {"type": "router_r1.plan", **plan}
     get_stream_writer()(event)
 
 

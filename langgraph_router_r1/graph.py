@@ -7,8 +7,9 @@ The nodes are in `machine.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 from langgraph.graph import StateGraph
 from langgraph.graph.state import CompiledStateGraph
@@ -19,7 +20,7 @@ from typing_extensions import Unpack
 from langgraph_router_r1.calls import CallCache, Candidates
 from langgraph_router_r1.calls.approval import Approval
 from langgraph_router_r1.engines.base import RouterEngine
-from langgraph_router_r1.ledger import FREE, Price
+from langgraph_router_r1.ledger import FREE, Price, PriceLike
 from langgraph_router_r1.machine import RouterMachine
 from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.registry import ModelRegistry
@@ -31,7 +32,10 @@ from langgraph_router_r1.state import (
     RouterState,
 )
 from langgraph_router_r1.strategies import RouterLLM, Strategy
+from langgraph_router_r1.strategies.allocators import Allocator, make_allocator
 from langgraph_router_r1.strategies.fallback import FallbackPlan
+from langgraph_router_r1.strategies.planner import Planner, Review
+from langgraph_router_r1.strategies.plans import MAX_STEPS, Step
 
 
 def build_router(
@@ -129,6 +133,58 @@ def create_router(
         debug=debug,
         name=name,
     )
+
+
+def create_planner(
+    decomposer: RouterEngine,
+    registry: ModelRegistry,
+    *,
+    allocator: RouterEngine | Callable[[Step, ModelRegistry], str] | Literal["knn"] | Allocator = "knn",
+    review: Review = "never",
+    max_steps: int = MAX_STEPS,
+    max_tokens: int = 512,
+    router_price: PriceLike = "free",
+    **options: Any,
+) -> CompiledStateGraph[RouterState, RouterContext, RouterInput, RouterOutput]:
+    r"""Return a router that plans first, as R2-Reasoner (arXiv 2506.05901) does; see `strategies.planner`.
+
+    Args:
+        decomposer: Writes the plan: a trained policy, or any chat model as a `ChatModelEngine`.
+        registry: The models that do the steps.
+        allocator: Gives each step to a model: "knn", by the registry's profile; an engine, trained or prompted; or a
+            function of a step and the models on offer that returns a name.
+        review: Which replies are reviewed by the next better model: "never", "unsure" or "always"; see `Planner`.
+        max_steps: Most steps of a plan.
+        max_tokens: Most tokens of a plan.
+        router_price: Of the tokens of decomposer and allocator, in any form that `Price.parse` reads.
+        **options: Those of `create_router` that are not for a router LLM. By default `max_turns` is three a step and
+            `max_parallel` is `max_steps`.
+
+    Raises:
+        ValueError: A setting is out of its range, or the registry is empty or lacks the profile that "knn" needs.
+        ModuleNotFoundError: The `[eval]` extra, which "knn" needs, is not installed.
+
+    Example:
+        >>> from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_planner
+        >>> from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
+        >>> plan = "1. Which country has the capital Lima?\n2. What currency is used in #1?"
+        >>> small = ModelDescriptor(name="small", model=ScriptedChatModel(["Peru", "Sol"]), price=1.0)
+        >>> planner = create_planner(ScriptedEngine([plan]), ModelRegistry([small]), allocator=lambda *_: "small")
+        >>> result = planner.invoke({"messages": [("user", "What currency is used where Lima is the capital?")]})
+        >>> result["answer"], [call["query"] for call in result["routing"]["calls"]]
+        ('Sol', ['Which country has the capital Lima?', 'What currency is used in Peru?'])
+    """
+    price = Price.parse(router_price)
+    strategy = Planner(
+        decomposer,
+        make_allocator(allocator, registry, price),
+        review=review,
+        max_steps=max_steps,
+        max_tokens=max_tokens,
+        price=price,
+    )
+    options = {"max_turns": 3 * max_steps, "max_parallel": max_steps, "name": "planner", **options}
+    return create_router(registry=registry, strategy=strategy, **options)
 
 
 def _router_llm(engine: RouterEngine | None, style: AnswerStyle, settings: dict[str, Any]) -> RouterLLM:

@@ -178,6 +178,11 @@ class Price(Rates):
         )
         raise ValueError(msg)
 
+    @property
+    def level(self) -> float:
+        """The rates of prompt and completion tokens together, by which models are put in the order of their prices."""
+        return self.prompt + self.completion
+
     def at(self, prompt_tokens: int) -> Rates:
         """Return what each token of a call costs whose prompt has so many tokens.
 

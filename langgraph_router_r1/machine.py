@@ -36,12 +36,21 @@ from langgraph_router_r1.calls.approval import Approval
 from langgraph_router_r1.calls.planning import pending_calls, worst_cases
 from langgraph_router_r1.calls.prompt_cache import beginning
 from langgraph_router_r1.engines.base import EngineError
-from langgraph_router_r1.events import AnswerStream, StreamedText, stream_call, stream_end, stream_reply, stream_thought
+from langgraph_router_r1.events import (
+    AnswerStream,
+    StreamedText,
+    stream_call,
+    stream_end,
+    stream_plan,
+    stream_reply,
+    stream_thought,
+)
 from langgraph_router_r1.ledger import PriceNote, add_bounds, bound
 from langgraph_router_r1.node import Node
 from langgraph_router_r1.settings import Limits
 from langgraph_router_r1.state import (
     PlannedCall,
+    PlanNote,
     RoutedCall,
     RouterContext,
     RouterInput,
@@ -57,7 +66,7 @@ from langgraph_router_r1.state import (
     question_of,
     tools_of,
 )
-from langgraph_router_r1.strategies import Again, Answer, Ask, Decision, Strategy, View
+from langgraph_router_r1.strategies import Again, Answer, Ask, Decision, Propose, Strategy, View
 from langgraph_router_r1.strategies.fallback import FallbackPlan
 from langgraph_router_r1.strategies.tool_calls import called_tools, with_form, without_stream
 
@@ -93,7 +102,7 @@ class RouterMachine:
 
         if self.approval is not None:
             next_ones.append("approve")
-            add("approve", Node(self._approve, self._aapprove), destinations=("route",))
+            add("approve", Node(self._approve, self._aapprove), destinations=("route", "think"))
         add("think", Node(self._think, self._athink), destinations=tuple(next_ones))
         add("route", Node(self._route, self._aroute), input_schema=PlannedCall)
         add("answer", Node(self._answer, self._aanswer))
@@ -185,15 +194,24 @@ class RouterMachine:
             case Ask():
                 pending = pending_calls(decision, view, self.candidates, self.strategy)
                 update["turn"] = view.turn + 1
-                if self.approval is None or not self.approval.mark(pending, self.candidates):
+                if self.approval is None or not self.approval.mark(pending, self.candidates, decision.approved):
                     return self._send(pending["calls"], update)
                 return Command(update={**update, "pending": pending, "in_flight_usd": 0.0}, goto="approve")
+            case Propose(plan=plan):
+                return self._show(plan, update)
             case Again():
                 return Command(update=update, goto="think")
         assert isinstance(decision, Answer), decision
         update |= {"answer": decision.text, "stop_reason": decision.stop_reason, "reply": decision.reply}
         update["tool_calls"] = list(decision.tool_calls)
         return Command(update=update, goto="answer")
+
+    def _show(self, plan: PlanNote, update: dict[str, Any]) -> Next:
+        """Show a plan; return the way to whoever has to approve it, or on."""
+        stream_plan(plan)
+        if self.approval is not None and self.approval.is_needed(plan, self.candidates.registry):
+            return Command(update={**update, "proposed": plan}, goto="approve")
+        return Command(update=update, goto="think")
 
     def _send(self, calls: list[PlannedCall], update: dict[str, Any]) -> Next:
         """Return the way to the routed models."""
@@ -205,6 +223,10 @@ class RouterMachine:
 
     def _approve(self, state: RouterState) -> Next:
         assert self.approval is not None
+        if (plan := state.get("proposed")) is not None:
+            reviewed = self.approval.review_plan(plan, self.candidates.offered(state["messages"]))
+            notes = {**state.get("notes", {}), "reviewed": reviewed}
+            return Command(update={"proposed": None, "notes": notes}, goto="think")
         pending = state["pending"]
         assert pending is not None
         calls, left = self.approval.review(pending, self.candidates, state["messages"]), pending["left_usd"]

@@ -51,6 +51,25 @@ FULL_ROUTER_PROMPT = ROUTER_PROMPT.replace(
 )
 """The same for complete replies, which may be those of other models."""
 
+PLAN_PROMPT = """\
+Plan how to answer the question: at most $max_steps steps, one a line, each a question for one model. \
+#1 stands for the answer to step 1. A question that one model can answer is one step.
+
+Question: $question"""
+"""What a decomposer is asked."""
+
+ALLOCATION_PROMPT = """\
+Give each step of the plan to the cheapest model that can do it. Write one line a step: its number and the model's name.
+
+Models:
+$models
+
+Plan:
+$plan
+
+Cost weight: $cost_weight of 1. $cost_words"""
+"""What an allocator is asked."""
+
 COST_WORDS = {
     0.15: "Only a right answer counts.",
     0.45: "A right answer counts more than a low cost.",
@@ -155,26 +174,57 @@ class RouterPrompt:
         Raises:
             ValueError: There is no human message, the last one has no text, or a message holds something else.
         """
-        last = last_question(messages)
-        chat = []
-        for message in [*messages[:last], *messages[last + 1 :]]:
-            text = sanitize(_context(message), control_tokens).strip()
-            if text:
-                chat.append({"role": _role(message), "content": text})
-        question = sanitize(messages[last].text, control_tokens).strip()
+        last = messages[last_question(messages)]
+        question = sanitize(last.text, control_tokens).strip()
         told = self.prompted_weight(cost_weight, question)
         content = Template(self.template).substitute(
-            question=question + _tell_of(images_in(messages[last])),
+            question=question + _tell_of(images_in(last)),
             models=sanitize(registry.describe(savings) + _describe(tools), control_tokens),
             names=", ".join(registry.aliases),
             cost_weight=f"{told:g}",
-            cost_words=next(words for most, words in COST_WORDS.items() if told <= most),
+            cost_words=cost_words(told),
             max_turns=max_turns,
         )
-        return [*chat, {"role": "user", "content": content}]
+        return [*context_chat(messages, control_tokens), {"role": "user", "content": content}]
 
     def __repr__(self) -> str:
         return f"RouterPrompt({self.template!r}{f', weights={self.weights}' if self.weights else ''})"
+
+
+def plan_chat(
+    messages: Sequence[AnyMessage], *, max_steps: int, control_tokens: Collection[str]
+) -> list[dict[str, str]]:
+    """Return the chat that asks a decomposer for a plan, sanitized as the router's is; see `RouterPrompt.render`."""
+    last = messages[last_question(messages)]
+    question = sanitize(last.text, control_tokens).strip() + _tell_of(images_in(last))
+    content = Template(PLAN_PROMPT).substitute(max_steps=max_steps, question=question)
+    return [*context_chat(messages, control_tokens), {"role": "user", "content": content}]
+
+
+def allocation_chat(
+    plan: str, registry: ModelRegistry, *, cost_weight: float, control_tokens: Collection[str]
+) -> list[dict[str, str]]:
+    """Return the chat that asks an allocator which model shall do each step of a plan."""
+    content = Template(ALLOCATION_PROMPT).substitute(
+        models=sanitize(registry.describe(), control_tokens),
+        plan=sanitize(plan, control_tokens),
+        cost_weight=f"{cost_weight:g}",
+        cost_words=cost_words(cost_weight),
+    )
+    return [{"role": "user", "content": content}]
+
+
+def cost_words(cost_weight: float) -> str:
+    """Return what a cost weight means, in words."""
+    return next(words for most, words in COST_WORDS.items() if cost_weight <= most)
+
+
+def context_chat(messages: Sequence[AnyMessage], control_tokens: Collection[str]) -> list[dict[str, str]]:
+    """Return all messages but the question, in their order, as context; what users wrote is sanitized."""
+    last = last_question(messages)
+    told = ((_role(message), sanitize(_context(message), control_tokens).strip())
+            for message in [*messages[:last], *messages[last + 1 :]])  # fmt: skip
+    return [{"role": role, "content": text} for role, text in told if text]
 
 
 def _tell_of(images: Sequence[Any]) -> str:

@@ -76,7 +76,7 @@ class RunRecord(BaseModel):
     @field_validator("decisions", mode="before")
     @classmethod
     def _decisions_of_before(cls, decisions: Any) -> Any:
-        return _with({"tool_calls": []}, decisions)
+        return _with({"tool_calls": [], "plan": None}, decisions)
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Self:

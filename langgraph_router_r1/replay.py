@@ -27,7 +27,7 @@ from langgraph_router_r1.record import RunRecord
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import Limits
 from langgraph_router_r1.state import PlannedCall, RoutedCall, RouterContext, RouterInput, RouterOutput, RouterState
-from langgraph_router_r1.strategies import Again, Answer, Ask, Call, Decision, Strategy, View
+from langgraph_router_r1.strategies import Again, Answer, Ask, Call, Decision, Propose, Strategy, View
 
 
 class ReplayError(ValueError):
@@ -78,7 +78,8 @@ class RecordedStrategy(Strategy):
         if note["kind"] == "ask":
             return Ask([Call(**call) for call in note["calls"]], **fields)
         if note["kind"] == "again":
-            return Again(**fields)
+            plan = note.get("plan")
+            return Again(**fields) if plan is None else Propose(plan=plan, **fields)
         reason = note["stop_reason"] or "answered"
         return Answer(note["text"], stop_reason=reason, reply=note["reply"], tool_calls=note["tool_calls"], **fields)
 

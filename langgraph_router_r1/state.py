@@ -191,6 +191,43 @@ class DecisionNote(TypedDict):
     """The tool calls that the run ends with."""
     stop_reason: StopReason | None
     reply: str | None
+    plan: PlanNote | None
+    """What it means to do, if the decision was to show that."""
+
+
+class PlannedStep(TypedDict):
+    """One step of a plan."""
+
+    text: str
+    """What is asked; `#1` stands for the result of step 1."""
+    needs: list[int]
+    """The numbers of the steps whose results it uses."""
+    model: str
+    """Who is asked."""
+    worst_case_usd: float | None
+    """The most that it can cost; None when nothing bounds it."""
+
+
+class PlanNote(TypedDict):
+    """What a strategy means to do, before it does it."""
+
+    steps: list[PlannedStep]
+    worst_case_usd: float | None
+    """The most that the steps can cost together, each asked once; None when nothing bounds it."""
+    reason: str | None
+    """Why it is the question as one step, and not what was planned; None for a plan that was."""
+
+
+class ReviewedPlan(TypedDict):
+    """What a person decided on a plan."""
+
+    decision: Literal["approve", "edit", "reject"]
+    message: str | None
+    """Why it was rejected."""
+    texts: list[str]
+    """What is asked in each step."""
+    models: list[str]
+    """Who is asked."""
 
 
 class StrategyNote(TypedDict):
@@ -258,6 +295,8 @@ class RouterState(TypedDict):
     """Prompt caches that were warm when the run began, from the run before it on the thread."""
     pending: NotRequired[PendingCalls | None]
     """The calls of the latest route turn, while a person has to decide on them."""
+    proposed: NotRequired[PlanNote | None]
+    """A plan, while a person has to decide on it."""
     in_flight_usd: NotRequired[float | None]
     """The most that the calls of the latest route turn can cost together; None: no bound is known."""
     earlier: NotRequired[Spending]
@@ -288,6 +327,7 @@ def nothing_yet() -> dict[str, Any]:
         "notes": {},
         "degraded": False,
         "pending": None,
+        "proposed": None,
         "in_flight_usd": 0.0,
         "stop_reason": None,
         "answer": "",

@@ -44,6 +44,9 @@ class ConsoleTrace:
         if event["type"] == "router_r1.think":
             for thought in _THOUGHT.findall(event["text"]):
                 self._line("…", thought.strip(), "dim italic")
+        elif event["type"] == "router_r1.plan":
+            for number, step in enumerate(event["steps"], start=1):
+                self._line("#", f"{number}. {step['text']}", "dim", f"   ({printable(step['model'])})")
         elif event["type"] == "router_r1.route":
             self._line("→", f"{event['model']}: {event['query']}", "cyan")
         elif event["type"] == "router_r1.info":

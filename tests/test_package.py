@@ -33,12 +33,12 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 def test_the_public_names_are_these() -> None:
     assert set(langgraph_router_r1.__all__) == {
-        "build_router", "create_router", "ChatRouterR1",
+        "build_router", "create_planner", "create_router", "ChatRouterR1",
         "ModelRegistry", "ModelDescriptor", "Price", "RegistryError", "UnknownModelError",
         "RouterContext", "RouterInput", "RouterOutput", "RouterPrompt", "RouterState", "RoutedCall", "RunReport",
         "EngineError", "Fallback", "Strategy", "CallMiddleware", "RunRecord", "RECORD_KEYS",
         "RouterEvent", "ThinkEvent", "RouteEvent", "InfoEvent", "DoneEvent", "ThinkDelta", "AnswerDelta",
-        "make_tools", "PendingCall",
+        "make_tools", "PendingCall", "PlanEvent",
     }  # fmt: skip
     for name in langgraph_router_r1.__all__:
         assert getattr(langgraph_router_r1, name).__doc__ or name == "RouterEvent"

@@ -13,7 +13,7 @@ All calls of a turn that need approval are in one interrupt. Its form is that of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,10 +24,14 @@ from langgraph_router_r1.calls.candidates import Candidates
 from langgraph_router_r1.calls.planning import worst_cases
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import Approve, PendingCall
-from langgraph_router_r1.state import PendingCalls, PlannedCall, Review
+from langgraph_router_r1.state import PendingCalls, PlannedCall, PlannedStep, PlanNote, Review, ReviewedPlan
+from langgraph_router_r1.strategies.plans import edited_plan
 
 ACTION = "ask_model"
 """What approval pages call the action that is reviewed."""
+
+PLAN_ACTION = "run_plan"
+"""The same for a whole plan."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,28 @@ class Approval:
         )
         raise ValueError(msg)
 
-    def mark(self, turn: PendingCalls, candidates: Candidates) -> bool:
-        """Mark the calls of a turn that need approval; return whether there are any."""
+    def mark(self, turn: PendingCalls, candidates: Candidates, approved: Collection[int] = ()) -> bool:
+        """Mark the calls of a turn that need approval, but for those approved already; return whether there are any."""
         asked = _askable(turn["calls"], candidates)
-        turn["needs_approval"] = [index for index, call in asked.items() if self.needs(call)]
+        turn["needs_approval"] = [index for index, call in asked.items() if index not in approved and self.needs(call)]
         return bool(turn["needs_approval"])
+
+    def is_needed(self, plan: PlanNote, registry: ModelRegistry) -> bool:
+        """Return whether a plan needs approval: whether a call for one of its steps would."""
+        return any(self.needs(_step_call(step, registry)) for step in plan["steps"])
+
+    def review_plan(self, plan: PlanNote, offered: ModelRegistry) -> ReviewedPlan:
+        """Interrupt the run until a person has decided on a plan.
+
+        A decision that can't be used is asked for again, with the reason in the request.
+        """
+        request = _plan_request(plan)
+        while True:
+            response = interrupt(request)
+            try:
+                return _plan_decision(response, plan, offered)
+            except ValueError as error:
+                request = {**request, "error": str(error)}
 
     def review(
         self, waiting: PendingCalls, candidates: Candidates, conversation: Sequence[AnyMessage]
@@ -96,6 +117,61 @@ class Approval:
                 if call["refusal"] is None and "tools" not in call:
                     call["context"] = candidates.context_of(call["model"], conversation)
             return after
+
+
+def _step_call(step: PlannedStep, registry: ModelRegistry) -> PendingCall:
+    worst = step["worst_case_usd"]
+    return PendingCall(registry[step["model"]], step["text"], math.inf if worst is None else worst)
+
+
+def _plan_request(plan: PlanNote) -> dict[str, Any]:
+    worst = math.inf if plan["worst_case_usd"] is None else plan["worst_case_usd"]
+    steps = [{"model": step["model"], "query": step["text"]} for step in plan["steps"]]
+    lines = "\n".join(f"{number}. {step['model']}: {step['query']}" for number, step in enumerate(steps, start=1))
+    action = {"name": PLAN_ACTION, "args": {"steps": steps}, "description": f"Plan ({_at_most(worst)}):\n{lines}"}
+    return {
+        "action_requests": [{**action, "worst_case_usd": plan["worst_case_usd"]}],
+        "review_configs": [{"action_name": PLAN_ACTION, "allowed_decisions": ["approve", "edit", "reject"]}],
+    }
+
+
+def _plan_decision(response: Any, plan: PlanNote, offered: ModelRegistry) -> ReviewedPlan:
+    """Return what was decided on a plan.
+
+    Raises:
+        ValueError: The response does not say it.
+    """
+    reviewed: ReviewedPlan = {
+        "decision": "approve",
+        "message": None,
+        "texts": [step["text"] for step in plan["steps"]],
+        "models": [step["model"] for step in plan["steps"]],
+    }
+    match response:
+        case {"decisions": [{"type": "approve"}]}:
+            return reviewed
+        case {"decisions": [{"type": "reject"} as decision]}:
+            message = decision.get("message")
+            return {**reviewed, "decision": "reject", "message": str(message) if message else None}
+        case {"decisions": [{"type": "edit", "edited_action": {"args": {"steps": [_, *_] as steps}}}]}:
+            texts, models = zip(*(_edited_step(step, offered) for step in steps), strict=True)
+            edited_plan(texts)
+            return {**reviewed, "decision": "edit", "texts": list(texts), "models": list(models)}
+    msg = (
+        f"the response is {response!r}; it must be {{'decisions': [...]}} with one decision, whose type is approve, "
+        "reject or edit (with edited_action, whose args have steps)"
+    )
+    raise ValueError(msg)
+
+
+def _edited_step(step: Any, offered: ModelRegistry) -> tuple[str, str]:
+    match step:
+        case {"model": str() as model, "query": str() as query} if query.strip():
+            if model not in offered:
+                raise ValueError(offered.explain_unknown(model))
+            return " ".join(query.split()), offered[model].name
+    msg = f"a step is {step!r}; it must have a model and a query that is not empty"
+    raise ValueError(msg)
 
 
 def _askable(calls: Sequence[PlannedCall], candidates: Candidates) -> dict[int, PendingCall]:

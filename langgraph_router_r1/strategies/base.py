@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -25,12 +25,12 @@ from langchain_core.messages import AnyMessage, ToolCall
 from typing_extensions import override
 
 from langgraph_router_r1.events import AnswerStream
-from langgraph_router_r1.ledger import FREE, Price, Usage, estimate_tokens
+from langgraph_router_r1.ledger import FREE, Price, Usage, estimate_tokens, worst_case
 from langgraph_router_r1.protocol import Call, sanitize
 from langgraph_router_r1.question import last_question
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import Limits
-from langgraph_router_r1.state import DecisionNote, RoutedCall, StopReason, StrategyNote, Tools, WarmCache
+from langgraph_router_r1.state import DecisionNote, PlanNote, RoutedCall, StopReason, StrategyNote, Tools, WarmCache
 from langgraph_router_r1.transcript import Segment
 
 
@@ -140,6 +140,7 @@ class Decision:
             "tool_calls": list(self.tool_calls) if isinstance(self, Answer) else [],
             "stop_reason": self.stop_reason if isinstance(self, Answer) else None,
             "reply": self.reply if isinstance(self, Answer) else None,
+            "plan": None,
         }
 
 
@@ -152,6 +153,8 @@ class Ask(Decision):
     """Dollars of the budget that the calls must leave, for what the strategy itself still has to pay."""
     forms: bool = field(default=False, kw_only=True)
     """Whether the calls only put an answer into the form of a tool."""
+    approved: Collection[int] = field(default=(), kw_only=True)
+    """The places of the calls that a person has approved with the plan."""
     relay: bool = field(default=False, kw_only=True)
     """Whether the reply to the first call is to be the answer: then it is streamed while the model writes it."""
 
@@ -186,6 +189,22 @@ class Again(Decision):
     """
 
 
+@dataclass(frozen=True)
+class Propose(Again):
+    """Decide once more, when the plan was shown.
+
+    Where calls need approval, a person may edit or reject it first. The notes of the next view then have `reviewed`:
+    a `ReviewedPlan`.
+    """
+
+    plan: PlanNote
+    """What is meant to be done."""
+
+    @override
+    def note(self) -> DecisionNote:
+        return {**super().note(), "plan": self.plan}
+
+
 class Strategy(ABC):
     """Decides what a run does next. One object serves many runs at once: what belongs to a run is in its view."""
 
@@ -216,3 +235,18 @@ class Strategy(ABC):
     def count_tokens(self, text: str) -> int:
         """Return about how many tokens a text has, for models that do not report their usage."""
         return estimate_tokens(text)
+
+
+def affords_turn(view: View, prompt: Segment, max_tokens: int, price: Price) -> bool:
+    """Return whether the budget pays for a turn of a language model that decides.
+
+    Args:
+        view: The run so far.
+        prompt: What the model reads.
+        max_tokens: Most tokens that it writes.
+        price: Of its tokens.
+    """
+    budget = view.limits.budget_usd
+    # Engines without token ids count characters: a token has at least one byte.
+    tokens = len(prompt["token_ids"]) or len(prompt["text"].encode())
+    return budget is None or worst_case(tokens, max_tokens, price) <= budget - view.spent_usd

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from typing_extensions import override
 
 from langgraph_router_r1.engines.base import Fallback
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.strategies.base import Answer, Ask, Decision, Strategy, View
+
+if TYPE_CHECKING:
+    from langgraph_router_r1.strategies.knn import KNNStrategy
 
 logger = logging.getLogger(__name__)
 
@@ -44,18 +47,7 @@ class FallbackPlan(Strategy):
         if fallback != "knn":
             msg = f"fallback is {fallback!r}; it must be 'knn', None, or have a method rank(question, *, cost_weight)"
             raise ValueError(msg)
-        if registry.profile is None:
-            msg = (
-                "fallback is 'knn' and the registry has no profile: run 'router-r1 profile', which writes one beside "
-                "the registry's file, or give the registry the path of one as profile="
-            )
-            raise ValueError(msg)
-        try:
-            from langgraph_router_r1.strategies.knn import KNNStrategy
-        except ModuleNotFoundError:
-            msg = "fallback='knn' needs the [eval] extra: pip install 'langgraph-router-r1[eval]'"
-            raise ModuleNotFoundError(msg) from None
-        return cls(KNNStrategy.from_profile(registry.profile, registry))
+        return cls(knn_of(registry, "fallback"))
 
     @override
     def decide(self, view: View) -> Decision:
@@ -82,5 +74,26 @@ class FallbackPlan(Strategy):
         except Exception as error:  # noqa: BLE001 - whatever it is, the question is not lost
             # Its own words may hold a key.
             logger.warning("the fallback failed (%s): the cheapest models are asked", type(error).__name__)
-        by_price = sorted(registry, key=lambda model: model.price.prompt + model.price.completion)
+        by_price = sorted(registry, key=lambda model: model.price.level)
         return list(dict.fromkeys(names)) or [model.name for model in by_price]
+
+
+def knn_of(registry: ModelRegistry, setting: str) -> KNNStrategy:
+    """Return the kNN strategy on the registry's profile, which a setting of this name asks for.
+
+    Raises:
+        ValueError: The registry has no profile.
+        ModuleNotFoundError: The `[eval]` extra is not installed.
+    """
+    if registry.profile is None:
+        msg = (
+            f"{setting} is 'knn' and the registry has no profile: run 'router-r1 profile', which writes one beside "
+            "the registry's file, or give the registry the path of one as profile="
+        )
+        raise ValueError(msg)
+    try:
+        from langgraph_router_r1.strategies.knn import KNNStrategy
+    except ModuleNotFoundError:
+        msg = f"{setting}='knn' needs the [eval] extra: pip install 'langgraph-router-r1[eval]'"
+        raise ModuleNotFoundError(msg) from None
+    return KNNStrategy.from_profile(registry.profile, registry)

@@ -28,7 +28,7 @@ from langgraph_router_r1.ledger import PER_MILLION, estimate_tokens
 from langgraph_router_r1.prompts import context_messages
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.strategies.base import Decision, Strategy, View
-from langgraph_router_r1.strategies.plan import AskInOrder
+from langgraph_router_r1.strategies.in_order import AskInOrder
 
 if TYPE_CHECKING:
     from langgraph_router_r1.evaluation.recorded import RecordedPool
@@ -204,7 +204,7 @@ class KNNStrategy(Strategy):
             costs = [o.cost_usd[model.name] for o in self.observations if model.name in o.cost_usd]
             if costs:
                 seen[model.name] = statistics.mean(costs)
-        list_price = {model.name: model.price.prompt + model.price.completion for model in self.registry}
+        list_price = {model.name: model.price.level for model in self.registry}
         ratios = [cost / list_price[name] for name, cost in seen.items() if list_price[name]]
         usual = statistics.mean(ratios) if ratios else 1.0  # free models leave no measure but the price itself
         return np.array([seen.get(name, price * usual) for name, price in list_price.items()])

@@ -50,7 +50,7 @@ def with_form(view: View, decision: Decision) -> Decision:
     if not must_call(view) or is_formed or not isinstance(decision, Answer) or not decision.text:
         return decision
     replied = [call["answered_by"] or call["model"] for call in view.calls if call["status"] == "ok"]
-    by_price = sorted(view.registry, key=lambda model: model.price.prompt + model.price.completion)
+    by_price = sorted(view.registry, key=lambda model: model.price.level)
     model = replied[-1] if replied else by_price[0].name
     notes = {
         **(decision.notes if decision.notes is not None else view.notes),
