@@ -236,7 +236,7 @@ class _Progress:
             return
         self.asked += 1
         self.model = call["model"]
-        if call["status"] == "ok" and call["response"].strip():
+        if call["status"] == "ok":
             self.reply, self.failed = call, None
         else:
             self.failed = call
@@ -357,8 +357,4 @@ def _end(text: str, reason: StopReason, why: str) -> Answer:
 
 
 def _why_no_reply(call: RoutedCall) -> str:
-    return (
-        (call["reason"] or f"{call['model']}: {call['status']}").rstrip(".")
-        if call["status"] != "ok"
-        else (f"{call['model']} replied nothing")
-    )
+    return (call["reason"] or call["status"]).removesuffix(".")
