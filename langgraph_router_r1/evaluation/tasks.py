@@ -30,6 +30,9 @@ Split = Literal["train", "validation", "test"]
 QA_SETS = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", "bamboogle")
 """The seven data sets of the Router-R1 paper."""
 
+POCKET_SETS = ("pocket", "pocket-joined")
+"""Questions of the pocket pool's world: about one fact at a time, and those that join several."""
+
 HUB_DATASET = "RUC-NLPIR/FlashRAG_datasets"
 """Where the seven sets come from when there is no data directory; a configuration each."""
 
@@ -75,7 +78,7 @@ def load_tasks(name: str, *, split: Split | None = None, sample: int | None = No
     The seven sets are read from `$ROUTER_R1_DATA/qa`, or fetched from the hub when that is not set.
 
     Args:
-        name: One of `QA_SETS`, or `"pocket"`.
+        name: One of `QA_SETS` or `POCKET_SETS`.
         split: Only these; None for all.
         sample: At most so many, drawn with `seed`.
         seed: Of the sample.
@@ -85,13 +88,13 @@ def load_tasks(name: str, *, split: Split | None = None, sample: int | None = No
     """
     if split is not None and split not in get_args(Split):
         raise TaskError(f"split is {split!r}; it must be one of {', '.join(get_args(Split))}")
-    if name == "pocket":
-        tasks = list(_pocket_tasks())
+    if name in POCKET_SETS:
+        tasks = list(_pocket_tasks(name))
     elif name in QA_SETS:
         directory = data_dir()
         tasks = _from_hub(name) if directory is None else read_tasks(directory / "qa" / f"{name}.jsonl")
     else:
-        raise TaskError(f"there are no tasks {name!r}; there are: {', '.join((*QA_SETS, 'pocket'))}")
+        raise TaskError(f"there are no tasks {name!r}; there are: {', '.join((*QA_SETS, *POCKET_SETS))}")
     return draw(tasks, split=split, sample=sample, seed=seed)
 
 
@@ -250,14 +253,17 @@ def _from_hub(name: str) -> list[Task]:
 
 
 @functools.cache
-def _pocket_tasks() -> tuple[Task, ...]:
-    from langgraph_router_r1.pocket.world import countries, questions
+def _pocket_tasks(name: str) -> tuple[Task, ...]:
+    from langgraph_router_r1.pocket import world
 
+    questions = world.questions if name == "pocket" else world.joined_questions
+    # A comparison is of two countries of one split.
     tasks = (
-        (question.country, Task(question.id, question.text, (question.answer,), "pocket", _pocket_meta(question)))
-        for question in questions(countries())
+        (split, Task(question.id, question.text, question.answers, name, _pocket_meta(question)))
+        for split in get_args(Split)
+        for question in questions(world.countries(split))
     )
-    return tuple(task for country, task in tasks if task.split == country.split)
+    return tuple(task for split, task in tasks if task.split == split)
 
 
 def _pocket_meta(question: PocketQuestion) -> dict[str, Any]:

