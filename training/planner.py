@@ -1,0 +1,187 @@
+"""The planner's parts from nothing, in the steps that `training/recipes/r2/cold_start.sh` runs in order.
+
+    python -m training.planner numbers      adapter of the specialist that compares numbers
+    python -m training.planner plans        plans that are drawn and scored, for the decomposer
+    python -m training.sft ...              the decomposer's adapter, from those
+    python -m training.planner check        plans of test countries, beside those that lead to the answer
+
+Each prints one line of JSON with what it made or measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from langchain_core.messages import HumanMessage
+
+from langgraph_router_r1.adapters import shipped_adapters
+from langgraph_router_r1.engines.base import Generation, RouterEngine
+from langgraph_router_r1.engines.tokenizer import ChatTokenizer
+from langgraph_router_r1.evaluation.files import replace_file
+from langgraph_router_r1.pocket.base_model import base_model_dir
+from langgraph_router_r1.pocket.world import HIGHER, PocketQuestion, countries, joined_questions, questions
+from langgraph_router_r1.prompts import CALL_PROMPT, plan_chat
+from langgraph_router_r1.strategies.plans import MAX_STEPS
+from training.plan_samples import Solver, best_plan, score
+from training.pocket import report
+
+if TYPE_CHECKING:
+    from training.sft import Example
+
+cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+
+ADAPTERS = shipped_adapters("planner")
+
+MAX_PLAN_TOKENS = 160
+"""Most tokens of a plan: the longest true plans have about ninety."""
+
+COMPARED = 3000
+"""How many pairs of numbers the specialist learns from."""
+
+
+@cli.command()
+def numbers(
+    output: Annotated[Path, typer.Option(help="Directory of the adapters.")] = ADAPTERS,
+    examples: int = COMPARED,
+    seed: int = 0,
+) -> None:
+    """Train the specialist that says which of two countries has the higher number."""
+    from training.sft import train_adapter
+
+    choose = random.Random(seed)
+    names = [country.name for country in countries("train")]
+    tokenizer = ChatTokenizer.load(base_model_dir())
+    learned = []
+    for _ in range(examples):
+        first, second = choose.sample(names, 2)
+        one, two = choose.sample(range(1, 10 ** choose.randint(2, 4)), 2)
+        query = HIGHER.format(first, f"+{one}", second, f"+{two}")
+        learned.append(_example(tokenizer, query, first if one > two else second))
+    began = time.monotonic()
+    loss = train_adapter(
+        base_model_dir(), learned, output / "numbers", epochs=1, learning_rate=1e-3, batch_size=16, seed=seed
+    )
+    report(adapter="numbers", examples=examples, seconds=round(time.monotonic() - began), mean_loss=round(loss, 4))
+
+
+def _example(tokenizer: ChatTokenizer, query: str, answer: str) -> Example:
+    from training.sft import Example
+
+    prompt = tokenizer.render([{"role": "user", "content": CALL_PROMPT.format(query=query)}])[1]
+    reply = _ended(tokenizer, answer)
+    return Example([*prompt, *reply], [0] * len(prompt) + [1] * len(reply))
+
+
+def _ended(tokenizer: ChatTokenizer, text: str) -> list[int]:
+    """Return the tokens of a text, with the one that ends a turn."""
+    assert tokenizer.eos_token_id is not None
+    return [*tokenizer.encode(text), tokenizer.eos_token_id]
+
+
+@cli.command()
+def plans(
+    output: Annotated[Path, typer.Option(help="File of the examples, a JSON object a line.")] = Path(
+        "runs/planner/plans.jsonl"
+    ),
+    examples: Annotated[int, typer.Option(help="How many, of all kinds of question alike.")] = 640,
+    samples: Annotated[int, typer.Option(help="How many plans are drawn for a question.")] = 16,
+    only: Annotated[str, typer.Option(help="Kinds of question, with commas between; by default all.")] = "",
+    seed: int = 0,
+) -> None:
+    """Draw plans for questions about the training countries, and keep the best that leads to the answer of each."""
+    choose, solver = random.Random(seed), Solver(countries("train"))
+    tokenizer = ChatTokenizer.load(base_model_dir())
+    rows, rejected = list[dict[str, Any]](), Counter[str]()
+    for asked in sample_of_kinds("train", examples, choose, only=set(filter(None, only.split(",")))):
+        best = best_plan(asked, solver, choose, samples=samples)
+        if best is None:
+            rejected[asked.hops] += 1
+            continue
+        prompt = tokenizer.render(
+            plan_chat([HumanMessage(asked.text)], max_steps=MAX_STEPS, control_tokens=tokenizer.control_tokens)
+        )[1]
+        completion = _ended(tokenizer, best.text)
+        rows.append(
+            {
+                "token_ids": [*prompt, *completion],
+                "mask": [0] * len(prompt) + [1] * len(completion),
+                "question": asked.text,
+                "plan": best.text,
+                "score": best.score,
+            }
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(output, "".join(json.dumps(row) + "\n" for row in rows))
+    tokens = statistics.mean(len(row["token_ids"]) for row in rows)
+    report(examples=len(rows), without_a_right_plan=dict(rejected), mean_tokens=round(tokens, 1))
+
+
+def sample_of_kinds(split: str, count: int, choose: random.Random, *, only: Iterable[str] = ()) -> list[PocketQuestion]:
+    """Return questions about the countries of a split, of each kind as many, in a mixed order.
+
+    Args:
+        split: Of the countries.
+        count: How many.
+        choose: Draws them.
+        only: The kinds (`PocketQuestion.hops`); all by default.
+    """
+    lands = countries(split)  # type: ignore[arg-type]
+    of_kind: dict[str, list[PocketQuestion]] = defaultdict(list)
+    for asked in (*questions(lands), *joined_questions(lands)):
+        if not only or asked.hops in only:
+            of_kind[asked.hops].append(asked)
+    share = -(-count // len(of_kind))
+    drawn = [one for asked in of_kind.values() for one in choose.sample(asked, min(share, len(asked)))]
+    choose.shuffle(drawn)
+    return drawn[:count]
+
+
+@cli.command()
+def check(
+    decomposer: Annotated[Path, typer.Argument(help="Adapter of the decomposer.")] = ADAPTERS / "decomposer",
+    sample: int = 200,
+    split: str = "test",
+    seed: int = 0,
+) -> None:
+    """Let a decomposer plan questions about countries that it never saw, and do the steps without a mistake."""
+    from langgraph_router_r1.engines.transformers import TransformersEngine
+
+    engine = TransformersEngine(base_model_dir(), adapter=decomposer)
+    solver = Solver(countries())
+    chosen = sample_of_kinds(split, sample, random.Random(seed))
+    written = asyncio.run(_written(engine, chosen))
+    right: dict[str, list[bool]] = defaultdict(list)
+    for asked, generation in zip(chosen, written, strict=True):
+        right[asked.hops].append(score(generation.segment["text"], asked, solver).is_right)
+    usages = [generation.usage for generation in written]
+    tokens = [usage["prompt_tokens"] + usage["completion_tokens"] for usage in usages]
+    report(
+        decomposer=decomposer.name,
+        questions=sum(map(len, right.values())),
+        **{f"right {hops}": round(statistics.mean(of), 4) for hops, of in sorted(right.items())},
+        mean_tokens=round(statistics.mean(tokens), 1),
+    )
+
+
+async def _written(engine: RouterEngine, chosen: Iterable[PocketQuestion]) -> list[Generation]:
+    """Return what a decomposer writes about each question."""
+    chats = (
+        plan_chat([HumanMessage(asked.text)], max_steps=MAX_STEPS, control_tokens=engine.control_tokens)
+        for asked in chosen
+    )
+    return await asyncio.gather(
+        *(engine.agenerate([engine.begin(chat)], stop=[], max_tokens=MAX_PLAN_TOKENS) for chat in chats)
+    )
+
+
+if __name__ == "__main__":
+    cli()
