@@ -10,7 +10,7 @@ _PACKAGE = "langgraph_router_r1_adapters"
 
 
 def shipped_adapters(part: str) -> Path:
-    """Return the directory of one part, `"pocket"` or `"evaluation"`, with an adapter in each subdirectory.
+    """Return the directory of `"pocket"`, `"planner"` or `"evaluation"`, with an adapter in each subdirectory.
 
     The directory does not exist when the distribution is not installed; see `require_adapters`.
     """

@@ -136,7 +136,7 @@ def create_router(
 
 
 def create_planner(
-    decomposer: RouterEngine,
+    decomposer: RouterEngine | Callable[[str], str],
     registry: ModelRegistry,
     *,
     allocator: RouterEngine | Callable[[Step, ModelRegistry], str] | Literal["knn"] | Allocator = "knn",
@@ -149,7 +149,8 @@ def create_planner(
     r"""Return a router that plans first, as R2-Reasoner (arXiv 2506.05901) does; see `strategies.planner`.
 
     Args:
-        decomposer: Writes the plan: a trained policy, or any chat model as a `ChatModelEngine`.
+        decomposer: Writes the plan: a trained policy, any chat model as a `ChatModelEngine`, or a function of the
+            question that returns numbered steps.
         registry: The models that do the steps.
         allocator: Gives each step to a model: "knn", by the registry's profile; an engine, trained or prompted; or a
             function of a step and the models on offer that returns a name.

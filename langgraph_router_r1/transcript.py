@@ -32,6 +32,32 @@ class Segment(TypedDict):
 Transcript = list[Segment]
 
 
+def trajectories(segments: Sequence[Segment]) -> list[Transcript]:
+    """Return the conversations that a run consists of: each begins with a prompt.
+
+    A router LLM has one; a planner has one of its decomposer, and one of an allocator that is a language model.
+
+    Example:
+        >>> prompt, turn = {"kind": "prompt", "text": "?"}, {"kind": "policy", "text": "!"}
+        >>> [len(one) for one in trajectories([prompt, turn, turn, prompt, turn])]
+        [3, 2]
+    """
+    found: list[Transcript] = []
+    for segment in segments:
+        if segment["kind"] == "prompt" or not found:
+            found.append([])
+        found[-1].append(segment)
+    return found
+
+
+def trajectory_of(policy: str, segments: Sequence[Segment]) -> Transcript:
+    """Return the conversation in which this policy wrote; empty if it wrote in none."""
+    for one in trajectories(segments):
+        if any(segment.get("policy") == policy for segment in one):
+            return one
+    return []
+
+
 def token_ids(transcript: Sequence[Segment]) -> list[int]:
     """Return every token so far: the prompt of the next turn."""
     return [token for segment in transcript for token in segment["token_ids"]]

@@ -478,3 +478,14 @@ def test_the_record_names_the_policy() -> None:
 def test_a_pool_without_prices_has_no_better_model() -> None:
     planner = create_planner(ScriptedEngine(["1. a"]), pool(a="", b="x"), allocator=always("a"))
     assert planner.invoke(QUESTION)["routing"]["stop_reason"] == "no_answer"
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_function_may_write_the_plan(way: str) -> None:
+    def decompose(question: str) -> str:
+        assert question == QUESTION["messages"][0][1]
+        return TWO
+
+    planner = create_planner(decompose, registry(small=says("Peru", "Sol")), allocator=always("small"))
+    result = await invoked(planner, way, QUESTION)
+    assert (result["answer"], result["routing"]["router_tokens"]["completion_tokens"]) == ("Sol", 0)

@@ -29,16 +29,15 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object  # type: ignore[import-untyped]
 from datasets import Dataset
-from langchain_core.messages import HumanMessage
 from transformers import PrinterCallback, TrainerCallback
 
-from langgraph_router_r1 import ModelRegistry, create_router
+from langgraph_router_r1 import ModelRegistry
 from langgraph_router_r1.calls.client import Clients
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.tasks import Task
-from langgraph_router_r1.prompts import RouterPrompt
 from training.groups import Group
 from training.logprobs import PLAIN_HEADS, completion_logprobs
+from training.parts import ROUTER, Part
 from training.pools import Draw
 from training.rewards import CostScale, Score, rewards
 from training.rollout import Calls, Rollout, require_logprobs, roll_out
@@ -74,6 +73,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         groups: Sequence[Group],
         *,
         args: GRPOConfig,
+        part: Part = ROUTER,
         router_settings: Mapping[str, Any] | None = None,
         score: Score = rewards,
         draw: Draw | None = None,
@@ -91,7 +91,8 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             registry: The pool.
             groups: What to learn from, once each, in this order.
             args: See `settings`.
-            router_settings: Settings of `create_router`.
+            part: What is trained, and in which graph; see parts.py.
+            router_settings: Settings of the graph: of `create_router` or `create_planner`.
             score: Rewards a batch.
             draw: Makes the pool of each group from the registry; see pools.py.
             eval_groups: What to evaluate on, with a cost scale of its own.
@@ -108,6 +109,7 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self.registry = registry
         # Groups with pools of their own share the connections to the models.
         self.router_settings = {"clients": Clients(rests=False), **(router_settings or {})}
+        self.part = part
         self.score = score
         self.draw = draw
         self.in_flight, self.timeout_s = in_flight, timeout_s
@@ -142,16 +144,9 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self.use_vllm = True
         self.remove_callback(PrinterCallback)
         self.add_callback(_KeepState(self))
-        first = self.groups[self.order[0]]
-        chat = (self.router_settings.get("prompt") or RouterPrompt()).render(
-            [HumanMessage(first.task.question)],
-            registry,
-            cost_weight=first.cost_weight,
-            max_turns=self.router_settings.get("max_turns", 4),
-            control_tokens=sync.engine.control_tokens,
-        )
+        chat = part.chat(self.groups[self.order[0]], registry, sync.engine.control_tokens, self.router_settings)
         sync.attach(self.accelerator.unwrap_model(self.model), self.logprobs, chat)
-        self._router = create_router(sync.engine, registry, **self.router_settings)
+        self._router = part.create(sync.engine, registry, **self.router_settings)
 
     # What the user calls
 
@@ -346,13 +341,21 @@ class GraphGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         """Roll one group out over a pool of its own."""
         assert self.draw is not None
         pool = self.draw(self.registry, random.Random(f"{self.args.seed} {group.id}"))
-        router = create_router(self.sync.engine, pool, **self.router_settings)
+        router = self.part.create(self.sync.engine, pool, **self.router_settings)
         return await self._graph(router, pool, [(group.task, group.cost_weight)] * count, in_flight)
 
     async def _graph(
         self, router: Any, pool: ModelRegistry, tasks: list[tuple[Task, float]], in_flight: int
     ) -> list[Rollout]:
-        return await roll_out(router, pool, tasks, in_flight=in_flight, timeout_s=self.timeout_s)
+        return await roll_out(
+            router,
+            pool,
+            tasks,
+            in_flight=in_flight,
+            timeout_s=self.timeout_s,
+            policy=self.sync.engine.model,
+            part=self.part,
+        )
 
     def _stop_when_unscorable(self, mode: str) -> None:
         is_unscorable = not any(rollout.is_scorable for rollout in self.rollouts)

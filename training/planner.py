@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from langchain_core.messages import HumanMessage
 
-from langgraph_router_r1.adapters import shipped_adapters
 from langgraph_router_r1.engines.base import Generation, RouterEngine
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.evaluation.files import replace_file
+from langgraph_router_r1.pocket import DECOMPOSER_NAME, MAX_PLAN_TOKENS
+from langgraph_router_r1.pocket import PLANNER_ADAPTERS as ADAPTERS
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.pocket.world import HIGHER, PocketQuestion, countries, joined_questions, questions
 from langgraph_router_r1.prompts import CALL_PROMPT, plan_chat
@@ -38,11 +39,6 @@ if TYPE_CHECKING:
     from training.sft import Example
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
-
-ADAPTERS = shipped_adapters("planner")
-
-MAX_PLAN_TOKENS = 160
-"""Most tokens of a plan: the longest true plans have about ninety."""
 
 COMPARED = 3000
 """How many pairs of numbers the specialist learns from."""
@@ -147,7 +143,7 @@ def sample_of_kinds(split: str, count: int, choose: random.Random, *, only: Iter
 
 @cli.command()
 def check(
-    decomposer: Annotated[Path, typer.Argument(help="Adapter of the decomposer.")] = ADAPTERS / "decomposer",
+    decomposer: Annotated[Path, typer.Argument(help="Adapter of the decomposer.")] = ADAPTERS / DECOMPOSER_NAME,
     sample: int = 200,
     split: str = "test",
     seed: int = 0,

@@ -23,7 +23,7 @@ from langchain_core.runnables import Runnable
 from langgraph.cache.base import BaseCache
 from typing_extensions import override
 
-from langgraph_router_r1 import RoutedCall, RouterContext, protocol
+from langgraph_router_r1 import RoutedCall, RouterContext
 from langgraph_router_r1.calls import CallCache, CallMiddleware, ModelCall
 from langgraph_router_r1.calls.middleware import AsyncSend, RateLimit, Send
 from langgraph_router_r1.engines import EngineError
@@ -32,7 +32,8 @@ from langgraph_router_r1.evaluation.tasks import Task
 from langgraph_router_r1.ledger import NO_COST, CostParts, sum_of
 from langgraph_router_r1.record import RECORD_KEYS, RunRecord
 from langgraph_router_r1.registry import ModelRegistry
-from langgraph_router_r1.transcript import sampled_mask, token_ids
+from langgraph_router_r1.transcript import sampled_mask, token_ids, trajectory_of
+from training.parts import ROUTER, Part
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ async def roll_out(
     *,
     in_flight: int = 64,
     timeout_s: float = 120.0,
+    policy: str | None = None,
+    part: Part = ROUTER,
     progress: Callable[[Rollout], object] = lambda _: None,
 ) -> list[Rollout]:
     """Run the router over tasks, each at its cost weight; return one rollout a task, in order.
@@ -104,6 +107,8 @@ async def roll_out(
         tasks: Tasks with cost weights.
         in_flight: Most trajectories at a time.
         timeout_s: Most seconds for one of them; one that takes longer can't be scored.
+        policy: Whose tokens are to learn from, by its engine's name; by default of whoever wrote first.
+        part: Which part of the router that is.
         progress: Told of each as it ends.
 
     Make all rollouts of a training run in one event loop (an `asyncio.Runner`): in a second loop, routed models are
@@ -113,16 +118,20 @@ async def roll_out(
 
     async def one(task: Task, cost_weight: float) -> Rollout:
         async with gate:
-            rollout = await _one(router, registry, task, cost_weight, timeout_s)
+            record = await _one(router, task, cost_weight, timeout_s)
+            rollout = (
+                unscorable(task, cost_weight, record)
+                if isinstance(record, str)
+                else flatten(task, cost_weight, record, registry, policy=policy, part=part)
+            )
         progress(rollout)
         return rollout
 
     return list(await asyncio.gather(*(one(task, cost_weight) for task, cost_weight in tasks)))
 
 
-async def _one(
-    router: Runnable[Any, Any], registry: ModelRegistry, task: Task, cost_weight: float, timeout_s: float
-) -> Rollout:
+async def _one(router: Runnable[Any, Any], task: Task, cost_weight: float, timeout_s: float) -> RunRecord | str:
+    """Return the record of a run, or why there is none."""
     try:
         async with asyncio.timeout(timeout_s):
             result = await router.ainvoke(
@@ -132,13 +141,21 @@ async def _one(
                 output_keys=RECORD_KEYS,
             )
     except TimeoutError:
-        return unscorable(task, cost_weight, f"it took more than {timeout_s:g} s")
+        return f"it took more than {timeout_s:g} s"
     except EngineError as error:
-        return unscorable(task, cost_weight, f"the router could not be sampled: {error}")
-    return flatten(task, cost_weight, RunRecord.of(result), registry)
+        return f"the router could not be sampled: {error}"
+    return RunRecord.of(result)
 
 
-def flatten(task: Task, cost_weight: float, record: RunRecord, registry: ModelRegistry) -> Rollout:
+def flatten(
+    task: Task,
+    cost_weight: float,
+    record: RunRecord,
+    registry: ModelRegistry,
+    *,
+    policy: str | None = None,
+    part: Part = ROUTER,
+) -> Rollout:
     """Return a run of the graph as a rollout.
 
     Args:
@@ -146,23 +163,25 @@ def flatten(task: Task, cost_weight: float, record: RunRecord, registry: ModelRe
         cost_weight: At which weight.
         record: The record of the run.
         registry: The pool it could ask.
+        policy: Whose tokens are to learn from, by its engine's name; by default of whoever wrote first.
+        part: Which part of the router that is.
     """
-    prompt, *rest = record.segments
+    own = record.segments if policy is None else trajectory_of(policy, record.segments)
+    prompt, rest = (own[0]["token_ids"], own[1:]) if own else ([], [])
     logprobs: list[float] = []
     for segment in rest:
         unknown = math.nan if segment["kind"] == "policy" else 0.0
         logprobs += segment.get("logprobs", [unknown] * len(segment["token_ids"]))
-    segments = [(segment["kind"], segment["text"]) for segment in record.segments]
     broken = [call["reason"] for call in record.calls if call["status"] in {"error", "resting"}]
     return Rollout(
         task=task,
         cost_weight=cost_weight,
-        prompt_ids=list(prompt["token_ids"]),
+        prompt_ids=list(prompt),
         completion_ids=token_ids(rest),
         env_mask=sampled_mask(rest),
         logprobs=logprobs,
         record=record,
-        format_ok=protocol.check_format(segments, registry.aliases) is None,
+        format_ok=part.fault(record, registry) is None,
         failed=str(broken[0]) if broken else None,
     )
 

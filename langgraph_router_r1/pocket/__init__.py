@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from langgraph_router_r1.adapters import require_adapters, shipped_adapters
 from langgraph_router_r1.engines.base import API_KEY_ENV
-from langgraph_router_r1.graph import create_router
+from langgraph_router_r1.graph import create_planner, create_router
 from langgraph_router_r1.registry import ModelRegistry
 
 if TYPE_CHECKING:
@@ -37,6 +37,21 @@ POOL_FILE = Path(__file__).parent / "pool.toml"
 PROFILE_FILE = Path(__file__).parent / "profile.jsonl"
 """What the models of the pool said to a sample of tasks, if it was measured."""
 
+PLANNER_ADAPTERS = shipped_adapters("planner")
+"""Where the adapters are that only the planner needs: its decomposer, and a specialist for steps that join others."""
+
+PLANNER_POOL_FILE = Path(__file__).parent / "planner_pool.toml"
+"""The models that the planner's pool has besides."""
+
+PLANNER_PROFILE_FILE = Path(__file__).parent / "planner_profile.jsonl"
+"""What the models of the planner's pool said to a sample of steps."""
+
+DECOMPOSER_NAME = "decomposer"
+"""The name of the planner's decomposer on the server."""
+
+MAX_PLAN_TOKENS = 160
+"""Most tokens of a plan: the longest that lead to an answer have about ninety."""
+
 NOT_SERVED = "http://127.0.0.1/v1"
 """The address of models whose server is not known: calls fail, and reach nobody."""
 
@@ -50,18 +65,23 @@ MAX_ROUTER_TOKENS = 256
 """Most tokens a turn of the pocket router; its own turns have about seventy."""
 
 
-def pocket_registry(base_url: str = NOT_SERVED) -> ModelRegistry:
+def pocket_registry(base_url: str = NOT_SERVED, *, planning: bool = False) -> ModelRegistry:
     """Return the pool, each model at this server; without one, to read its descriptors.
+
+    `planning` adds the specialist for steps that join others; the server must then have the planner's adapters.
 
     The server's key is read from the environment variable `ROUTER_R1_API_KEY`, if that is set: `VLLMServer` sets it in
     the process that starts a server, and in any other process you do.
     """
     data = tomllib.loads(POOL_FILE.read_text(encoding="utf-8"))
+    if planning:
+        data["models"] |= tomllib.loads(PLANNER_POOL_FILE.read_text(encoding="utf-8"))["models"]
     for fields in data["models"].values():
         fields["base_url"] = base_url
         if os.environ.get(API_KEY_ENV):
             fields["api_key_env"] = API_KEY_ENV
-    profile = PROFILE_FILE if PROFILE_FILE.is_file() else None
+    measured = PLANNER_PROFILE_FILE if planning else PROFILE_FILE
+    profile = measured if measured.is_file() else None
     return ModelRegistry.from_dict(data, source=POOL_FILE.name, profile=profile)
 
 
@@ -99,3 +119,17 @@ def pocket_router(
 
     settings = {"max_tokens": MAX_ROUTER_TOKENS, **settings}
     return create_router(VLLMEngine(base_url, model=ROUTER_NAME), pocket_registry(base_url), **settings)
+
+
+def pocket_planner(
+    base_url: str, **settings: Any
+) -> CompiledStateGraph[RouterState, RouterContext, RouterInput, RouterOutput]:
+    """Return the pocket planner over the planner's pool, both at this server, which has `PLANNER_ADAPTERS`.
+
+    `settings` are those of `create_planner`.
+    """
+    from langgraph_router_r1.engines import VLLMEngine
+
+    settings = {"max_tokens": MAX_PLAN_TOKENS, **settings}
+    decomposer = VLLMEngine(base_url, model=DECOMPOSER_NAME)
+    return create_planner(decomposer, pocket_registry(base_url, planning=True), **settings)

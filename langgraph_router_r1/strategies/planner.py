@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,6 +41,10 @@ REVIEW_PROMPT = "Question: {query}\n\nReply: {reply}\n\nIs the reply right? Say 
 
 _NO = re.compile(r"\W*no\b", re.IGNORECASE)
 
+TOOLS = "the models may call tools, which takes the whole question"
+
+NO_ROOM = "the question leaves no room for a plan"
+
 MAX_ASKED = 2
 """How many models are asked for a step: the one that it was given to, and one tier up."""
 
@@ -56,8 +60,8 @@ class Planner(Strategy):
         ValueError: A setting is out of its range.
     """
 
-    decomposer: RouterEngine
-    """Writes the plan: a trained policy, or any chat model."""
+    decomposer: RouterEngine | Callable[[str], str]
+    """Writes the plan: a trained policy, any chat model, or a function of the question, for rules of your own."""
     allocator: Allocator
     """Gives the steps to models."""
     review: Review = "never"
@@ -81,19 +85,22 @@ class Planner(Strategy):
 
     @override
     def note(self) -> StrategyNote:
+        if not isinstance(self.decomposer, RouterEngine):
+            return super().note()
         return {**super().note(), "policy": self.decomposer.model, "prompt_digest": self._prompt_digest}
 
     @override
     def decide(self, view: View) -> Decision:
         if "steps" not in view.notes:
-            turn = self._begin(view)
+            if not isinstance(self.decomposer, RouterEngine):
+                return self._planned_by_function(view, self.decomposer)
+            turn = self._begin(view, self.decomposer)
             if turn.why_not is not None:
-                return _planned(view, turn, None, self.max_steps)
+                return _planned(Plan.whole(view.question, turn.why_not))
             try:
-                generation = llm_run.generate(self.decomposer, [turn.prompt], max_tokens=self.max_tokens, stop=[])
+                return self._read(view, turn, llm_run.generate(self.decomposer, [turn.prompt], **self._options))
             except ContextFullError:
-                return _planned(view, turn.without("the question leaves no room for a plan"), None, self.max_steps)
-            return _planned(view, turn, generation, self.max_steps)
+                return _planned(Plan.whole(view.question, NO_ROOM))
         if "models" not in view.notes:
             return self._propose(view, self.allocator.allocate(_plan_of(view.notes), view))
         return self._go_on(view)
@@ -101,26 +108,39 @@ class Planner(Strategy):
     @override
     async def adecide(self, view: View) -> Decision:
         if "steps" not in view.notes:
+            if not isinstance(self.decomposer, RouterEngine):
+                return self._planned_by_function(view, self.decomposer)
             await self.decomposer.aload()
-            turn = self._begin(view)
+            turn = self._begin(view, self.decomposer)
             if turn.why_not is not None:
-                return _planned(view, turn, None, self.max_steps)
+                return _planned(Plan.whole(view.question, turn.why_not))
             try:
-                generation = await llm_run.agenerate(
-                    self.decomposer, [turn.prompt], max_tokens=self.max_tokens, stop=[]
-                )
+                return self._read(view, turn, await llm_run.agenerate(self.decomposer, [turn.prompt], **self._options))
             except ContextFullError:
-                return _planned(view, turn.without("the question leaves no room for a plan"), None, self.max_steps)
-            return _planned(view, turn, generation, self.max_steps)
+                return _planned(Plan.whole(view.question, NO_ROOM))
         if "models" not in view.notes:
             return self._propose(view, await self.allocator.aallocate(_plan_of(view.notes), view))
         return self._go_on(view)
 
-    def _begin(self, view: View) -> _Turn:
-        chat = plan_chat(view.messages, max_steps=self.max_steps, control_tokens=self.decomposer.control_tokens)
-        prompt = self.decomposer.begin(chat)
-        if view.tools is not None and not view.tools["is_form"]:
-            return _Turn(prompt, "the models may call tools, which takes the whole question")
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"max_tokens": self.max_tokens, "stop": []}
+
+    def _planned_by_function(self, view: View, decompose: Callable[[str], str]) -> Decision:
+        if _takes_tools(view):
+            return _planned(Plan.whole(view.question, TOOLS))
+        return _planned(parse_plan(decompose(view.question), view.question, max_steps=self.max_steps))
+
+    def _read(self, view: View, turn: _Turn, generation: Generation) -> Decision:
+        """Return the decision that keeps a plan, for the allocator to read."""
+        plan = parse_plan(generation.segment["text"], view.question, max_steps=self.max_steps)
+        return _planned(plan, segments=[turn.prompt, generation.segment], usage=generation.usage)
+
+    def _begin(self, view: View, engine: RouterEngine) -> _Turn:
+        chat = plan_chat(view.messages, max_steps=self.max_steps, control_tokens=engine.control_tokens)
+        prompt = engine.begin(chat)
+        if _takes_tools(view):
+            return _Turn(prompt, TOOLS)
         if not affords_turn(view, prompt, self.max_tokens, self.price):
             return _Turn(prompt, "the budget does not pay for a plan")
         return _Turn(prompt)
@@ -205,10 +225,6 @@ class _Turn:
     prompt: Segment
     why_not: str | None = None
     """Why no plan is written; None if one is."""
-
-    def without(self, why: str) -> _Turn:
-        """Return the turn in which no plan is written after all."""
-        return _Turn(self.prompt, why)
 
 
 @dataclass
@@ -295,13 +311,13 @@ class _Progress:
         return f"Step {step.number}: the reply of {self.model} was rejected. {self.better} is asked."
 
 
-def _planned(view: View, turn: _Turn, generation: Generation | None, max_steps: int) -> Decision:
-    """Return the decision that keeps a plan, for the allocator to read."""
-    if generation is None:
-        plan = Plan.whole(view.question, turn.why_not)
-        return Again(notes=_as_notes(plan))
-    plan = parse_plan(generation.segment["text"], view.question, max_steps=max_steps)
-    return Again(notes=_as_notes(plan), segments=[turn.prompt, generation.segment], usage=generation.usage)
+def _planned(plan: Plan, **wrote: Any) -> Decision:
+    return Again(notes=_as_notes(plan), **wrote)
+
+
+def _takes_tools(view: View) -> bool:
+    """Return whether the models may call tools: then they are sent the whole conversation, not steps of a plan."""
+    return view.tools is not None and not view.tools["is_form"]
 
 
 def _as_notes(plan: Plan) -> dict[str, Any]:
