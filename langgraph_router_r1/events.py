@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextvars
 import threading
 import uuid
-from typing import Literal, Self
+from typing import Literal, NotRequired, Self
 
 from langchain_core.messages import AIMessageChunk
 from langgraph.config import get_config, get_stream_writer
@@ -28,6 +28,7 @@ from langgraph_router_r1.state import (
     PlannedCall,
     PlannedStep,
     PlanNote,
+    Review,
     RoutedCall,
     RouterContext,
     RouterState,
@@ -84,6 +85,8 @@ class RouteEvent(TypedDict):
     index: int
     model: str
     query: str
+    review: NotRequired[Review]
+    """What a person decided on it, and what it was before an edit; missing for a call that needed no approval."""
 
 
 class InfoEvent(TypedDict):
@@ -135,6 +138,8 @@ def stream_call(call: PlannedCall) -> None:
         "model": call["model"],
         "query": call["query"],
     }
+    if "review" in call:
+        event["review"] = call["review"]
     get_stream_writer()(event)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,3 +128,38 @@ def pocket() -> Iterator[Any]:
 
     with pocket_server(adapters=(ADAPTERS, extractor.ADAPTERS)) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, for the server's page."""
+    playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium")
+    if chromium is None and "CI" not in os.environ:
+        pytest.skip("Chromium is not installed: apt install chromium")
+    assert chromium is not None, "Chromium is not installed, and .ci/run must not skip its tests"
+    with playwright_api.sync_playwright() as playwright:
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's sandbox does not run as root
+        yield playwright.chromium.launch(executable_path=chromium, args=arguments)
+
+
+@pytest.fixture
+def opened(browser: Any, served: Any) -> Iterator[Any]:
+    """Open the page of `served`; at the end, nothing else was asked and nothing went wrong in the console."""
+    seen: list[str] = []
+    pages: list[Any] = []
+
+    def opens(width: int = 1280, *, scheme: Any = "light") -> Any:
+        viewport: Any = {"width": width, "height": 900}
+        page = browser.new_page(viewport=viewport, color_scheme=scheme, reduced_motion="reduce", locale="en")
+        pages.append(page)
+        page.on("request", lambda request: None if request.url.startswith(served.url) else seen.append(request.url))
+        page.on("console", lambda message: seen.append(message.text))
+        page.on("pageerror", lambda error: seen.append(str(error)))
+        page.goto(served.url)
+        return page
+
+    yield opens
+    for page in pages:
+        page.context.close()
+    assert seen == []

@@ -3,126 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import answer, search
 
 pytest.importorskip("fastapi", reason="the [serve] extra is not installed")
 pytest.importorskip("playwright", reason="playwright is not installed")
 
-from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Route, expect
+from router_page import HOSTILE, QUESTION, Open, answer_of, ask, check, pool, status, steps, write
 from router_server import Served, serving
 
-from langgraph_router_r1 import ModelDescriptor, ModelRegistry
+from langgraph_router_r1 import ModelRegistry
 from langgraph_router_r1.serving.keys import read_keys
-from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
-
-CHROMIUM = shutil.which("chromium")
-HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script><b>bold</b>'
-QUESTION = "Which dialling code reaches the country whose domain is .pe?"
-
-
-def write(transcript: Any) -> str:
-    """Ask one model after the other, then answer; a hostile question gets a hostile answer."""
-    replies = sum(segment["kind"] == "observation" for segment in transcript)
-    if "Question: Hostile" in transcript[0]["text"]:
-        return thinks(HOSTILE, answer(HOSTILE) if replies else search(f"hostile: {HOSTILE}"))
-    if "Question: Both" in transcript[0]["text"]:
-        return answer("Both.") if replies else search("small: One?", "large: Two?")
-    turns = [
-        thinks(".pe is the domain of a country. I ask which.", search("small: Which country has the domain .pe?")),
-        thinks("Peru. Now its dialling code.", search("large: What is the dialling code of Peru?")),
-        thinks("That is all I need.", answer("+51")),
-    ]
-    return turns[replies]
-
-
-def thinks(thought: str, turn: str) -> str:
-    return re.sub("(?<=<think>).*(?=</think>)", lambda _: f" {thought} ", turn)
-
-
-def model(name: str, reply: str, price: dict[str, float], **about: Any) -> ModelDescriptor:
-    return ModelDescriptor(name=name, model=ScriptedChatModel([reply], delay_s=0.05), price=price, **about)
-
-
-def pool() -> ModelRegistry:
-    about_small: Any = {"description": "Quick; good at everyday facts.", "latency_s": 0.4, "skills": {"nq": 0.41}}
-    about_large: Any = {"description": "Slow; knows more.", "latency_s": 1.2, "skills": {"nq": 0.62}}
-    return ModelRegistry(
-        [
-            model("small", "The domain .pe belongs to Peru.", {"prompt": 0.15, "completion": 0.6}, **about_small),
-            model("large", "The dialling code of Peru is +51.", {"prompt": 2.5, "completion": 10}, **about_large),
-            model("hostile", HOSTILE, {"prompt": 1, "completion": 1}, description=HOSTILE),
-        ]
-    )
+from langgraph_router_r1.testing import ScriptedEngine
 
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
     with serving(ScriptedEngine(write), pool(), tmp_path / "runs.sqlite") as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None and "CI" not in os.environ:
-        pytest.skip("Chromium is not installed: apt install chromium")
-    assert CHROMIUM is not None, "Chromium is not installed, and .ci/run must not skip its tests"
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's sandbox does not run as root
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-
-
-Open = Callable[..., Page]
-
-
-@pytest.fixture
-def opened(browser: Browser, served: Served) -> Iterator[Open]:
-    """Open the page; at the end, nothing was asked of another server and nothing went wrong in the console."""
-    seen: list[str] = []
-    pages: list[Page] = []
-
-    def opens(width: int = 1280, *, scheme: Any = "light") -> Page:
-        viewport: Any = {"width": width, "height": 900}
-        page = browser.new_page(viewport=viewport, color_scheme=scheme, reduced_motion="reduce", locale="en")
-        pages.append(page)
-        page.on("request", lambda request: None if request.url.startswith(served.url) else seen.append(request.url))
-        page.on("console", lambda message: seen.append(message.text))
-        page.on("pageerror", lambda error: seen.append(str(error)))
-        page.goto(served.url)
-        return page
-
-    yield opens
-    for page in pages:
-        page.context.close()
-    assert seen == []
-
-
-def ask(page: Page, question: str = QUESTION, *, approve: bool = False) -> None:
-    page.get_by_label("Question", exact=True).fill(question)
-    page.get_by_label("Approve each call").set_checked(approve)
-    page.get_by_role("button", name="Ask").click()
-
-
-def status(page: Page) -> Any:
-    return page.locator("p[role=status]")
-
-
-def steps(page: Page) -> Any:
-    return page.get_by_role("list", name="What the router did").get_by_role("listitem")
-
-
-def answer_of(page: Page) -> Any:
-    return page.get_by_role("region", name="Answer").locator("p")
 
 
 def test_a_question_shows_thoughts_calls_answer_and_bill(opened: Open) -> None:
@@ -144,46 +51,6 @@ def test_a_question_shows_thoughts_calls_answer_and_bill(opened: Open) -> None:
     run = page.request.get(f"{page.url.partition('#')[0]}v1/runs/{page.url.partition('#')[2]}").json()
     assert (run["record"]["limits"]["cost_weight"], run["budget_usd"]) == (0.6, 0.05)
     expect(page.get_by_role("list", name="Pool").get_by_role("listitem").nth(0)).to_contain_text("50 % of 2 calls")
-
-
-def test_an_approved_call_is_made(opened: Open) -> None:
-    page = opened()
-    ask(page, approve=True)
-    expect(status(page)).to_have_text("Waiting for your decision on a call.")
-    expect(page.get_by_role("group", name="small, at most $0.000")).to_contain_text("Which country has the domain .pe?")
-    expect(steps(page)).to_have_count(1)
-    page.get_by_role("button", name="Approve").click()
-    expect(steps(page).nth(1)).to_contain_text("belongs to Peru.")
-    waiting = page.get_by_role("group", name="large, at most $0.00")
-    expect(waiting).to_be_visible()
-    page.reload()  # the run waits on the server, whatever happens to the page
-    expect(waiting).to_be_visible()
-    page.get_by_role("button", name="Approve").click()
-    expect(answer_of(page)).to_have_text("+51")
-
-
-def test_a_denied_call_is_not_made_and_the_router_is_told(opened: Open, served: Served) -> None:
-    page = opened()
-    ask(page, approve=True)
-    page.get_by_label("Reason to deny the call of small").fill("ask a larger one")
-    page.get_by_role("button", name="Deny").click()
-    expect(steps(page).nth(1)).to_contain_text("a person did not approve the call: ask a larger one")
-    expect(steps(page).nth(1)).to_contain_text("not asked, no cost")
-    page.get_by_role("button", name="Approve").click()
-    expect(answer_of(page)).to_have_text("+51")
-    small = served.api.runs.targets.registry["small"].model
-    assert small.calls == []
-
-
-def test_calls_of_one_turn_are_decided_on_together(opened: Open, served: Served) -> None:
-    page = opened()
-    ask(page, "Both?", approve=True)
-    page.get_by_role("group", name="small").get_by_role("button", name="Deny").click()
-    expect(status(page)).to_have_text("Waiting for your decision on 2 calls.")
-    page.get_by_role("group", name="small").get_by_role("button", name="Approve").click()
-    page.get_by_role("group", name="large").get_by_role("button", name="Deny").click()
-    expect(answer_of(page)).to_have_text("Both.")
-    assert [len(served.api.runs.targets.registry[name].model.calls) for name in ("small", "large")] == [1, 0]
 
 
 def test_a_past_run_is_found_and_replayed_without_any_call(opened: Open, served: Served) -> None:
@@ -282,12 +149,56 @@ def test_a_server_that_is_gone_is_said_so(browser: Browser, tmp_path: Path) -> N
     page.close()
 
 
+def test_what_takes_long_says_that_it_goes_on(opened: Open) -> None:
+    page = opened()
+    runs = page.get_by_role("region", name="Past runs")
+    expect(runs).to_contain_text("No run yet.")
+    held: list[Route] = []
+
+    def hold(pattern: str, begin: Callable[[], None], shown: Any, text: str) -> None:
+        page.route(pattern, lambda route: held.append(route), times=1)
+        begin()
+        expect(shown).to_have_text(text)
+        held.pop().continue_()
+
+    elapsed = page.locator("#elapsed")
+    hold("**/v1/runs", lambda: ask(page), elapsed, "1 s")
+    expect(answer_of(page)).to_have_text("+51")
+    expect(elapsed).to_be_hidden()
+    note = page.locator("#runs-note")
+    hold("**/v1/runs?*", lambda: page.get_by_label("Search questions").fill("nothing"), note, "Loading.")
+    expect(note).to_have_text("No run found.")
+    page.get_by_label("Search questions").fill("")
+    hold("**/v1/runs/run-*", lambda: runs.get_by_role("button").click(), note, "Loading the run.")
+    expect(note).to_be_empty()
+
+
+def test_a_run_that_is_asked_while_another_is_loaded_stays(opened: Open) -> None:
+    page = opened()
+    ask(page)
+    expect(answer_of(page)).to_have_text("+51")
+    held: list[Route] = []
+    page.route("**/v1/runs/run-*", lambda route: held.append(route), times=1)
+    page.get_by_role("region", name="Past runs").get_by_role("button").click()
+    expect(page.locator("#runs-note")).to_have_text("Loading the run.")
+    ask(page, "Both?")
+    with page.expect_response("**/v1/runs/run-*"):
+        held.pop().continue_()
+    expect(answer_of(page)).to_have_text("Both.")
+    expect(page.locator("#run-title")).to_have_text("Both?")
+
+
 def test_a_server_with_keys_asks_for_one(browser: Browser, tmp_path: Path) -> None:
     key = "a-key-of-twenty-characters-or-more"
     keys = read_keys(None, {"ROUTER_R1_SERVER_KEYS": f"alice={key}"})
     with serving(ScriptedEngine(write), pool(), tmp_path / "runs.sqlite", keys=keys) as server:
         page = browser.new_page()
         page.goto(server.url)
+        expect(page.get_by_label("Key of this server")).to_be_focused()
+        expect(page.get_by_role("alert")).to_be_hidden()
+        page.get_by_label("Key of this server").fill(f"not-{key}")
+        page.get_by_role("button", name="Use this key").click()
+        expect(page.get_by_role("alert")).to_have_text("The server does not know this key.")
         page.get_by_label("Key of this server").fill(key)
         page.get_by_role("button", name="Use this key").click()
         ask(page)
@@ -299,23 +210,18 @@ def test_a_server_with_keys_asks_for_one(browser: Browser, tmp_path: Path) -> No
 def test_axe_finds_nothing_and_nothing_is_wider_than_the_screen(opened: Open, width: int, scheme: str) -> None:
     page = opened(width, scheme=scheme)
 
-    def check() -> None:
-        found = Axe().run(page).response["violations"]
-        assert [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found] == []
-        assert page.evaluate("document.documentElement.scrollWidth") == width
-
-    check()
+    check(page)
     ask(page, approve=True)
     expect(page.get_by_role("button", name="Approve")).to_be_visible()
-    check()
+    check(page)
     page.get_by_role("button", name="Deny").click()
     expect(page.get_by_role("group", name="large")).to_be_visible()
     page.get_by_role("button", name="Approve").click()
     expect(answer_of(page)).to_have_text("+51")
-    check()
+    check(page)
     ask(page, f"Hostile? {HOSTILE}{'wide' * 100}")
     expect(answer_of(page)).to_have_text(HOSTILE)
-    check()
+    check(page)
 
 
 def test_everything_is_reached_by_keyboard(opened: Open) -> None:
@@ -337,7 +243,21 @@ def test_everything_is_reached_by_keyboard(opened: Open) -> None:
 def test_the_picture_of_the_documentation_is_small(browser: Browser, tmp_path: Path) -> None:
     """`make page-picture` keeps it."""
     picture = Path(os.environ.get("ROUTER_R1_PICTURES", tmp_path)) / "page.png"
-    models = ModelRegistry([model for model in pool() if model.name != "hostile"])
+    rows = [
+        {
+            "id": f"{place}",
+            "question": f"{place}?",
+            "golden_answers": ["?"],
+            "outcomes": {
+                "small": {"score": float(place < 41), "cost_usd": 0.00003},
+                "large": {"score": float(place < 62), "cost_usd": 0.0008},
+            },
+        }
+        for place in range(100)
+    ]
+    profile = tmp_path / "models.profile.jsonl"
+    profile.write_text("\n".join(map(json.dumps, rows)))
+    models = ModelRegistry([model for model in pool() if model.name != "hostile"], profile=profile)
     with serving(ScriptedEngine(write), models, tmp_path / "runs.sqlite") as server:
         page = browser.new_page(viewport={"width": 1000, "height": 600}, reduced_motion="reduce", locale="en")
         page.goto(server.url)

@@ -93,6 +93,10 @@ def asked(server: Served) -> list[int]:
 APPROVE, REJECT = {"type": "approve"}, {"type": "reject", "message": "too expensive"}
 
 
+def edit(**args: str) -> Any:
+    return {"type": "edit", "edited_action": {"name": "ask_model", "args": args}}
+
+
 def test_a_run_streams_its_id_and_the_routers_own_events(served: Served) -> None:
     seen = events(post(served, "", question="Which?", cost_weight=0.6, budget_usd=0.5))
     assert kinds(seen) == ["run", "think", *["route"] * 2, *["info"] * 2, "think", "route", "info", "think", "done"]
@@ -135,6 +139,35 @@ def test_calls_wait_for_approval_and_go_on_as_was_decided(served: Served) -> Non
         409,
         "the run does not wait for decisions",
     )
+
+
+def test_an_edited_call_is_the_one_that_is_made(served: Served) -> None:
+    run_id = events(post(served, "", question="Which?", approve=True))[0]["run_id"]
+    decisions = [edit(model="large", query="Of Peru?"), APPROVE]
+    seen = events(post(served, f"/{run_id}/decisions", decisions=decisions))
+    first, second = (event for event in seen if event["type"] == "router_r1.route")
+    assert (first["model"], first["query"], asked(served)) == ("large", "Of Peru?", [0, 2])
+    before = {"decision": "edit", "message": None, "model": "small", "query": "Capital of Peru?"}
+    assert (first["review"], second["review"]["decision"]) == (before, "approve")
+    call = run(served, run_id)["record"]["calls"][0]
+    assert (call["model"], call["query"], call["review"]) == ("large", "Of Peru?", before)
+    again = events(post(served, f"/{run_id}/decisions", decisions=[edit(model="other")]))
+    assert "'other'" in again[-1]["request"]["error"], "an edit that can't be used is asked again"
+
+
+def test_an_edit_and_a_fork_name_only_models_that_the_key_may_ask_for(start: Any) -> None:
+    secret = "the-secret-of-alice-0123"
+    with start(Key(name="alice", sha256=sha256(secret), models=("router-r1", "small"))) as server:
+        run_id = events(post(server, "", secret, question="Which?", approve=True))[0]["run_id"]
+        for decision in (edit(model="large"), edit(model="Large", query="Of Peru?")):
+            refused = post(server, f"/{run_id}/decisions", secret, decisions=[APPROVE, decision])
+            assert (refused.status_code, refused.json()["error"]["code"]) == (403, "model_not_allowed")
+        decisions = [edit(query="Of Peru?"), edit(model="small")]
+        events(post(server, f"/{run_id}/decisions", secret, decisions=decisions))
+        assert asked(server) == [2, 0]
+        assert kinds(events(post(server, f"/{run_id}/decisions", secret, decisions=[edit(query="?")])))[-1] == "done"
+        assert post(server, f"/{run_id}/fork", secret, turn=0, model="large").status_code == 403
+        assert post(server, f"/{run_id}/fork", secret, turn=1, model="small").status_code == 200
 
 
 def test_a_run_waits_across_a_restart_with_its_budget_and_its_spending(start: Any) -> None:
@@ -229,7 +262,8 @@ def test_what_a_run_spent_before_it_waited_is_kept_if_it_is_cancelled_at_once(se
 
 
 def test_the_page_is_served_with_a_strict_policy(served: Served) -> None:
-    for path, kind in (("", "text/html"), ("app.js", "text/javascript"), ("style.css", "text/css")):
+    scripts = [(f"{name}.js", "text/javascript") for name in ("app", "api", "approval", "dom", "plot")]
+    for path, kind in (("", "text/html"), *scripts, ("style.css", "text/css")):
         response = httpx.get(f"{served.url}/{path}")
         assert response.headers["content-type"] == f"{kind}; charset=utf-8"
         policy = response.headers["content-security-policy"]

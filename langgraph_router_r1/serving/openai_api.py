@@ -185,9 +185,13 @@ class Api:
         registry = self.runs.targets.registry
         about = None
         if name in registry:
-            calls = self._metrics.calls().get(registry[name].name, {})
-            is_resting = self.runs.targets.is_resting(registry[name])
-            about = run_pages.model_page(registry[name], is_resting=is_resting, calls=calls)
+            model = registry[name]
+            about = run_pages.model_page(
+                model,
+                is_resting=self.runs.targets.is_resting(model),
+                calls=self._metrics.calls().get(model.name, {}),
+                figures=self.runs.targets.figures.get(model.name),
+            )
         return {"id": name, "object": "model", "created": self._started_at, "owned_by": "router-r1", "router_r1": about}
 
     async def list_runs(self, request: Request) -> Response:
@@ -223,6 +227,7 @@ class Api:
     async def fork_run(self, request: Request, run_id: str) -> Response:
         """`POST /v1/runs/{run_id}/fork`: a new run that asks another model at one call of this one."""
         body = await self._read(request, ForkRequest)
+        _check_use(self._key(request), body.model)
         found = await self._stored(request, run_id)
         if found.record is None or found.status == "waiting":
             raise ApiError(409, f"the run is {found.status}: only a run with a record can be forked", "no_record")
@@ -240,6 +245,8 @@ class Api:
     async def decide(self, request: Request, run_id: str) -> Response:
         """`POST /v1/runs/{run_id}/decisions`: go on with a run that waits for approval."""
         body = await self._read(request, Decisions)
+        for name in body.edited_models():
+            _check_use(self._key(request), name)
         found = await self._stored(request, run_id)
         asked, target = events_of(found.model, found.question), self.runs.targets.find(found.model, approve=True)
         run = await self.runs.resume(asked, target, run_id, body.decisions)

@@ -70,6 +70,15 @@ class Decisions(Wire):
 
     decisions: list[dict[str, Any]] = Field(max_length=100)
 
+    def edited_models(self) -> list[str]:
+        """Return the models that edits name; what is not in the form of an edit is refused when the run goes on."""
+        found: list[str] = []
+        for decision in self.decisions:
+            match decision:
+                case {"type": "edit", "edited_action": {"args": {"model": model}}}:
+                    found.append(str(model))
+        return found
+
 
 def events_of(model: str, question: str, *, budget_usd: float | None = None) -> Asked:
     """Return what a recorded run asked, to be asked or continued as events."""

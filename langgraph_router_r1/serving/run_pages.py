@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from langgraph_router_r1.descriptor import ModelDescriptor
+from langgraph_router_r1.serving.profile_figures import ProfileFigures
 from langgraph_router_r1.serving.store import StoredRun
 from langgraph_router_r1.serving.wire import Wire
 
@@ -46,13 +47,16 @@ def run_page(run: StoredRun, *, with_record: bool = False) -> dict[str, Any]:
     return page
 
 
-def model_page(model: ModelDescriptor, *, is_resting: bool, calls: Mapping[str, int]) -> dict[str, Any]:
+def model_page(
+    model: ModelDescriptor, *, is_resting: bool, calls: Mapping[str, int], figures: ProfileFigures | None
+) -> dict[str, Any]:
     """Return what may be told of a model of the pool: nothing of where it is and how it is reached.
 
     Args:
         model: The model.
         is_resting: Whether it is not asked now, because it keeps failing.
         calls: How many calls it was sent since the server started, by status.
+        figures: What the registry's profile says of it, if it does.
     """
     return {
         "is_resting": is_resting,
@@ -62,4 +66,5 @@ def model_page(model: ModelDescriptor, *, is_resting: bool, calls: Mapping[str, 
         "latency_s": model.latency_s,
         "skills": model.skills,
         "modalities": list(model.modalities),
+        "profile": figures,
     }

@@ -19,6 +19,7 @@ from langgraph_router_r1.ledger import FREE, Price
 from langgraph_router_r1.record import RunRecord
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.serving.errors import ApiError, invalid
+from langgraph_router_r1.serving.profile_figures import profile_figures
 from langgraph_router_r1.settings import RouterSettings
 from langgraph_router_r1.strategies import Answer, Ask, Decision, Strategy, View
 
@@ -95,6 +96,7 @@ class Targets:
         if taken:
             raise ValueError(f"the registry has a model {taken[0]!r}, which is the name of a router here")
         self.registry = registry
+        self.figures = profile_figures(registry)
         self._saver, self._clients = saver, clients
         strategy = engine if isinstance(engine, Strategy) else None
         self._parts: dict[str, Any] = {

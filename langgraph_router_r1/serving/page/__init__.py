@@ -24,6 +24,9 @@ _FILES = {
     "/": ("index.html", "text/html"),
     "/app.js": ("app.js", "text/javascript"),
     "/api.js": ("api.js", "text/javascript"),
+    "/approval.js": ("approval.js", "text/javascript"),
+    "/dom.js": ("dom.js", "text/javascript"),
+    "/plot.js": ("plot.js", "text/javascript"),
     "/style.css": ("style.css", "text/css"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }

@@ -1,52 +1,51 @@
 // The page of the server. Whatever users and models wrote is put in as text: nothing here becomes HTML.
 
 import { events, get, useKey } from "./api.js";
+import { approvals } from "./approval.js";
+import { button, byId, head, make, named, percent, priceText, small, sum, usd, whole, written } from "./dom.js";
+import { plotOf } from "./plot.js";
 
-const byId = (id) => document.getElementById(id);
 const isStill = matchMedia("(prefers-reduced-motion: reduce)");
-const dollars = new Intl.NumberFormat("en", { style: "currency", currency: "USD", maximumSignificantDigits: 3 });
-const whole = new Intl.NumberFormat("en");
-const usd = (value) => dollars.format(value);
-const percent = (share) => `${Math.round(100 * share)} %`;
-const priceText = (price) => `${usd(price.prompt)} in, ${usd(price.completion)} out per million tokens`;
 
 let pool = []; // the models of the server
 let run = null; // what is shown
 let following = null; // ends the stream that is read
-
-function make(tag, { text, ...properties } = {}, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  if (text !== undefined) element.textContent = text;
-  element.append(...children);
-  return element;
-}
-
-const written = (text, className = "text") => make("p", { text, className, dir: "auto" });
-const named = (text) => make("span", { text, className: "name", dir: "auto" });
-const small = (text, className = "quiet") => make("small", { text, className });
-const head = (...children) => make("div", { className: "head" }, ...children);
+let opening = null; // the past run that is loaded
+let clock = null; // counts the seconds of the run
+let plotted = ""; // the figures that are drawn
 
 function say(text) {
   byId("status").textContent = text;
 }
 
 function complain(error) {
-  byId("error").textContent = error.message;
-  byId("error").hidden = false;
-  if (error.status === 401) askForKey();
-}
-
-function askForKey() {
+  const needsKey = error.status === 401;
+  byId("error").textContent = needsKey ? "The server does not know this key." : error.message;
+  byId("error").hidden = needsKey && !byId("key").value; // that it asks for one is no error
+  byId("error").scrollIntoView({ block: "nearest" });
+  if (!needsKey) return;
   byId("key-form").hidden = false;
   byId("key").focus();
+}
+
+/** Wait for what is loaded; say so if it takes longer than a moment. */
+async function loading(id, text, promise) {
+  const timer = setTimeout(() => (byId(id).textContent = text), 500);
+  try {
+    return await promise;
+  } finally {
+    clearTimeout(timer);
+    byId(id).textContent = "";
+  }
 }
 
 // A run: how it begins, goes on and ends
 
 function show(question, prices) {
+  opening = null;
   // A stream is complete when its run has ended, broken off, or waits.
-  run = { id: null, question, prices, calls: new Map(), thought: null, answerId: null, routerCost: 0 };
-  run.isComplete = run.hasEnded = false;
+  run = { id: null, question, prices, calls: new Map(), thought: null, answerId: null, routerCost: 0, decisions: [] };
+  run.isComplete = run.hasEnded = run.waits = false;
   for (const id of ["steps", "requests", "answer"]) byId(id).replaceChildren();
   for (const id of ["approval", "answer-part", "replay", "run-link", "error"]) byId(id).hidden = true;
   byId("run").hidden = false;
@@ -79,8 +78,14 @@ async function follow(path, body) {
 }
 
 function setBusy(isBusy) {
-  byId("send").disabled = isBusy;
-  byId("stop").hidden = !isBusy;
+  byId("send").ariaDisabled = String(isBusy); // and not disabled: it would lose the focus
+  if (!isBusy && document.activeElement === byId("stop")) byId("run-title").focus();
+  byId("stop").hidden = byId("elapsed").hidden = !isBusy;
+  clearInterval(clock);
+  byId("elapsed").textContent = "";
+  const begun = Date.now();
+  const tell = () => (byId("elapsed").textContent = `${Math.round((Date.now() - begun) / 1000)} s`);
+  if (isBusy) clock = setInterval(tell, 1000);
   byId("answer").setAttribute("aria-busy", String(isBusy));
 }
 
@@ -111,7 +116,9 @@ async function open(id, { isPaced = false } = {}) {
   following?.abort();
   following = null;
   setBusy(false);
-  const found = await get(`v1/runs/${encodeURIComponent(id)}`);
+  const loaded = (opening = {});
+  const found = await loading("runs-note", "Loading the run.", get(`v1/runs/${encodeURIComponent(id)}`));
+  if (opening !== loaded) return; // something else is shown by now
   show(found.question, found.record?.prices ?? {});
   const mine = run;
   for (const event of eventsOf(found)) {
@@ -153,6 +160,7 @@ function pause(event) {
 const drawing = {
   "router_r1.run": ({ run_id }) => {
     run.id = run_id;
+    run.waits = false;
     byId("run-link").hidden = false;
     byId("run-link").href = `#${run_id}`;
     history.replaceState(null, "", `#${run_id}`);
@@ -218,10 +226,12 @@ function addThought(text) {
   return thought;
 }
 
-function addCall({ turn, index, model, query }) {
+function addCall({ turn, index, model, query, review }) {
   const facts = small("waits for the reply");
   const price = small(run.prices[model] ? priceText(run.prices[model]) : "");
   const item = make("li", { className: "step call" }, head(named(model), price, facts), written(query, "text query"));
+  const before = `Edited by a person. The router wrote: ${review?.model}: ${review?.query}`;
+  if (review?.decision === "edit") item.append(written(before, "text quiet"));
   byId("steps").append(item);
   return { turn, index, model, query, facts, item };
 }
@@ -248,8 +258,8 @@ function addFork(call) {
   if (!others.length) return;
   const select = make("select", { ariaLabel: `Model to ask in place of ${call.model}` });
   select.append(...others.map((model) => make("option", { value: model.id, text: model.id })));
-  const button = make("button", { type: "button", text: "Fork here", onclick: () => fork(call, select.value) });
-  call.item.append(make("div", { className: "fork" }, small("Ask instead"), select, button));
+  const start = button("Fork here", () => fork(call, select.value));
+  call.item.append(make("div", { className: "fork" }, small("Ask instead"), select, start));
 }
 
 // The bill
@@ -274,43 +284,25 @@ function drawBill() {
     "That model might have used more or fewer tokens.";
 }
 
-const sum = (values) => values.reduce((total, value) => total + value, 0);
-
 // Approval
 
 function askApproval({ action_requests: waiting, error }) {
-  const decisions = waiting.map(() => null);
-  const decide = (place, decision) => {
-    decisions[place] = decision;
-    if (decisions.every(Boolean)) sendDecisions(decisions);
-  };
-  const items = waiting.map((action, place) => approvalOf(action, (decision) => decide(place, decision)));
-  byId("requests").replaceChildren(...items);
+  run.waits = true;
+  const drafts = error ? run.decisions : []; // what could not be used is shown again
+  byId("requests").replaceChildren(...approvals(waiting, pool, drafts, sendDecisions));
+  byId("approval-help").hidden = waiting.length === 1;
   byId("approval").hidden = false;
   byId("approval-title").focus();
   say(error ?? `Waiting for your decision on ${waiting.length === 1 ? "a call" : `${waiting.length} calls`}.`);
 }
 
-function approvalOf({ args, worst_case_usd }, decide) {
-  const most = worst_case_usd === null ? "its cost has no upper bound" : `at most ${usd(worst_case_usd)}`;
-  const ariaLabel = `Reason to deny the call of ${args.model}`;
-  const reason = make("input", { placeholder: "Why not? The router is told", ariaLabel });
-  const buttons = ["Approve", "Deny"].map((text) => make("button", { type: "button", text, ariaPressed: "false" }));
-  const press = (pressed, decision) => {
-    for (const button of buttons) button.ariaPressed = String(button === pressed);
-    decide(decision());
-  };
-  const [approve, deny] = buttons;
-  approve.onclick = () => press(approve, () => ({ type: "approve" }));
-  deny.onclick = () => press(deny, () => ({ type: "reject", message: reason.value }));
-  const legend = make("legend", {}, named(`${args.model}, ${most}`));
-  return make("fieldset", {}, legend, written(args.query), make("div", { className: "buttons" }, ...buttons), reason);
-}
-
-function sendDecisions(decisions) {
+async function sendDecisions(decisions) {
+  const mine = run;
+  run.decisions = decisions;
   byId("approval").hidden = true;
   byId("run-title").focus();
-  follow(`v1/runs/${run.id}/decisions`, { decisions });
+  await follow(`v1/runs/${run.id}/decisions`, { decisions });
+  if (run === mine && run.waits) byId("approval").hidden = false; // they did not reach the server: send them again
 }
 
 // Past runs and the pool
@@ -318,28 +310,39 @@ function sendDecisions(decisions) {
 async function listRuns(before) {
   const search = byId("search").value.trim();
   const query = new URLSearchParams({ limit: 20, ...(search && { search }), ...(before && { before }) });
-  const { data } = await get(`v1/runs?${query}`);
+  const { data } = await loading("runs-note", "Loading.", get(`v1/runs?${query}`));
   if (search !== byId("search").value.trim()) return; // the next list is under way
   const items = data.map(runItem);
   if (before) byId("runs").append(...items);
   else byId("runs").replaceChildren(...items);
-  byId("no-runs").hidden = byId("runs").childElementCount > 0;
+  if (!byId("runs").childElementCount) byId("runs-note").textContent = search ? "No run found." : "No run yet.";
   byId("older").hidden = data.length < 20;
   byId("older").onclick = () => attempt(() => listRuns(data.at(-1).created_at));
 }
 
 function runItem({ id, question, status, cost_usd, created_at }) {
-  const when = new Date(1000 * created_at).toLocaleString();
+  const when = new Date(1000 * created_at).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
   const onclick = () => attempt(() => open(id));
   const facts = small(`${status}, ${usd(cost_usd)}, ${when}`);
   return make("li", {}, make("button", { type: "button", onclick }, named(question), facts));
 }
 
 async function listPool() {
-  const { data } = await get("v1/models");
+  const { data } = await loading("pool-note", "Loading.", get("v1/models"));
   pool = data.filter((model) => model.router_r1);
   const all = sum(pool.map(callsOf));
   byId("pool").replaceChildren(...pool.map((model) => poolItem(model, all)));
+  if (!pool.length) byId("pool-note").textContent = "No model of the pool can be asked for by name.";
+  drawPlot();
+}
+
+function drawPlot() {
+  const figures = JSON.stringify(pool.map(({ id, router_r1: { profile } }) => [id, profile]));
+  if (figures === plotted) return; // its table stays open
+  plotted = figures;
+  const plot = plotOf(pool);
+  byId("plot").hidden = !plot;
+  byId("plot").replaceChildren(...(plot ? [plot] : []));
 }
 
 const callsOf = ({ router_r1: { calls } }) => sum(Object.values(calls));
