@@ -98,6 +98,50 @@ def test_a_fork_asks_another_model_at_one_call(opened: Open, served: Served, mon
     assert [len(served.api.runs.targets.registry[name].model.calls) for name in ("small", "large")] == [2, 1]
 
 
+def test_an_answer_is_rated_and_the_rating_is_there_when_the_run_is_opened_again(opened: Open) -> None:
+    page = opened()
+    feedback = page.get_by_role("group", name="Feedback")
+    ask(page, "Both?", approve=True)
+    expect(page.get_by_role("button", name="Approve").first).to_be_visible()
+    expect(feedback).to_be_hidden()
+    for model in ("small", "large"):
+        page.get_by_role("group", name=model).get_by_role("button", name="Approve").click()
+    expect(feedback).to_contain_text("Not rated yet")
+    good, bad = (feedback.get_by_role("button", name=name) for name in ("Good answer", "Bad answer"))
+    good.focus()
+    page.keyboard.press("Enter")
+    expect(status(page)).to_have_text("The rating is kept.")
+    expect(feedback).to_contain_text("Score 1, from 0 for bad to 1 for good")
+    feedback.get_by_label("Comment").fill(HOSTILE)
+    bad.click()
+    expect(feedback).to_contain_text("Score 0")
+    for _ in range(2):
+        expect(good).to_have_attribute("aria-pressed", "false")
+        expect(bad).to_have_attribute("aria-pressed", "true")
+        expect(feedback.get_by_label("Comment")).to_have_value(HOSTILE)
+        page.reload()
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("img, b, body script").count() == 0
+    ask(page, "Both?")
+    expect(feedback).to_contain_text("Not rated yet")
+    expect(feedback.get_by_label("Comment")).to_have_value("")
+
+
+def test_a_rating_that_another_program_gave_is_shown(opened: Open, served: Served) -> None:
+    page = opened()
+    ask(page)
+    expect(answer_of(page)).to_have_text("+51")
+    feedback = page.get_by_role("group", name="Feedback")
+    expect(feedback).to_be_visible()
+    run_id = page.url.partition("#")[2]
+    given = {"run_id": run_id, "score": 0.7, "comment": "Nearly."}
+    assert page.request.post(f"{served.url}/v1/feedback", data=given).ok
+    page.reload()
+    expect(feedback).to_contain_text("Score 0.7")
+    expect(feedback.get_by_label("Comment")).to_have_value("Nearly.")
+    expect(feedback.locator("[aria-pressed=true]")).to_have_count(0)
+
+
 def test_what_models_write_is_text(opened: Open) -> None:
     page = opened()
     ask(page, f"Hostile? {HOSTILE}")
@@ -218,6 +262,8 @@ def test_axe_finds_nothing_and_nothing_is_wider_than_the_screen(opened: Open, wi
     expect(page.get_by_role("group", name="large")).to_be_visible()
     page.get_by_role("button", name="Approve").click()
     expect(answer_of(page)).to_have_text("+51")
+    page.get_by_role("button", name="Good answer").click()
+    expect(page.get_by_role("group", name="Feedback")).to_contain_text("Score 1")
     check(page)
     ask(page, f"Hostile? {HOSTILE}{'wide' * 100}")
     expect(answer_of(page)).to_have_text(HOSTILE)

@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import answer, pool
 from postgres import find_postgres, serve_postgres
 
 pytest.importorskip("sqlalchemy", reason="the [serve] extra is not installed")
 
+from langgraph_router_r1 import RECORD_KEYS, RunRecord, create_router
 from langgraph_router_r1.accounting import spending
 from langgraph_router_r1.serving import store as store_module
-from langgraph_router_r1.serving.database import open_database
-from langgraph_router_r1.serving.store import Allowance, OverBudgetError, Store
+from langgraph_router_r1.serving.database import FEEDBACK, open_database, open_existing
+from langgraph_router_r1.serving.store import Allowance, OverBudgetError, Store, read_runs
+from langgraph_router_r1.testing import ScriptedEngine
 
+ASKED: Any = {"messages": [("user", "Which?")]}
 POSTGRES = find_postgres()
 
 
@@ -155,6 +159,56 @@ async def test_a_null_character_in_what_a_client_wrote_breaks_no_database(server
     assert run.question == "nul\N{REPLACEMENT CHARACTER}nul"
     assert await store.get("\0") is None
     assert await store.find(key=key, client_id="\0") == []
+
+
+async def test_the_latest_feedback_on_a_run_counts_whichever_server_it_came_to(servers: list[Store], key: str) -> None:
+    run = await accept(servers[0], key)
+    assert run.feedback is None
+    await servers[0].rate(run.id, 0.0, "nul\0nul")
+    given = await servers[1].rate(run.id, 1.0)
+    found, [listed] = await servers[0].get(run.id), await servers[0].find(key=key)
+    assert found is not None
+    assert (found.feedback, found.created_at) == (given, run.created_at)
+    assert listed == found
+    await asyncio.gather(*(servers[number % 2].rate(run.id, 0.5, "\0") for number in range(8)))
+    latest = await servers[0].get(run.id)
+    assert latest is not None
+    assert latest.feedback is not None
+    assert (latest.feedback.score, latest.feedback.comment) == (0.5, "\N{REPLACEMENT CHARACTER}")
+
+
+async def test_the_runs_with_an_answer_are_read_in_order_beside_a_server(
+    servers: list[Store], key: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "READ_AT_ONCE", 2)
+    runs = [await accept(servers[0], key, number) for number in range(6)]
+    record = RunRecord.of(
+        create_router(ScriptedEngine([answer("Lima")]), pool(m="x")).invoke(ASKED, output_keys=RECORD_KEYS)
+    )
+    for run in runs[:5]:
+        await servers[0].settle(run, "failed" if run is runs[1] else "ended", spending(0.1, 0.0), record)
+    for number in (2, 4):
+        await servers[0].rate(runs[number].id, number / 4)
+    with open_existing(url) as engine:
+        read = [run for run in read_runs(engine) if run.key == key]
+        scored = [run for run in read_runs(engine, scored=True) if run.key == key]
+    assert [run.id[-1] for run in read] == ["0", "2", "3", "4"]
+    assert all(run.record is not None and run.record.answer == "Lima" for run in read)
+    assert [(run.id[-1], run.feedback and run.feedback.score) for run in scored] == [("2", 0.5), ("4", 1.0)]
+
+
+async def test_a_database_of_before_there_was_feedback_gets_its_table_when_it_is_opened(url: str, key: str) -> None:
+    async with open_database(url) as (engine, _):
+        run = await accept(Store(engine), key)
+        FEEDBACK.drop(engine)
+    async with open_database(url) as (engine, _):
+        store = Store(engine)
+        found = await store.get(run.id)
+        assert found is not None
+        assert (found.question, found.feedback) == ("Which?", None)
+        FEEDBACK.drop(engine)
+    with open_existing(url) as engine:
+        assert list(read_runs(engine, scored=True)) == []
 
 
 async def test_another_kind_of_database_is_refused_and_its_password_not_shown() -> None:

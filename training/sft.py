@@ -57,26 +57,34 @@ class Example:
 
 
 def read_examples(path: Path, *, at_least: float | None = None, per_task: int | None = None) -> list[Example]:
-    """Read a file of examples: a teacher's transcripts, or what `RolloutLog` wrote.
+    """Read a file of examples: a teacher's transcripts, what `RolloutLog` wrote, or `router-r1 export-runs`.
 
-    A line of a teacher's file is `{"token_ids": [...], "mask": [...]}`. A line of the other one has a `RunRecord`, in
-    which the segments of the policy are what is learned; a rollout that was broken off has none, and is left out.
+    A line of a teacher's file is `{"token_ids": [...], "mask": [...]}`. A line of the others has a `RunRecord`, in
+    which the segments of the policy are what is learned. Left out are rollouts that were broken off, which have no
+    record, and runs in which no router LLM wrote tokens: one model was asked directly, or a chat model of an API was
+    the router.
 
     Args:
         path: Of the file.
-        at_least: The least reward of an example (rejection-sampling fine-tuning); None for all there is.
+        at_least: The least reward of an example (rejection-sampling fine-tuning), of a run of the server the score of
+            its feedback; None for all there is.
         per_task: At most so many of each task at each cost weight, the best of them; None for all.
 
     Raises:
         ValueError: Examples are to be chosen by their rewards, and have none.
     """
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    if at_least is not None or per_task is not None:
-        if any("reward" not in row for row in rows):
-            raise ValueError(f"{str(path)!r} has lines without a 'reward': it must be what RolloutLog wrote")
-        rewards = [((row["task"], row["cost_weight"]), row["reward"]) for row in rows]
-        rows = [rows[index] for index in _best(rewards, -math.inf if at_least is None else at_least, per_task)]
-    return [_example(row) for row in rows if row.get("record", row) is not None]
+    chooses = at_least is not None or per_task is not None
+    if chooses and any("reward" not in row for row in rows):
+        msg = f"{str(path)!r} has lines without a 'reward': it must be what RolloutLog or export-runs wrote"
+        raise ValueError(msg)
+    written = [(row, _example(row)) for row in rows if row.get("record", row) is not None]
+    written = [(row, example) for row, example in written if any(example.mask)]
+    examples = [example for _, example in written]
+    if not chooses:
+        return examples
+    rewards = [((row["task"], row["cost_weight"]), row["reward"]) for row, _ in written]
+    return [examples[index] for index in _best(rewards, -math.inf if at_least is None else at_least, per_task)]
 
 
 def _example(row: dict[str, Any]) -> Example:
@@ -276,14 +284,17 @@ def main(
     output: Annotated[Path, typer.Argument(help="Directory of the adapter.")],
     model: Annotated[str, typer.Option(help="Base model: directory or hub id; by default the pocket one.")] = "",
     start: Annotated[Path | None, typer.Option(help="Adapter to go on from; by default a new one.")] = None,
-    at_least: Annotated[float | None, typer.Option(help="Of a rollouts.jsonl: the least reward of an example.")] = None,
+    at_least: Annotated[float | None, typer.Option(help="Of rollouts or runs: the least reward of an example.")] = None,
     per_task: Annotated[int | None, typer.Option(help="The best so many of each task and cost weight.")] = None,
     epochs: float = 1.0,
     learning_rate: float = 8e-4,
     batch_size: Annotated[int, typer.Option(help="As many as of one pool stand together.")] = 8,
     seed: int = 0,
 ) -> None:
-    """Train a router's adapter on a teacher's transcripts, or on rollouts that earned enough; print a line of JSON."""
+    """Train a router's adapter on a teacher's transcripts, or on rollouts or runs that were good enough.
+
+    It prints a line of JSON.
+    """
     examples = read_examples(transcripts, at_least=at_least, per_task=per_task)
     if not examples:
         raise typer.BadParameter(f"{str(transcripts)!r} has no example with a reward of {at_least} or more")

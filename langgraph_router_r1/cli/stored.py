@@ -1,12 +1,13 @@
-"""`router-r1 replay | export-preferences`: runs that were kept, in a file or in a checkpoint database."""
+"""`router-r1 replay | export-preferences | export-runs`: runs that were kept, in a file or in a database."""
 
 from __future__ import annotations
 
 import json
 import re
 import sqlite3
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -101,6 +102,47 @@ def export_preferences(
         for run in runs:
             for pair in preferences(run.record):
                 typer.echo(json.dumps(pair))
+
+
+@cli.command("export-runs")
+def export_runs(
+    database: Annotated[
+        str, typer.Option(help="Where `router-r1 serve` keeps its runs: a SQLite file, or postgresql://...")
+    ] = "router-r1.sqlite",
+    scored: Annotated[bool, typer.Option("--scored", help="Only runs that a user has rated.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="File to write, as a whole or not at all; by default standard output.")
+    ] = None,
+) -> None:
+    """Print the runs of a server that have an answer, one JSON object per line, the oldest first.
+
+    `python -m training.sft FILE` learns from what the router wrote in them, and with --at-least from the runs that
+    users liked; `KNNStrategy.from_profile(FILE, registry)` from how good the replies of the models were.
+    """
+    with failing_clearly():
+        from sqlalchemy.exc import SQLAlchemyError
+
+        from langgraph_router_r1.evaluation.files import replacing
+        from langgraph_router_r1.serving.database import open_existing
+        from langgraph_router_r1.serving.export import export_row
+        from langgraph_router_r1.serving.store import read_runs
+
+        if output is not None and _is_database(output):
+            fail(f"--output is {str(output)!r}, which is a database: name another file")
+        runs = rated = of_models = 0
+        try:
+            writes = nullcontext(sys.stdout.buffer) if output is None else replacing(output)
+            with open_existing(database) as engine, writes as file:
+                for run in read_runs(engine, scored=scored):
+                    row = export_row(run)
+                    file.write((json.dumps(row) + "\n").encode("ascii"))
+                    runs += 1
+                    rated += row["reward"] is not None
+                    of_models += bool(row["outcomes"])
+        except SQLAlchemyError as error:  # its words may hold the address
+            fail(f"--database can't be read ({type(error).__name__}): is it there, and is it a server's?")
+    counts = f"{runs} runs, {rated} of them rated, {of_models} with a score that is one model's."
+    errors.print(counts, markup=False, highlight=False)
 
 
 def _record(file: Path, thread: str | None) -> RunRecord:

@@ -3,7 +3,8 @@
     with JsonLinesWriter("answers.jsonl") as file:
         file.append({"id": "t1"})
 
-`JsonLinesWriter` appends to a file of JSON objects, one per line. `replace_file` writes a file as a whole.
+`JsonLinesWriter` appends to a file of JSON objects, one per line. `replace_file` writes a file as a whole, and
+`replacing` one that is too large to be in memory.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from filelock import lock_descriptor
 
@@ -158,12 +159,27 @@ class JsonLinesWriter:
 def replace_file(path: str | Path, content: str | bytes, *, mode_of: Path | None = None) -> None:
     """Write a file as a whole: a reader sees the old file or the new one, never a part of one.
 
-    It is first written to the file `.NAME.partial` beside it. If the process is killed, that file stays, and the
-    next call overwrites it. Only one process may write the same file at a time. A symbolic link stays one.
-
     Args:
         path: The file, in a directory that exists.
         content: What it is to hold; text is written as UTF-8.
+        mode_of: The file whose permissions it gets; by default those of a new file.
+
+    Raises:
+        OSError: The file can't be written; it is as it was.
+    """
+    with replacing(path, mode_of=mode_of) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path, *, mode_of: Path | None = None) -> Iterator[BinaryIO]:
+    """Give a file to write to, which takes the place of another one when the block ends without an error.
+
+    It is the file `.NAME.partial` beside it. If the process is killed, that file stays, and the next call overwrites
+    it. Only one process may write the same file at a time. A symbolic link stays one.
+
+    Args:
+        path: The file to replace, in a directory that exists.
         mode_of: The file whose permissions it gets; by default those of a new file.
 
     Raises:
@@ -173,7 +189,7 @@ def replace_file(path: str | Path, content: str | bytes, *, mode_of: Path | None
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         if mode_of is not None:

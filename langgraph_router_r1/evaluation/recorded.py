@@ -234,9 +234,9 @@ def task_row(task: Task) -> dict[str, Any]:
 
 
 def _outcomes(row: Mapping[str, Any], where: str) -> dict[str, Outcome]:
-    """Return the outcomes of a row; the public files say `score` or `correct`, of a reply or instead of one."""
+    """Return the outcomes of a row, if any; public files say `score` or `correct`, of a reply or instead of one."""
     given = row.get("outcomes", row.get("scores", row.get("correct")))
-    if not isinstance(given, Mapping) or not given:
+    if not isinstance(given, Mapping):
         raise TaskError(f"{where}: 'outcomes' is missing; it must be an object with one entry a model")
     outcomes = {}
     for model, value in given.items():

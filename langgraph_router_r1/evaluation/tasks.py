@@ -132,6 +132,7 @@ def as_task(row: Mapping[str, Any], where: str, dataset: str, line: int) -> Task
     if not isinstance(golden, Sequence):
         raise TaskError(f"{where}: 'golden_answers' is {golden!r}; it must be a list of texts")
     known = {"id", "question", "prompt", "golden_answers", "gold", "dataset"}
+    known |= {"record"}  # of runs of the server: large, and about how it was answered
     outcomes = {"outcomes", "scores", "correct"}  # of recorded answers: see pools.py
     return Task(
         id=str(row.get("id", f"{dataset}-{line}")),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from sqlalchemy import (
+    URL,
     Column,
+    Connection,
     Engine,
     Float,
     Index,
@@ -20,6 +22,7 @@ from sqlalchemy import (
     Text,
     create_engine,
     event,
+    inspect,
     make_url,
     text,
 )
@@ -57,6 +60,14 @@ SPENDING = Table(
     Column("charged_usd", Float, nullable=False),
     Column("runs", Integer, nullable=False),
 )
+FEEDBACK = Table(  # a table of its own, which databases of before it get when they are opened
+    "router_r1_feedback",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("score", Float, nullable=False),
+    Column("comment", Text),
+    Column("created_at", Float, nullable=False),
+)
 
 
 @asynccontextmanager
@@ -70,16 +81,63 @@ async def open_database(url: str) -> AsyncIterator[tuple[Engine, BaseCheckpointS
         ValueError: It is the address of another kind of database, or a file in a directory that does not exist.
         ImportError: The package for it is not installed.
     """
-    is_postgres = url.startswith(("postgresql://", "postgres://"))
-    if "://" in url and not is_postgres:
-        # Not shown: it may hold a password.
-        msg = "the database must be a file, for SQLite, or an address that begins with postgresql://"
-        raise ValueError(msg)
+    is_postgres = _is_postgres(url)
     if not is_postgres and not Path(url).parent.is_dir():
         raise ValueError(f"the database can't be made: {str(Path(url).parent)!r} is no directory")
     opened = _postgres(url) if is_postgres else _sqlite(url)
     async with opened as pair:
         yield pair
+
+
+@contextmanager
+def open_existing(url: str) -> Iterator[Engine]:
+    """Open the database of a server to read it, while the server runs or when it does not; give its engine.
+
+    Args:
+        url: A file of SQLite's, or `postgresql://...`.
+
+    Raises:
+        ValueError: It is the address of another kind of database, no file, or not the database of a server.
+        ImportError: The package for it is not installed.
+    """
+    is_postgres = _is_postgres(url)
+    if not is_postgres and not Path(url).is_file():
+        raise ValueError(f"the database {url!r} is no file")
+    engine = create_engine(_postgres_address(url) if is_postgres else f"sqlite:///{url}", hide_parameters=True)
+    try:
+        if not inspect(engine).has_table(RUNS.name):
+            msg = f"the database has no table {RUNS.name!r}: it must be one that 'router-r1 serve' has written"
+            raise ValueError(msg)
+        with engine.begin() as connection:
+            _make_tables(connection)  # those that are newer than the server that wrote it
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def _is_postgres(url: str) -> bool:
+    """Return whether it is an address of PostgreSQL's, and not a file of SQLite's.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    is_postgres = url.startswith(("postgresql://", "postgres://"))
+    if "://" in url and not is_postgres:
+        # Not shown: it may hold a password.
+        msg = "the database must be a file, for SQLite, or an address that begins with postgresql://"
+        raise ValueError(msg)
+    return is_postgres
+
+
+def _postgres_address(url: str) -> URL:
+    return make_url(url).set(drivername="postgresql+psycopg")
+
+
+def _make_tables(connection: Connection) -> None:
+    """Make the tables that are missing."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(8787)"))  # servers may start together
+    metadata.create_all(connection)
 
 
 @asynccontextmanager
@@ -108,7 +166,8 @@ async def _sqlite(path: str) -> AsyncIterator[tuple[Engine, Any]]:
             await saver.setup()
             for pragma in ("busy_timeout=30000", "synchronous=NORMAL"):
                 await saver.conn.execute(f"PRAGMA {pragma}")
-            metadata.create_all(engine)
+            with engine.begin() as connection:
+                _make_tables(connection)
             try:
                 yield engine, saver
             finally:
@@ -124,15 +183,13 @@ async def _postgres(url: str) -> AsyncIterator[tuple[Engine, Any]]:
     from psycopg.rows import dict_row
     from psycopg_pool import AsyncConnectionPool
 
-    address = make_url(url).set(drivername="postgresql+psycopg")
-    engine = create_engine(address, pool_size=10, hide_parameters=True)
+    engine = create_engine(_postgres_address(url), pool_size=10, hide_parameters=True)
     options: dict[str, Any] = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
     try:
         async with AsyncConnectionPool(url, kwargs=options, min_size=1, max_size=10) as pool:
             saver = AsyncPostgresSaver(cast("Any", pool))
             with engine.begin() as connection:
-                connection.execute(text("SELECT pg_advisory_xact_lock(8787)"))  # servers may start together
-                metadata.create_all(connection)
+                _make_tables(connection)
                 await saver.setup()
             yield engine, saver
     finally:

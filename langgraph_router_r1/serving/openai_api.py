@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -91,6 +92,7 @@ def create_app(
         ("/v1/runs/{run_id}", "GET", api.run),
         ("/v1/runs/{run_id}/decisions", "POST", api.decide),
         ("/v1/runs/{run_id}/fork", "POST", api.fork_run),
+        ("/v1/feedback", "POST", api.feedback),
         ("/v1/usage", "GET", api.usage),
         ("/healthz", "GET", api.healthz),
         ("/readyz", "GET", api.readyz),
@@ -252,6 +254,15 @@ class Api:
         run = await self.runs.resume(asked, target, run_id, body.decisions)
         self._watch(request, run)
         return _stream(run, run_events(run))
+
+    async def feedback(self, request: Request) -> Response:
+        """`POST /v1/feedback`: what a user thinks of the answer of a run of the key; the latest word counts."""
+        body = await self._read(request, run_pages.FeedbackRequest)
+        found = await self._stored(request, body.run_id)
+        if found.status != "ended":
+            raise ApiError(409, f"the run is {found.status}: only a run that has an answer can be rated", "no_answer")
+        feedback = await self.runs.store.rate(found.id, body.score, body.comment)
+        return JSONResponse({"object": "router_r1.feedback", "run_id": found.id, **asdict(feedback)})
 
     async def _follow(self, request: Request, asked: Asked, target: Target) -> Response:
         run = await self._start(request, asked, target)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.serving.profile_figures import ProfileFigures
@@ -13,6 +14,8 @@ from langgraph_router_r1.serving.store import StoredRun
 from langgraph_router_r1.serving.wire import Wire
 
 MAX_RUNS = 200
+
+MAX_COMMENT_CHARS = 2000
 
 
 class RunsQuery(Wire):
@@ -24,6 +27,17 @@ class RunsQuery(Wire):
     before: float | None = None
     """Only runs that began before this time, in seconds since 1970: how one turns pages."""
     limit: int = Field(default=50, ge=1, le=MAX_RUNS)
+
+
+class FeedbackRequest(Wire):
+    """The body of `POST /v1/feedback`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run_id: str = Field(max_length=64)
+    score: float = Field(ge=0, le=1, strict=True)
+    """0 for a bad answer to 1 for a good one: the scale of accuracies, rewards and recorded outcomes."""
+    comment: str | None = Field(default=None, max_length=MAX_COMMENT_CHARS)
 
 
 def run_page(run: StoredRun, *, with_record: bool = False) -> dict[str, Any]:
@@ -41,6 +55,7 @@ def run_page(run: StoredRun, *, with_record: bool = False) -> dict[str, Any]:
         "budget_usd": run.reserved_usd,
         "cost_usd": run.cost_usd,
         "maybe_cost_usd": run.maybe_cost_usd,
+        "feedback": None if run.feedback is None else asdict(run.feedback),
     }
     if with_record:
         page["record"] = None if run.record is None else run.record.model_dump(mode="json")

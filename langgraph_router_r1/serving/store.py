@@ -1,4 +1,4 @@
-"""What the server keeps: a row for each request that was accepted, and what each key has spent.
+"""What the server keeps: a row for each request that was accepted, what each key has spent, and feedback.
 
 A request is accepted in one transaction, before anything is asked: it gets its row, and what it may spend at most is
 reserved from the budget of its key. When its run ends, what was spent takes the place of the reservation. A running
@@ -14,15 +14,15 @@ import datetime as dt
 import functools
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, cast
 
 from sqlalchemy import Connection, CursorResult, Engine, func, insert, select, text, update
 
 from langgraph_router_r1.record import RunRecord
-from langgraph_router_r1.serving.database import RUNS, SPENDING
+from langgraph_router_r1.serving.database import FEEDBACK, RUNS, SPENDING
 from langgraph_router_r1.state import Spending
 
 LEASE_S = 10.0
@@ -31,12 +31,26 @@ LEASE_S = 10.0
 P = ParamSpec("P")
 R = TypeVar("R")
 
+READ_AT_ONCE = 100
+"""How many runs are fetched at a time when all are read: records are large."""
+
 WAIT_S = 86_400.0
 """How long a run waits for a person to decide on its calls."""
 
 RunStatus = Literal["running", "waiting", "ended", "cancelled", "failed", "lost"]
 """`waiting`: for a person to decide on its calls. `ended`: it has an answer. `cancelled`: its client left, or the
 server was stopped. `failed`: it broke off with an error. `lost`: its server is gone, or nobody decided on its calls."""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What a user thinks of the answer of a run."""
+
+    score: float
+    """0 for a bad answer to 1 for a good one."""
+    comment: str | None
+    created_at: float
+    """In seconds since 1970."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,7 @@ class StoredRun:
     charged_usd: float
     """What counts against the budget: what is reserved, and at the end what was, or may have been, spent."""
     record: RunRecord | None
+    feedback: Feedback | None
 
 
 @dataclass(frozen=True)
@@ -144,7 +159,7 @@ class Store:
                 "lease_until": now + LEASE_S,
             }
             connection.execute(insert(RUNS).values(row))
-        return _stored({**row, "error": None, "ended_at": None, "record": None})
+        return _stored({**row, "error": None, "ended_at": None, "record": None, "score": None})
 
     def _check_rate(self, connection: Connection, key: str, allowance: Allowance, now: float) -> None:
         if (most := allowance.requests_per_minute) is None:
@@ -272,7 +287,7 @@ class Store:
 
     def _get(self, run_id: str) -> StoredRun | None:
         with self._engine.connect() as connection:
-            row = connection.execute(select(RUNS).where(RUNS.c.id == _text(run_id))).mappings().one_or_none()
+            row = connection.execute(_RATED_RUNS.where(RUNS.c.id == _text(run_id))).mappings().one_or_none()
         return None if row is None else _stored(row)
 
     @_in_thread
@@ -294,8 +309,8 @@ class Store:
             before: Only those that began before this time, in seconds since 1970: how one turns pages.
             limit: Most runs to return.
         """
-        columns = [column for column in RUNS.c if column.name != "record"]
-        wanted = select(*columns).order_by(RUNS.c.created_at.desc(), RUNS.c.id).limit(limit)
+        columns = [column for column in _RATED_RUNS.selected_columns if column.name != "record"]
+        wanted = _RATED_RUNS.with_only_columns(*columns).order_by(RUNS.c.created_at.desc(), RUNS.c.id).limit(limit)
         if key is not None:
             wanted = wanted.where(RUNS.c.key == key)
         if client_id is not None:
@@ -307,6 +322,14 @@ class Store:
         with self._engine.connect() as connection:
             rows = (connection.execute(wanted)).mappings().all()
         return [_stored({**row, "record": None}) for row in rows]
+
+    @_in_thread
+    def rate(self, run_id: str, score: float, comment: str | None = None) -> Feedback:
+        """Keep what a user thinks of a run that is there; it takes the place of what was said of it before."""
+        feedback = Feedback(score, None if comment is None else _text(comment), time.time())
+        with self._engine.begin() as connection:
+            connection.execute(_RATE_RUN, {"run_id": run_id, **asdict(feedback)})
+        return feedback
 
     @_in_thread
     def spent(self, key: str = "") -> dict[str, float]:
@@ -342,6 +365,20 @@ _COUNT_RUN = text(
 )
 
 
+_RATE_RUN = text(
+    "INSERT INTO router_r1_feedback (run_id, score, comment, created_at) "
+    "VALUES (:run_id, :score, :comment, :created_at) "
+    "ON CONFLICT (run_id) DO UPDATE "
+    "SET score = excluded.score, comment = excluded.comment, created_at = excluded.created_at"
+)
+
+
+_RATED_RUNS = select(
+    RUNS, FEEDBACK.c.score, FEEDBACK.c.comment, FEEDBACK.c.created_at.label("rated_at")
+).outerjoin_from(RUNS, FEEDBACK, FEEDBACK.c.run_id == RUNS.c.id)
+"""The runs, with what users think of them."""
+
+
 # LangGraph's savers have this table in both kinds of database. It holds little: runs that are over leave it soon.
 _ENDED_WITH_CHECKPOINTS = text(
     "SELECT DISTINCT thread_id FROM checkpoints JOIN router_r1_runs ON id = thread_id "
@@ -355,9 +392,25 @@ def _text(text: str) -> str:
 
 
 def _stored(row: Any) -> StoredRun:
-    kept = {name: row[name] for name in StoredRun.__dataclass_fields__}
-    stored = StoredRun(**{**kept, "record": None})
-    return stored if row["record"] is None else replace(stored, record=RunRecord(**json.loads(row["record"])))
+    kept = {name: row[name] for name in StoredRun.__dataclass_fields__.keys() - {"record", "feedback"}}
+    record = None if row["record"] is None else RunRecord(**json.loads(row["record"]))
+    feedback = None if row["score"] is None else Feedback(row["score"], row["comment"], row["rated_at"])
+    return StoredRun(**kept, record=record, feedback=feedback)
+
+
+def read_runs(engine: Engine, *, scored: bool = False) -> Iterator[StoredRun]:
+    """Yield the runs that have an answer, with their records, the first one first, as they are now.
+
+    Args:
+        engine: Of `open_existing`.
+        scored: Only those with feedback.
+    """
+    wanted = _RATED_RUNS.where(RUNS.c.status == "ended").order_by(RUNS.c.created_at, RUNS.c.id)
+    if scored:
+        wanted = wanted.where(FEEDBACK.c.score.is_not(None))
+    with engine.connect() as connection:
+        for row in connection.execution_options(yield_per=READ_AT_ONCE).execute(wanted).mappings():
+            yield _stored(row)
 
 
 def _count(result: Any) -> int:

@@ -21,6 +21,7 @@ async function request(path, body, signal) {
 }
 
 export const get = async (path) => (await request(path)).json();
+export const post = async (path, body) => (await request(path, body)).json();
 
 /** Post a body; yield the events of the reply while they come. */
 export async function* events(path, body, signal) {

@@ -1,6 +1,6 @@
 // The page of the server. Whatever users and models wrote is put in as text: nothing here becomes HTML.
 
-import { events, get, useKey } from "./api.js";
+import { events, get, post, useKey } from "./api.js";
 import { approvals } from "./approval.js";
 import { button, byId, head, make, named, percent, priceText, small, sum, usd, whole, written } from "./dom.js";
 import { plotOf } from "./plot.js";
@@ -45,9 +45,10 @@ function show(question, prices) {
   opening = null;
   // A stream is complete when its run has ended, broken off, or waits.
   run = { id: null, question, prices, calls: new Map(), thought: null, answerId: null, routerCost: 0, decisions: [] };
+  run.feedback = null;
   run.isComplete = run.hasEnded = run.waits = false;
   for (const id of ["steps", "requests", "answer"]) byId(id).replaceChildren();
-  for (const id of ["approval", "answer-part", "replay", "run-link", "error"]) byId(id).hidden = true;
+  for (const id of ["approval", "answer-part", "feedback", "replay", "run-link", "error"]) byId(id).hidden = true;
   byId("run").hidden = false;
   byId("run-title").textContent = question;
   say("");
@@ -121,6 +122,7 @@ async function open(id, { isPaced = false } = {}) {
   if (opening !== loaded) return; // something else is shown by now
   show(found.question, found.record?.prices ?? {});
   const mine = run;
+  mine.feedback = found.feedback;
   for (const event of eventsOf(found)) {
     if (isPaced) await pause(event);
     if (run !== mine) return;
@@ -250,6 +252,7 @@ function drawReply({ item, facts, model, answered_by, status, reason, response, 
 
 function offerMore() {
   byId("replay").hidden = false;
+  if (run.hasEnded) showFeedback();
   for (const call of run.calls.values()) if (["ok", "error"].includes(call.status)) addFork(call);
 }
 
@@ -260,6 +263,26 @@ function addFork(call) {
   select.append(...others.map((model) => make("option", { value: model.id, text: model.id })));
   const start = button("Fork here", () => fork(call, select.value));
   call.item.append(make("div", { className: "fork" }, small("Ask instead"), select, start));
+}
+
+// Feedback
+
+function showFeedback() {
+  const score = run.feedback?.score;
+  byId("rate-good").ariaPressed = String(score === 1);
+  byId("rate-bad").ariaPressed = String(score === 0);
+  byId("score").textContent = run.feedback ? `Score ${score}, from 0 for bad to 1 for good` : "Not rated yet";
+  byId("comment").value = run.feedback?.comment ?? "";
+  byId("feedback").hidden = false;
+}
+
+async function rate(score) {
+  const mine = run;
+  byId("error").hidden = true;
+  mine.feedback = await post("v1/feedback", { run_id: mine.id, score, comment: byId("comment").value || null });
+  if (run !== mine) return;
+  showFeedback();
+  say("The rating is kept.");
 }
 
 // The bill
@@ -404,6 +427,8 @@ byId("question").addEventListener("keydown", ({ key, ctrlKey, metaKey }) => {
 byId("weight").addEventListener("input", () => (byId("weight-shown").textContent = byId("weight").value));
 byId("stop").addEventListener("click", () => following?.abort());
 byId("replay").addEventListener("click", () => attempt(() => open(run.id, { isPaced: true })));
+byId("rate-good").addEventListener("click", () => attempt(() => rate(1)));
+byId("rate-bad").addEventListener("click", () => attempt(() => rate(0)));
 byId("search").addEventListener("input", () => attempt(() => listRuns()));
 window.addEventListener("hashchange", openFromAddress);
 refresh().then(openFromAddress);
