@@ -170,13 +170,13 @@ class Bench:
 
     def pool_registry(self, base_url: str | None = None) -> ModelRegistry:
         """Return the pool as it is; `base_url` is the address of the pocket server, once there is one."""
-        from langgraph_router_r1.pocket import pocket_registry
+        from langgraph_router_r1.pocket import NOT_SERVED, pocket_registry
 
         pool = self.spec.pool
         if pool.registry is not None:
             return ModelRegistry.from_file(self.find(pool.registry))
         if pool.pocket:
-            return pocket_registry(base_url) if base_url else pocket_registry()
+            return pocket_registry(base_url or NOT_SERVED, planning=pool.planning)
         assert self.records is not None
         return self.records.registry(prices=pool.prices, descriptions=pool.descriptions)
 
@@ -249,12 +249,12 @@ class Bench:
 
     def _files(self) -> dict[str, str]:
         """Return digests of the files that say who may be asked, and what they said."""
-        from langgraph_router_r1.pocket import POOL_FILE
+        from langgraph_router_r1.pocket import PLANNER_POOL_FILE, POOL_FILE
 
         pool = self.spec.pool
         found = [self.find(name) for name in (*pool.records, pool.registry, pool.profile) if name is not None]
         if pool.pocket:
-            found.append(POOL_FILE)
+            found += [POOL_FILE, *([PLANNER_POOL_FILE] if pool.planning else [])]
         if not pool.records and pool.profile is None:
             profile = self.pool_registry().profile
             found += [Path(profile)] if profile is not None else []
@@ -264,11 +264,14 @@ class Bench:
         """Return the digests of the adapters that runs depend on: extractor, judge, the pool's and the routers'."""
         from langgraph_router_r1 import pocket
 
-        used = {row.spec.model or pocket.ROUTER_NAME for row in self.rows if row.is_local}
+        by_default = {"planner": pocket.DECOMPOSER_NAME}
+        local = [row for row in self.rows if row.is_local]
+        used = {row.spec.model or by_default.get(row.kind, pocket.ROUTER_NAME) for row in local}
+        used |= {row.spec.allocator for row in local if row.kind == "planner"}
         used |= {EXTRACTOR_NAME} if any(map(self.spec.extracts, self.rows)) else set()
         used |= set(self.names) if self.spec.pool.pocket else set()
         used |= {self.spec.judge.model} if self.spec.judge and self.spec.judge.registry is None else set()
-        directories = [ADAPTERS, pocket.ADAPTERS, *map(self.find, self.spec.adapters)]
+        directories = [ADAPTERS, pocket.ADAPTERS, pocket.PLANNER_ADAPTERS, *map(self.find, self.spec.adapters)]
         found = (path.parent for place in directories for path in sorted(place.glob("*/adapter_model.safetensors")))
         return {path.name: adapter_version(path) for path in found if path.name in used}
 
@@ -394,7 +397,11 @@ class Bench:
         }
         if self.spec.pool.records:
             run["score"] = self._recorded_score(task, record.calls, reply)
-        if row.routes:
+        if row.kind == "planner":
+            run["format_problem"] = next(
+                (note["plan"]["reason"] for note in record.decisions if note["plan"]), "there is no plan"
+            )
+        elif row.routes:
             segments = [(segment["kind"], segment["text"]) for segment in record.segments]
             run["format_problem"] = protocol.check_format(segments, registry.aliases)
         return run

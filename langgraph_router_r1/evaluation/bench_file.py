@@ -15,8 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from langgraph_router_r1.evaluation.forms import Form
 from langgraph_router_r1.evaluation.tasks import Split
 
-ROUTERS = ("router", "prompted")
+ROUTERS = ("router", "prompted", "planner")
 """Kinds of row whose router is an LLM; all others are baselines."""
+
+TRUE_STEPS = "true-steps"
+"""As the `model` of a planner, or its allocator: the steps that lead to an answer in the pocket world, and the
+specialist of each, which nobody can know beforehand."""
 
 
 class BenchError(ValueError):
@@ -36,6 +40,8 @@ class PoolSpec(_Strict):
     """A registry file: real models are asked."""
     pocket: bool = False
     """The pocket pool, on a vLLM that is started for it."""
+    planning: bool = False
+    """With the specialist that the pocket planner has besides."""
     profile: str | None = None
     """For real models: recorded answers of theirs that baselines learn from; by default the registry's profile."""
     prices: dict[str, Any] = Field(default_factory=dict)
@@ -49,14 +55,18 @@ class RowSpec(_Strict):
 
     router: str
     """`"models"` (a row for each model), a kind of baseline, the name of a model, `"router"` (the trained one) or
-    `"prompted"` (a chat model that routes untrained)."""
+    `"prompted"` (a chat model that routes untrained), or `"planner"`."""
     name: str | None = None
     cost_weights: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(default=(0.0,), min_length=1)
     extract: bool | None = None
     """Whether the extractor makes a short answer of the reply; by default for baselines, when there is one."""
     model: str | None = None
     """Of a prompted router: which chat model, by LangChain's name or by its name on the pocket server. Of a trained
-    one: its name on its server."""
+    one: its name on its server. Of a planner: its decomposer on the pocket server, or `"true-steps"`."""
+    allocator: str = "knn"
+    """Of a planner: `"knn"`, a language model's name on the pocket server, or `"true-steps"`."""
+    review: Literal["never", "unsure", "always"] = "never"
+    """Of a planner: see `create_planner`."""
     url: str | None = None
     """Of a trained router: the vLLM that serves it; by default the pocket server, started for the benchmark."""
     router_price: float | None = Field(default=None, ge=0)
@@ -159,7 +169,7 @@ class Row:
         """Whether its router LLM is on the pocket server."""
         if self.kind == "prompted":
             return ":" not in (self.spec.model or "")
-        return self.kind == "router" and self.spec.url is None
+        return self.kind in {"router", "planner"} and self.spec.url is None
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from langgraph_router_r1.calls import CallCache, Candidates
 from langgraph_router_r1.calls.client import Clients
 from langgraph_router_r1.evaluation.baselines import create_baseline
-from langgraph_router_r1.evaluation.bench_file import BenchError, JudgeSpec, Row
+from langgraph_router_r1.evaluation.bench_file import TRUE_STEPS, BenchError, JudgeSpec, Row
 from langgraph_router_r1.evaluation.extractor import ADAPTERS, EXTRACTOR_NAME, Extractor, adapter_version
 from langgraph_router_r1.evaluation.judge import Judge
-from langgraph_router_r1.graph import create_router
+from langgraph_router_r1.evaluation.tasks import Split
+from langgraph_router_r1.graph import create_planner, create_router
 from langgraph_router_r1.ledger import Price, estimate_tokens
 from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.strategies.knn import EmbedOnce, MiniLM
+from langgraph_router_r1.strategies.plans import Step
 
 if TYPE_CHECKING:
     from langgraph.cache.base import BaseCache
@@ -79,7 +82,8 @@ def _judges(bench: Bench, judge: JudgeSpec, server: VLLMServer | None) -> ModelR
 async def _started_server(stack: contextlib.AsyncExitStack, more: Iterable[Path]) -> VLLMServer:
     from langgraph_router_r1 import pocket
 
-    server = pocket.pocket_server(adapters=(pocket.ADAPTERS, ADAPTERS, *more))
+    of_planner = (pocket.PLANNER_ADAPTERS,) if pocket.PLANNER_ADAPTERS.is_dir() else ()
+    server = pocket.pocket_server(adapters=(pocket.ADAPTERS, ADAPTERS, *of_planner, *more))
     await asyncio.to_thread(server.start)
     stack.push_async_callback(asyncio.to_thread, server.stop)
     return server
@@ -116,7 +120,7 @@ class Routers:
     async def of(self, row: Row) -> Router:
         """Return the row's router."""
         same = row.spec
-        own = (same.model, same.url, same.max_turns, same.router_price, same.weights)
+        own = (same.model, same.url, same.max_turns, same.router_price, same.weights, same.allocator, same.review)
         key = (row.kind, *own, self._bench.spec.extracts(row), row.form.name if row.form else "", row.number)
         if key not in self._made:
             self._made[key] = asyncio.create_task(self._make(row))
@@ -126,6 +130,8 @@ class Routers:
         spec = self._bench.spec
         own = spec.router_price if row.spec.router_price is None else row.spec.router_price
         price = Price.parse(own or "free")
+        if row.kind == "planner":
+            return await self._planner(row, price)
         if row.routes:
             engine = await self._engine(row)
             return create_router(
@@ -149,6 +155,23 @@ class Routers:
             embeddings=self.embeddings,
             seed=spec.seed,
             middleware=self._middleware,
+        )
+
+    async def _planner(self, row: Row, price: Price) -> Router:
+        from langgraph_router_r1.pocket import DECOMPOSER_NAME, MAX_PLAN_TOKENS
+
+        model, allocator = row.spec.model or DECOMPOSER_NAME, row.spec.allocator
+        return create_planner(
+            _true_plan if model == TRUE_STEPS else await self._vllm(model),
+            self.registry_of(row),
+            allocator=_true_models
+            if allocator == TRUE_STEPS
+            else ("knn" if allocator == "knn" else await self._vllm(allocator)),
+            review=row.spec.review,
+            max_tokens=MAX_PLAN_TOKENS,
+            router_price=price,
+            middleware=self._middleware,
+            clients=Clients(rests=False),
         )
 
     async def _shared_extractor(self) -> Extractor:
@@ -191,3 +214,27 @@ class Routers:
             engine = VLLMEngine(url, model=model)
         self._stack.push_async_callback(engine.aclose)
         return engine
+
+
+@functools.cache
+def _true_steps() -> dict[str, list[tuple[str, str]]]:
+    """Return the steps that lead to the answer of each question of the pocket world, with their specialists."""
+    from langgraph_router_r1.pocket.world import countries, joined_questions, questions, true_steps
+
+    splits: tuple[Split, ...] = get_args(Split)
+    asked = (one for split in splits for of in (questions, joined_questions) for one in of(countries(split)))
+    return {one.text: true_steps(one) for one in asked}
+
+
+@functools.cache
+def _true_specialists() -> dict[str, str]:
+    return dict(step for steps in _true_steps().values() for step in steps)
+
+
+def _true_plan(question: str) -> str:
+    steps = _true_steps()[question]
+    return "\n".join(f"{number}. {text}" for number, (text, _) in enumerate(steps, start=1))
+
+
+def _true_models(step: Step, _: ModelRegistry) -> str:
+    return _true_specialists()[step.text]
