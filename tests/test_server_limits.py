@@ -24,8 +24,10 @@ from pydantic import Field
 
 pytest.importorskip("fastapi", reason="the [serve] extra is not installed")
 
+import uvicorn
 from router_server import Served, serving
 
+from langgraph_router_r1.cli.server import _serve
 from langgraph_router_r1.serving import store as store_module
 from langgraph_router_r1.serving.keys import Key, KeysError, read_keys
 from langgraph_router_r1.serving.openai_api import create_app
@@ -377,6 +379,21 @@ def test_another_registry_is_served_without_dropping_a_request(start: Any) -> No
         with pytest.raises(ValueError, match="the name of a router here"):
             server.api.serve(pool(**{"router-r1@0.5": "x"}))
         assert ask(server, None, model="other").status_code == 200
+
+
+async def test_an_idle_connection_is_kept_longer_than_clients_and_proxies_keep_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    configs: list[uvicorn.Config] = []
+
+    async def started(server: uvicorn.Server) -> None:
+        configs.append(server.config)
+
+    monkeypatch.setattr(uvicorn.Server, "serve", started)
+    app = create_app(ScriptedEngine(write), pool(small="x"), ServerSettings(database=tmp_path / "runs.sqlite"))
+    await _serve(app, "127.0.0.1", 8787, None)
+    # Caddy's, the longest that is known. A request that crosses the end of its connection is lost.
+    assert configs[0].timeout_keep_alive > 120
 
 
 def test_a_run_whose_server_is_gone_is_settled_as_lost_from_its_checkpoints(
