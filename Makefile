@@ -57,6 +57,8 @@ mutants: $(VENV)/.installed  ## Plant small bugs, and count those that the fast 
 lint: $(VENV)/.installed  ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec deploy/compose.yaml
 
 type: $(VENV)/.installed  ## Check types
 	$(BIN)/mypy

@@ -36,6 +36,7 @@ import typer
 import uvicorn
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
+from langgraph_router_r1.cli.server import KEEP_ALIVE_S
 from langgraph_router_r1.serving.database import open_database
 from langgraph_router_r1.serving.keys import Key
 from langgraph_router_r1.serving.openai_api import create_app
@@ -85,7 +86,7 @@ def serve(port: int, database: str, call_s: float, piece_s: float, budget: float
         create_app(engine, registry, settings),
         port=port,
         log_level="error",
-        timeout_keep_alive=75,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=5,
     )
 

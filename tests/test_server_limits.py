@@ -20,13 +20,18 @@ from typing import Any
 import httpx
 import pytest
 from conftest import LEAVES_CLIENTS, answer, pool, search
+from pydantic import Field
 
 pytest.importorskip("fastapi", reason="the [serve] extra is not installed")
 
+import uvicorn
 from router_server import Served, serving
 
+from langgraph_router_r1.cli.server import _serve
 from langgraph_router_r1.serving import store as store_module
 from langgraph_router_r1.serving.keys import Key, KeysError, read_keys
+from langgraph_router_r1.serving.openai_api import create_app
+from langgraph_router_r1.serving.options import ServerSettings
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
 pytestmark = LEAVES_CLIENTS
@@ -282,11 +287,13 @@ def test_a_run_that_takes_too_long_is_broken_off_and_what_it_spent_is_known(star
 
 
 class Watched(ScriptedChatModel):
-    """A model that knows whether its call was cancelled."""
+    """A model that knows whether it was asked, and whether its call was cancelled."""
 
+    is_asked: asyncio.Event = Field(default_factory=asyncio.Event)
     cancelled: list[bool] = []  # noqa: RUF012 - pydantic copies it
 
     async def _agenerate(self, *arguments: Any, **options: Any) -> Any:
+        self.is_asked.set()
         try:
             return await super()._agenerate(*arguments, **options)
         except asyncio.CancelledError:
@@ -334,6 +341,28 @@ def test_a_server_that_is_stopped_breaks_off_what_does_not_end_and_records_it(st
         assert 0 < run["maybe_cost_usd"] < 0.001
 
 
+async def test_a_server_that_is_stopped_cancels_a_run_whose_client_still_waits(tmp_path: Path) -> None:
+    small = Watched(["It is Lima."], delay_s=10)
+    registry = pool(quick="Lima", small=small)
+    engine = ScriptedEngine([search("quick: a?"), search("small: b?")])
+    database = tmp_path / "runs.sqlite"
+    app = create_app(engine, registry, ServerSettings(database=database))
+    # Without a socket: uvicorn would close the connection first, and a client that leaves cancels its run, too.
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=None) as client:
+        async with app.router.lifespan_context(app):
+            waits = asyncio.create_task(client.post("/v1/chat/completions", json=QUESTION))
+            await small.is_asked.wait()
+        reply = await waits
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "cancelled")
+    assert small.cancelled == [True]
+    with serving(engine, registry, database) as server:
+        [run] = runs(server)
+        assert (run["status"], run["error"]) == ("cancelled", "cancelled")
+        assert run["cost_usd"] == pytest.approx(11e-6), "the first call"
+        assert 0 < run["maybe_cost_usd"] < 0.001, "the second one"
+
+
 def test_another_registry_is_served_without_dropping_a_request(start: Any) -> None:
     with start(delay_s=0.6) as server:
 
@@ -350,6 +379,21 @@ def test_another_registry_is_served_without_dropping_a_request(start: Any) -> No
         with pytest.raises(ValueError, match="the name of a router here"):
             server.api.serve(pool(**{"router-r1@0.5": "x"}))
         assert ask(server, None, model="other").status_code == 200
+
+
+async def test_an_idle_connection_is_kept_longer_than_clients_and_proxies_keep_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    configs: list[uvicorn.Config] = []
+
+    async def started(server: uvicorn.Server) -> None:
+        configs.append(server.config)
+
+    monkeypatch.setattr(uvicorn.Server, "serve", started)
+    app = create_app(ScriptedEngine(write), pool(small="x"), ServerSettings(database=tmp_path / "runs.sqlite"))
+    await _serve(app, "127.0.0.1", 8787, None)
+    # Caddy's, the longest that is known. A request that crosses the end of its connection is lost.
+    assert configs[0].timeout_keep_alive > 120
 
 
 def test_a_run_whose_server_is_gone_is_settled_as_lost_from_its_checkpoints(

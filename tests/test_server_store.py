@@ -91,6 +91,21 @@ async def test_what_was_spent_takes_the_place_of_what_was_reserved(
     assert (await servers[0].spent(key))["today"] == pytest.approx(charged)
 
 
+async def test_requests_begin_and_end_at_once_also_on_the_second_day_of_a_month(
+    servers: list[Store], key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The month's row is now older than the day's: PostgreSQL would lock them in another order than a request does.
+    for day in ("2026-11-27", "2026-11-28"):
+        monkeypatch.setattr(store_module, "_day", lambda _, day=day: day)
+        await accept(servers[0], key, int(day[-2:]), want_usd=0.01)
+    allowance = Allowance(month_usd=1000.0)
+    begun = [await accept(servers[0], key, 100 + number, allowance=allowance, want_usd=0.01) for number in range(100)]
+    ending = (servers[0].settle(run, "ended", spending(0.02, 0.0), None) for run in begun)
+    beginning = (accept(servers[1], key, 300 + number, allowance=allowance, want_usd=0.01) for number in range(100))
+    assert all(await asyncio.gather(*ending, *beginning))
+    assert (await servers[0].spent(key))["today"] == pytest.approx(100 * 0.02 + 100 * 0.01)
+
+
 async def test_a_used_up_month_is_refused_until_the_next_one(servers: list[Store], key: str) -> None:
     allowance = Allowance(month_usd=0.2)
     run = await accept(servers[0], key, allowance=allowance)

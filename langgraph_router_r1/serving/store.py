@@ -355,8 +355,10 @@ class Store:
     def _charge(self, connection: Connection, key: str, day: str, usd: float) -> None:
         if not usd:
             return
-        of_run = (SPENDING.c.key == key) & SPENDING.c.period.in_((day, day[:7]))
-        connection.execute(update(SPENDING).where(of_run).values(charged_usd=SPENDING.c.charged_usd + usd))
+        # One after the other, in the order of `_COUNT_RUN`: transactions that lock them in different orders deadlock.
+        for period in (day, day[:7]):
+            of_run = (SPENDING.c.key == key) & (SPENDING.c.period == period)
+            connection.execute(update(SPENDING).where(of_run).values(charged_usd=SPENDING.c.charged_usd + usd))
 
 
 _COUNT_RUN = text(
