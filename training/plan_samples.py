@@ -147,7 +147,7 @@ def _reworded(text: str, choose: random.Random) -> str:
     return text
 
 
-def best_plan(asked: PocketQuestion, solver: Solver, choose: random.Random, *, samples: int = 16) -> Scored | None:
+def best_plan(asked: PocketQuestion, solver: Solver, choose: random.Random, *, samples: int = 64) -> Scored | None:
     """Return the best of several plans that lead to the answer; None if none does.
 
     Args:

