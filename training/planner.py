@@ -1,6 +1,7 @@
 """The planner's parts from nothing, in the steps that `training/recipes/r2/cold_start.sh` runs in order.
 
     python -m training.planner numbers      adapter of the specialist that compares numbers
+    python -m training.planner measure      what the planner's pool can do, for the kNN allocator
     python -m training.planner plans        plans that are drawn and scored, for the decomposer
     python -m training.sft ...              the decomposer's adapter, from those
     python -m training.planner check        plans of test countries, beside those that lead to the answer
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import shutil
 import statistics
 import time
 from collections import Counter, defaultdict
@@ -26,14 +28,26 @@ from langchain_core.messages import HumanMessage
 from langgraph_router_r1.engines.base import Generation, RouterEngine
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.evaluation.files import replace_file
-from langgraph_router_r1.pocket import DECOMPOSER_NAME, MAX_PLAN_TOKENS
+from langgraph_router_r1.evaluation.profile import profile, set_fields
+from langgraph_router_r1.evaluation.recorded import RecordedPool
+from langgraph_router_r1.evaluation.tasks import Task
+from langgraph_router_r1.pocket import ADAPTERS as POCKET_ADAPTERS
+from langgraph_router_r1.pocket import (
+    DECOMPOSER_NAME,
+    MAX_PLAN_TOKENS,
+    PLANNER_POOL_FILE,
+    PLANNER_PROFILE_FILE,
+    PROFILE_FILE,
+    pocket_registry,
+    pocket_server,
+)
 from langgraph_router_r1.pocket import PLANNER_ADAPTERS as ADAPTERS
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.pocket.world import HIGHER, PocketQuestion, countries, joined_questions, questions
 from langgraph_router_r1.prompts import CALL_PROMPT, plan_chat
 from langgraph_router_r1.strategies.plans import MAX_STEPS
 from training.plan_samples import Solver, best_plan, score
-from training.pocket import report
+from training.pocket import IN_FLIGHT, report
 
 if TYPE_CHECKING:
     from training.sft import Example
@@ -145,6 +159,45 @@ def sample_of_kinds(split: str, count: int, choose: random.Random, *, only: Iter
     drawn = [one for asked in of_kind.values() for one in choose.sample(asked, min(share, len(asked)))]
     choose.shuffle(drawn)
     return drawn[:count]
+
+
+@cli.command()
+def measure(
+    adapters: Annotated[Path, typer.Option(help="Directory of the planner's adapters.")] = ADAPTERS,
+    pool_file: Path = PLANNER_POOL_FILE,
+    profile_file: Path = PLANNER_PROFILE_FILE,
+    sample: Annotated[int, typer.Option(help="How many comparisons are asked.")] = 40,
+    seed: int = 0,
+) -> None:
+    """Ask the planner's pool, through vLLM, what the shipped profile lacks of its steps; write profile and pool."""
+    kept = profile_file.with_suffix(".partial.jsonl")
+    if not kept.exists():
+        shutil.copy(PROFILE_FILE, kept)
+    tasks = [*RecordedPool.from_file(PROFILE_FILE).tasks.values(), *_comparisons(sample, random.Random(seed))]
+    with pocket_server(adapters=(POCKET_ADAPTERS, adapters)) as server:
+        registry = pocket_registry(server.base_url, planning=True)
+        measured = asyncio.run(profile(registry, tasks, path=kept, in_flight=IN_FLIGHT))
+    figures = measured["numbers"]
+    assert figures.latency_p50_s is not None
+    accuracy = round(figures.accuracy["comparison"].value, 2)
+    RecordedPool.from_file(kept).save(profile_file)
+    kept.unlink()
+    set_fields(
+        pool_file, {"numbers": {"latency_s": round(figures.latency_p50_s, 2), "skills": {"comparison": accuracy}}}
+    )
+    report(model="numbers", tasks=len(tasks), comparison=accuracy)
+
+
+def _comparisons(count: int, choose: random.Random) -> list[Task]:
+    """Return steps that compare the codes of two training countries."""
+    lands = [asked for asked in joined_questions(countries("train")) if asked.other is not None]
+    tasks = {}
+    for asked in choose.sample(lands, 3 * count):
+        assert asked.other is not None
+        codes = (asked.country.name, asked.country.dialling_code, asked.other.name, asked.other.dialling_code)
+        name = f"pocket-{asked.country.iso}-{asked.other.iso}-comparison"
+        tasks[name] = Task(name, HIGHER.format(*codes), (asked.answer,), "pocket-joined", {"kind": "comparison"})
+    return [*tasks.values()][:count]
 
 
 @cli.command()
