@@ -184,8 +184,7 @@ def create_planner(
         max_tokens=max_tokens,
         price=price,
     )
-    options = {"max_turns": 3 * max_steps, "max_parallel": max_steps, "name": "planner", **options}
-    return create_router(registry=registry, strategy=strategy, **options)
+    return create_router(registry=registry, strategy=strategy, **{**strategy.limits, "name": "planner", **options})
 
 
 def _router_llm(engine: RouterEngine | None, style: AnswerStyle, settings: dict[str, Any]) -> RouterLLM:

@@ -82,6 +82,10 @@ class Limits:
         return cast("RunLimits", asdict(self))
 
 
+FOR_ROUTER_LLM = frozenset({"prompt", "constrain", "max_tokens", "max_info_tokens", "router_price"})
+"""The settings that only a router LLM takes, and no other strategy."""
+
+
 class RouterSettings(TypedDict, total=False):
     """The settings of a router, as keywords of `create_router` and `build_router`.
 

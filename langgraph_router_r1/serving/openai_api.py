@@ -41,7 +41,7 @@ from langgraph_router_r1.serving.responses_wire import ResponsesRequest
 from langgraph_router_r1.serving.run_events import Decisions, ForkRequest, RunRequest, events_of, run_events
 from langgraph_router_r1.serving.runs import Run, Runs
 from langgraph_router_r1.serving.store import Allowance, Store, StoredRun
-from langgraph_router_r1.serving.targets import Target, Targets
+from langgraph_router_r1.serving.targets import MakePlanner, Target, Targets
 from langgraph_router_r1.serving.wire import Asked, ChatRequest, Wire
 from langgraph_router_r1.settings import RouterSettings
 from langgraph_router_r1.strategies import Strategy
@@ -57,6 +57,8 @@ def create_app(
     engine: RouterEngine | Strategy,
     registry: ModelRegistry,
     settings: ServerSettings | None = None,
+    *,
+    make_planner: MakePlanner | None = None,
     **router: Unpack[RouterSettings],
 ) -> FastAPI:
     """Return the application.
@@ -65,6 +67,7 @@ def create_app(
         engine: Where the router LLM's tokens come from, or the strategy that decides without one.
         registry: The models that may be asked. `app.state.api.serve(registry)` serves another one from then on.
         settings: Of the server.
+        make_planner: Makes the planner for a registry, which requests then can name; None for a server without one.
         **router: Of the router; see `RouterSettings`.
 
     Raises:
@@ -77,7 +80,7 @@ def create_app(
         >>> app = create_app(ScriptedEngine(["<answer> Lima </answer>"]), ModelRegistry([small]))
     """
     settings = settings or ServerSettings()
-    api = Api(engine, registry, settings, router)
+    api = Api(engine, registry, settings, router, make_planner)
     # Without FastAPI's own pages: they fetch scripts from elsewhere.
     app = FastAPI(title="router-r1", lifespan=api.lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.api = api
@@ -117,8 +120,10 @@ class Api:
         registry: ModelRegistry,
         settings: ServerSettings,
         router: RouterSettings,
+        make_planner: MakePlanner | None = None,
     ) -> None:
         """Take the parts; see `create_app`."""
+        self._make_planner = make_planner
         self._engine, self._registry, self._settings, self._router = engine, registry, settings, router
         self._clients = router.get("clients") or Clients()
         self._keys, self._metrics = Keys(settings.keys), Metrics()
@@ -151,7 +156,7 @@ class Api:
 
     def _targets(self, registry: ModelRegistry) -> Targets:
         assert self._saver is not None
-        return Targets(self._engine, registry, self._saver, self._clients, self._router)
+        return Targets(self._engine, registry, self._saver, self._clients, self._router, self._make_planner)
 
     async def chat(self, request: Request) -> Response:
         """`POST /v1/chat/completions`."""
@@ -238,7 +243,7 @@ class Api:
         if found.record.images:
             raise invalid("the question came with images, which are not kept; the run can't be forked here")
         try:
-            target = self.runs.targets.fork(found.record, **body.model_dump())
+            target = self.runs.targets.fork(found.record, asked=found.model, **body.model_dump())
         except (ForkError, UnknownModelError) as error:
             raise invalid(str(error)) from None
         asked = events_of(found.model, found.question, budget_usd=found.record.limits["budget_usd"])

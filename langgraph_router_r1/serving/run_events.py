@@ -77,6 +77,8 @@ class Decisions(Wire):
             match decision:
                 case {"type": "edit", "edited_action": {"args": {"model": model}}}:
                     found.append(str(model))
+                case {"type": "edit", "edited_action": {"args": {"steps": [*steps]}}}:
+                    found += [str(step["model"]) for step in steps if isinstance(step, dict) and "model" in step]
         return found
 
 

@@ -286,7 +286,7 @@ class Runs:
                 await self.store.renew(list(self._open))
                 for lost in await self.store.take_lost():
                     # Who decided is in the state; if nothing was decided yet, the router's price is a safe guess.
-                    spent, record = broken_off(await self._checkpoint(lost.id), self.targets.router_price)
+                    spent, record = broken_off(await self._checkpoint(lost.id), self.targets.price_of(lost.model))
                     await self.store.settle(lost, "lost", spent, record, "lost")
                     logger.warning("%s was lost", lost.id)
                 for run_id in await self.store.ended_with_checkpoints():

@@ -1,8 +1,10 @@
-"""What requests may name as their model: the router at some cost weight, or a model of its pool."""
+"""What requests may name as their model: router or planner at some cost weight, or a model of the pool."""
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,16 +22,25 @@ from langgraph_router_r1.record import RunRecord
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.serving.errors import ApiError, invalid
 from langgraph_router_r1.serving.profile_figures import profile_figures
-from langgraph_router_r1.settings import RouterSettings
+from langgraph_router_r1.settings import FOR_ROUTER_LLM, RouterSettings
 from langgraph_router_r1.strategies import Answer, Ask, Decision, Strategy, View
+from langgraph_router_r1.strategies.planner import Planner
 
 ROUTER = "router-r1"
 """The router's name in requests."""
 
+PLANNER = "planner"
+"""The planner's name in requests, where there is one."""
+
+MakePlanner = Callable[[ModelRegistry], Planner]
+"""Makes the planner for a registry."""
+
 SHOWN_WEIGHTS = (0.3, 0.6, 0.9)
 """The cost weights whose presets are listed; any other can be named, too."""
 
-_PRESET = re.compile(rf"{ROUTER}(@(?P<weight>0(\.\d{{1,6}})?|1(\.0{{1,6}})?))?(?P<trace>\+trace)?")
+_PRESET = re.compile(
+    rf"(?P<decider>{ROUTER}|{PLANNER})(@(?P<weight>0(\.\d{{1,6}})?|1(\.0{{1,6}})?))?(?P<trace>\+trace)?"
+)
 
 Graph = CompiledStateGraph[Any, Any, Any, Any]
 
@@ -66,6 +77,15 @@ class PassOn(Strategy):
         return self.decide(view)
 
 
+class _Decider:
+    """Router or planner: its graph, with and without approval."""
+
+    def __init__(self, parts: dict[str, Any], price: Price) -> None:
+        self.parts, self.price = parts, price
+        self.graph: Graph = create_router(**parts)
+        self.approving: Graph = create_router(**{**parts, "approve": "always"})
+
+
 class Targets:
     """The router and its pool, for as long as a registry is served."""
 
@@ -76,6 +96,7 @@ class Targets:
         saver: BaseCheckpointSaver[Any],
         clients: Clients,
         settings: RouterSettings,
+        make_planner: MakePlanner | None = None,
     ) -> None:
         """Build the router.
 
@@ -84,58 +105,77 @@ class Targets:
             registry: The models that may be asked.
             saver: Keeps the checkpoints of runs.
             clients: The connections of the models, kept from one registry to the next.
-            settings: Of the router.
+            settings: Of the router; those that do not concern its LLM are the planner's, too.
+            make_planner: Makes the planner; None for a server without one.
 
         Raises:
-            ValueError: A model has the router's name, or a setting can't be served.
+            ValueError: A model has the name of router or planner, or a setting can't be served.
         """
         if settings.get("approve", "never") != "never":
             msg = "approve: clients of OpenAI's API can't approve calls; `POST /v1/runs` takes approve for each run"
             raise ValueError(msg)
-        taken = [name for name in registry.names if _PRESET.fullmatch(name)]
-        if taken:
-            raise ValueError(f"the registry has a model {taken[0]!r}, which is the name of a router here")
         self.registry = registry
         self.figures = profile_figures(registry)
         self._saver, self._clients = saver, clients
         strategy = engine if isinstance(engine, Strategy) else None
-        self._parts: dict[str, Any] = {
-            **settings,
-            "engine": None if strategy is not None else engine,
-            "strategy": strategy,
-            "registry": registry,
-            "clients": clients,
-            "checkpointer": saver,
-        }
-        self._router = create_router(**self._parts)
-        self._approving = create_router(**{**self._parts, "approve": "always"})
-        self.router_price = strategy.price if strategy is not None else Price.parse(settings.get("router_price", FREE))
+        shared = {"registry": registry, "clients": clients, "checkpointer": saver}
+        price = strategy.price if strategy is not None else Price.parse(settings.get("router_price", FREE))
+        router = {**settings, **shared, "engine": None if strategy is not None else engine, "strategy": strategy}
+        self._deciders = {ROUTER: _Decider(router, price)}
+        if make_planner is not None:
+            planner = make_planner(registry)
+            common = {name: value for name, value in settings.items() if name not in FOR_ROUTER_LLM}
+            parts = {**common, **planner.limits, **shared, "strategy": planner}
+            self._deciders[PLANNER] = _Decider(parts, planner.price)
+        taken = [name for name in registry.names if self._decider(name)]
+        if taken:
+            raise ValueError(f"the registry has a model {taken[0]!r}, which is the name of a router here")
         self._direct: dict[str, Graph] = {}
 
     @property
     def reader(self) -> Graph:
         """A graph that can read the checkpoints of all."""
-        return self._approving  # has all nodes
+        return self._deciders[ROUTER].approving  # has all nodes
 
     @property
     def names(self) -> list[str]:
         """The names that are listed."""
-        return [ROUTER, *(f"{ROUTER}@{weight:g}" for weight in SHOWN_WEIGHTS), *self.registry.names]
+        presets = [[name, *(f"{name}@{weight:g}" for weight in SHOWN_WEIGHTS)] for name in self._deciders]
+        return [*itertools.chain(*presets), *self.registry.names]
+
+    def price_of(self, name: str) -> Price:
+        """Return what the own tokens cost of whoever decides for what a request named."""
+        decider = self._decider(name)
+        return FREE if decider is None else decider.price
 
     def is_resting(self, model: ModelDescriptor) -> bool:
         """Return whether a model is not asked now, because it keeps failing."""
         return self._clients.is_resting(model)
 
-    def fork(self, record: RunRecord, *, turn: int, index: int, model: str) -> Target:
-        """Return a run of the router's with one call made to another model.
+    def fork(self, record: RunRecord, *, asked: str, turn: int, index: int, model: str) -> Target:
+        """Return a run of the router's, or the planner's, with one call made to another model.
+
+        Args:
+            record: The run.
+            asked: What it named as its model.
+            turn: The route turn of the call.
+            index: Its place in the turn.
+            model: Who is asked instead.
 
         Raises:
             ForkError: The record has no such call, or the call was never made.
             UnknownModelError: The registry has no such model.
         """
-        graph = fork(record, turn=turn, index=index, model=model, **self._parts)
+        decider = self._decider(asked)
+        assert decider is not None
+        graph = fork(record, turn=turn, index=index, model=model, **decider.parts)
         before = {(call["turn"], call["index"]) for call in record.calls if call["turn"] <= turn} - {(turn, index)}
-        return Target(graph, self.router_price, kept=frozenset(before))
+        return Target(graph, decider.price, kept=frozenset(before))
+
+    def _decider(self, name: str) -> _Decider | None:
+        """Return who decides for what a request named; None if it is not router or planner."""
+        found = _PRESET.fullmatch(name)
+        return self._deciders.get(found["decider"]) if found else None
 
     def find(self, name: str, *, approve: bool = False) -> Target:
         """Return what a request names; with `approve`, its calls wait until a person has decided on them.
@@ -143,11 +183,12 @@ class Targets:
         Raises:
             ApiError: There is no such model, or it is a model of the pool, which needs no approval.
         """
-        if found := _PRESET.fullmatch(name):
+        found, decider = _PRESET.fullmatch(name), self._decider(name)
+        if found and decider:
             weight = found["weight"]
             return Target(
-                self._approving if approve else self._router,
-                self.router_price,
+                decider.approving if approve else decider.graph,
+                decider.price,
                 cost_weight=None if weight is None else float(weight),
                 trace=found["trace"] is not None,
             )

@@ -83,6 +83,11 @@ class Planner(Strategy):
             raise ValueError(msg)
         self._prompt_digest = hashlib.sha256(PLAN_PROMPT.encode()).hexdigest()
 
+    @property
+    def limits(self) -> dict[str, int]:
+        """The limits of a run that leave room for every step, its review and a second try: settings of its graph."""
+        return {"max_turns": 3 * self.max_steps, "max_parallel": self.max_steps}
+
     @override
     def note(self) -> StrategyNote:
         if not isinstance(self.decomposer, RouterEngine):

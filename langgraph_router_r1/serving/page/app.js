@@ -1,7 +1,7 @@
 // The page of the server. Whatever users and models wrote is put in as text: nothing here becomes HTML.
 
 import { events, get, post, useKey } from "./api.js";
-import { approvals } from "./approval.js";
+import { approvals, mostText, planText } from "./approval.js";
 import { button, byId, head, make, named, percent, priceText, small, sum, usd, whole, written } from "./dom.js";
 import { plotOf } from "./plot.js";
 
@@ -141,6 +141,7 @@ function eventsOf({ id, record, status, approval }) {
   let turn = 0;
   for (const decision of record?.decisions ?? []) {
     if (decision.thought !== null) list.push({ type: "router_r1.think", turn, text: decision.thought });
+    if (decision.plan) list.push({ ...decision.plan, type: "router_r1.plan" });
     if (decision.kind !== "ask") continue;
     const calls = record.calls.filter((call) => call.turn === turn);
     list.push(...calls.map((call) => ({ ...call, type: "router_r1.route" })));
@@ -176,6 +177,11 @@ const drawing = {
     if (run.thought) run.thought.textContent = thought;
     else if (thought) addThought(thought);
     run.thought = null;
+  },
+  "router_r1.plan": ({ steps, worst_case_usd }) => {
+    const plan = head(named("Plan"), small(mostText(worst_case_usd)));
+    byId("steps").append(make("li", { className: "step" }, plan, written(planText(steps))));
+    say(`The plan has ${steps.length === 1 ? "one step" : `${steps.length} steps`}.`);
   },
   "router_r1.route": (event) => {
     run.calls.set(`${event.turn}.${event.index}`, addCall(event));
@@ -316,7 +322,8 @@ function askApproval({ action_requests: waiting, error }) {
   byId("approval-help").hidden = waiting.length === 1;
   byId("approval").hidden = false;
   byId("approval-title").focus();
-  say(error ?? `Waiting for your decision on ${waiting.length === 1 ? "a call" : `${waiting.length} calls`}.`);
+  const what = waiting[0].name === "run_plan" ? "the plan" : waiting.length === 1 ? "a call" : `${waiting.length} calls`;
+  say(error ?? `Waiting for your decision on ${what}.`);
 }
 
 async function sendDecisions(decisions) {
