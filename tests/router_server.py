@@ -29,9 +29,16 @@ class Served:
 
 @contextlib.contextmanager
 def serving(
-    engine: Any, registry: ModelRegistry, database: Path, *, grace_s: int = 5, router: Any = None, **settings: Any
+    engine: Any,
+    registry: ModelRegistry,
+    database: Path | str,
+    *,
+    grace_s: int = 5,
+    router: Any = None,
+    shadow: Any = None,
+    **settings: Any,
 ) -> Iterator[Served]:
-    app = create_app(engine, registry, ServerSettings(database=database, **settings), **(router or {}))
+    app = create_app(engine, registry, ServerSettings(database=database, **settings), shadow=shadow, **(router or {}))
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=grace_s, lifespan="on"
     )

@@ -47,6 +47,8 @@ class Target:
     trace: bool = False
     kept: frozenset[tuple[int, int]] = frozenset()
     """The calls, by turn and place, that come from the record of the run of which this one is a fork."""
+    is_repeatable: bool = False
+    """Whether another router can be given the same request: it asked the router, and nobody approves or forks."""
 
 
 @dataclass
@@ -64,6 +66,17 @@ class PassOn(Strategy):
     @override
     async def adecide(self, view: View) -> Decision:
         return self.decide(view)
+
+
+def check_names(registry: ModelRegistry) -> None:
+    """Find out whether the models of a registry can be named beside the router.
+
+    Raises:
+        ValueError: A model has the router's name.
+    """
+    taken = [name for name in registry.names if _PRESET.fullmatch(name)]
+    if taken:
+        raise ValueError(f"the registry has a model {taken[0]!r}, which is the name of a router here")
 
 
 class Targets:
@@ -92,9 +105,7 @@ class Targets:
         if settings.get("approve", "never") != "never":
             msg = "approve: clients of OpenAI's API can't approve calls; `POST /v1/runs` takes approve for each run"
             raise ValueError(msg)
-        taken = [name for name in registry.names if _PRESET.fullmatch(name)]
-        if taken:
-            raise ValueError(f"the registry has a model {taken[0]!r}, which is the name of a router here")
+        check_names(registry)
         self.registry = registry
         self.figures = profile_figures(registry)
         self._saver, self._clients = saver, clients
@@ -150,6 +161,7 @@ class Targets:
                 self.router_price,
                 cost_weight=None if weight is None else float(weight),
                 trace=found["trace"] is not None,
+                is_repeatable=not approve,
             )
         if name not in self.registry:
             known = ", ".join(map(repr, self.names))
