@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +37,8 @@ from langgraph_router_r1.serving import store as store_module
 from langgraph_router_r1.serving.database import RUNS, open_database
 from langgraph_router_r1.serving.keys import Key
 from langgraph_router_r1.serving.shadow import ShadowRouter
-from langgraph_router_r1.serving.shadow_file import ShadowSettings
+from langgraph_router_r1.serving.shadow_file import ShadowSettings, read_shadow
+from langgraph_router_r1.serving.store import Account, Allowance
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
 pytestmark = LEAVES_CLIENTS
@@ -320,7 +322,7 @@ async def ask_at_once(servers: list[Served], many: int) -> list[httpx.Response]:
 
 
 def test_fifty_requests_at_once_do_not_exceed_the_cap(start: Any) -> None:
-    with start(shadow(Held(["Lima here."]), day_usd=0.5, run_usd=0.1, max_concurrent=50)) as server:
+    with start(shadow(Held(["Lima here."]), day_usd=0.55, run_usd=0.1, max_concurrent=50)) as server:
         replies = asyncio.run(ask_at_once([server], 50))
         assert [reply.json()["choices"][0]["message"]["content"] for reply in replies] == ["Lima"] * 50
         wait_for(lambda: metric(server, 'shadow_refusals_total{reason="insufficient_quota"}') == 45)
@@ -348,7 +350,7 @@ def either(request: pytest.FixtureRequest, database: str) -> str:
 
 
 def test_two_servers_on_one_database_share_the_cap_and_one_report(either: str) -> None:
-    held = [shadow(Held(["Lima here."]), day_usd=0.3, run_usd=0.1, max_concurrent=20) for _ in range(2)]
+    held = [shadow(Held(["Lima here."]), day_usd=0.35, run_usd=0.1, max_concurrent=20) for _ in range(2)]
     small = pool(small=ScriptedChatModel(["It is Lima."]))
     with (
         serving(ScriptedEngine(write), small, either, shadow=held[0]) as one,
@@ -553,6 +555,15 @@ def test_a_wrong_file_is_one_clear_error_before_the_server_starts(text: str, pro
     assert (result.exit_code, problem in said) == (1, True), said
     assert "Traceback" not in said
     assert CANARY not in said
+
+
+def test_the_file_of_the_documentation_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "server.md").read_text(encoding="utf-8")
+    [text] = [block for block in re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL) if "share" in block]
+    (tmp_path / "shadow.toml").write_text(text)
+    described = read_shadow(tmp_path / "shadow.toml")
+    assert described.account == Account("shadow:router-v2", Allowance(day_usd=1.0, partly=False), 0.05)
+    assert (described.max_concurrent, described.registry) == (4, tmp_path / "candidates.toml")
 
 
 def test_a_file_describes_a_router_and_what_it_leaves_out_is_the_servers(

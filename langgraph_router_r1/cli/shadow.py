@@ -112,7 +112,7 @@ def _table(comparison: Comparison) -> Table:
     caption = f"runs of the shadow without a pair: {without}; it spent ${comparison.spent_usd:.6f} in all"
     if comparison.pairs < 2:
         caption += "; there is no interval, which needs two pairs"
-    title = f"{comparison.name}, pairs: {comparison.pairs}"
+    title = Text(printable(f"{comparison.name}, pairs: {comparison.pairs}"))
     table = Table("", "router", "shadow", "shadow - router [95 %]", title=title, caption=Text(printable(caption)))
     for unit, paired, scale in (("µ$ a request", comparison.cost_usd, 1e6), ("seconds", comparison.seconds, 1.0)):
         cells = ("" if mean is None else f"{mean * scale:.3f}" for mean in (paired.router, paired.shadow))
