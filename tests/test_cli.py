@@ -257,7 +257,7 @@ WRONG_COMMAND_LINES = [
     ("serve --keys key.toml", 1, "must hold tables [keys.NAME]"),
     ("serve --shadow absent.toml", 1, "can't be read: No such file"),
     ("serve --shadow key.toml", 1, "Extra inputs are not permitted"),
-    ("shadow-report --database absent.sqlite", 1, "'absent.sqlite', and there is no such file"),
+    ("shadow-report --database absent.sqlite", 1, "the database 'absent.sqlite' is no file"),
     ("shadow-report --database mysql://me:canary@host/db", 1, "postgresql://"),
     ("serve --database mysql://me:canary@host/db", 1, "postgresql://"),
     ("serve --database /nonexistent/x.sqlite", 1, "'/nonexistent' is no directory"),

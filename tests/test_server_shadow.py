@@ -34,7 +34,7 @@ from langgraph_router_r1.cli.shadow import open_shadow
 from langgraph_router_r1.evaluation.shadow_report import Comparison, compare_shadows
 from langgraph_router_r1.serving import shadow as shadow_module
 from langgraph_router_r1.serving import store as store_module
-from langgraph_router_r1.serving.database import RUNS, open_database
+from langgraph_router_r1.serving.database import RUNS, open_database, open_existing
 from langgraph_router_r1.serving.keys import Key
 from langgraph_router_r1.serving.shadow import ShadowRouter
 from langgraph_router_r1.serving.shadow_file import ShadowSettings, read_shadow
@@ -209,6 +209,14 @@ def test_no_list_and_no_account_of_a_client_holds_the_shadow(start: Any, keys: A
         assert found.status_code == (404 if keys else 200), "who may see everything sees this, too"
 
 
+def test_runs_to_learn_from_are_not_those_of_the_shadow(start: Any, database: str) -> None:
+    with start(shadow()) as server:
+        run_id = asked(server)
+        settled(server, 1)
+    exported = CliRunner().invoke(cli, ["export-runs", "--database", database]).stdout.splitlines()
+    assert [json.loads(line)["id"] for line in exported] == [run_id]
+
+
 def test_requests_that_can_not_be_repeated_have_no_shadow(start: Any) -> None:
     tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
     with start(shadow()) as server:
@@ -362,7 +370,7 @@ def test_two_servers_on_one_database_share_the_cap_and_one_report(either: str) -
         assert (sum(metric(server, "shadow_running") for server in both), spent(one)) == (3, pytest.approx(0.3))
         LET.set()
         wait_for(lambda: sum(metric(server, "shadow_runs_total") for server in both) == 3)
-        [comparison] = asyncio.run(compare_shadows(either))
+        comparison = report(either)
         assert (comparison.pairs, comparison.spent_usd) == (3, pytest.approx(3 * SHADOW_COST))
         assert comparison.cost_usd.router == pytest.approx(COST)
         assert len(httpx.get(f"{one.url}/v1/runs").json()["data"]) == 20
@@ -412,7 +420,8 @@ def test_a_shadow_that_was_killed_before_it_decided_is_charged_all_that_was_rese
 
 
 def report(database: str) -> Comparison:
-    [comparison] = asyncio.run(compare_shadows(database))
+    with open_existing(database) as engine:
+        [comparison] = compare_shadows(engine)
     return comparison
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from langgraph_router_r1.cli.app import cli
-from langgraph_router_r1.cli.output import fail, failing_clearly, results_console
+from langgraph_router_r1.cli.output import failing_clearly, results_console
 from langgraph_router_r1.cli.pool import chat_model_engine, check_packages, is_chat_model
+from langgraph_router_r1.cli.stored import reading
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import AnswerStyle, RouterSettings
 from langgraph_router_r1.trace import printable
@@ -94,9 +94,8 @@ def shadow_report(
     with failing_clearly():
         from langgraph_router_r1.evaluation.shadow_report import compare_shadows
 
-        if "://" not in database and not Path(database).is_file():
-            fail(f"--database is {database!r}, and there is no such file")
-        found = asyncio.run(compare_shadows(database))
+        with reading(database) as engine:
+            found = compare_shadows(engine)
     if as_json:
         typer.echo(json.dumps([comparison.as_json() for comparison in found]))
         return

@@ -1,7 +1,8 @@
 """What a shadow would have cost, taken and answered, against the router whose requests it was given: pair by pair.
 
-for comparison in asyncio.run(compare_shadows("router-r1.sqlite")):
-    print(comparison.name, comparison.pairs, comparison.cost_usd)
+with open_existing("router-r1.sqlite") as engine:
+    for comparison in compare_shadows(engine):
+        print(comparison.name, comparison.pairs, comparison.cost_usd)
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from sqlalchemy import Engine, RowMapping, func, select
 
 from langgraph_router_r1.evaluation.metrics import Estimate, bootstrap, exact_match, wilson
-from langgraph_router_r1.serving.database import RUNS, open_database
+from langgraph_router_r1.serving.database import RUNS
 from langgraph_router_r1.serving.store import SHADOW, SHADOW_ID
 
 MIN_PAIRS = 2
@@ -57,21 +58,8 @@ class Comparison:
         return asdict(self)
 
 
-async def compare_shadows(database: str) -> list[Comparison]:
-    """Return the comparison of each shadow of a server's database, by name.
-
-    Args:
-        database: A SQLite file, or `postgresql://...`.
-
-    Raises:
-        ValueError: It is the address of another kind of database.
-    """
-    async with open_database(database) as (engine, _):
-        return comparisons(engine)
-
-
-def comparisons(engine: Engine) -> list[Comparison]:
-    """Return the comparison of each shadow of a server's database, which is open, by name."""
+def compare_shadows(engine: Engine) -> list[Comparison]:
+    """Return the comparison of each shadow of a server's database, by name; `engine` is one of `open_existing`."""
     found: dict[str, _Pairs] = {}
     for row in _runs(engine):
         found.setdefault(row["account"].removeprefix(SHADOW), _Pairs()).add(row)
