@@ -31,16 +31,16 @@ class Served:
 def serving(
     engine: Any,
     registry: ModelRegistry,
-    database: Path,
+    database: Path | str,
     *,
     grace_s: int = 5,
     router: Any = None,
     make_planner: Any = None,
+    shadow: Any = None,
     **settings: Any,
 ) -> Iterator[Served]:
-    app = create_app(
-        engine, registry, ServerSettings(database=database, **settings), make_planner=make_planner, **(router or {})
-    )
+    given = ServerSettings(database=database, **settings)
+    app = create_app(engine, registry, given, make_planner=make_planner, shadow=shadow, **(router or {}))
     config = uvicorn.Config(
         app, host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=grace_s, lifespan="on"
     )

@@ -255,6 +255,10 @@ WRONG_COMMAND_LINES = [
     ("serve --host example.com", 1, "there are no keys"),
     ("serve --keys absent.toml", 1, "can't be read: No such file"),
     ("serve --keys key.toml", 1, "must hold tables [keys.NAME]"),
+    ("serve --shadow absent.toml", 1, "can't be read: No such file"),
+    ("serve --shadow key.toml", 1, "Extra inputs are not permitted"),
+    ("shadow-report --database absent.sqlite", 1, "the database 'absent.sqlite' is no file"),
+    ("shadow-report --database mysql://me:canary@host/db", 1, "postgresql://"),
     ("serve --database mysql://me:canary@host/db", 1, "postgresql://"),
     ("serve --database /nonexistent/x.sqlite", 1, "'/nonexistent' is no directory"),
     # Benchmarks
@@ -391,6 +395,7 @@ NOT_IN_THE_BASE = ",".join({module.partition(".")[0] for module in EXTRAS} - {"l
         (["check"], "pocket"),
         (["serve-router"], "pocket"),
         (["serve"], "serve"),
+        (["shadow-report"], "eval"),
         (["profile"], "eval"),
         (["bench", "b.toml"], "eval"),
         (["results"], "eval"),

@@ -418,7 +418,10 @@ def test_the_command_serves_reads_its_registry_again_on_sighup_and_ends_on_sigte
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    second = tmp_path / "shadow.toml"
+    second.write_text('name = "frugal"\nshare = 0.5\nday_usd = 1.0\ncost_weight = 0.9\n')
     arguments = ["serve", "--registry", str(file), "--router", "openai:x", "--router-price", "1", "--port", str(port)]
+    arguments += ["--shadow", str(second)]
     environment = {**os.environ, "OPENAI_API_KEY": "none", "PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [sys.executable, "-m", "langgraph_router_r1.cli", *arguments]
     process = subprocess.Popen(
@@ -449,11 +452,17 @@ def test_the_command_serves_reads_its_registry_again_on_sighup_and_ends_on_sigte
             process.send_signal(signal.SIGHUP)
             time.sleep(0.3)
             wait_for(expected)
+        second.write_text("name = ")
+        file.write_text(model.format("four"))
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.3)
+        wait_for(["three"])
         process.send_signal(signal.SIGTERM)
         printed, said = process.communicate(timeout=30)
     finally:
         process.kill()
     assert "serves: router-r1, one" in printed
-    assert "the registry that is served stays" in said
+    assert "shadow: frugal, 0.5 of the requests, at most $1 a day" in printed
+    assert said.count("what is served stays: ") == 2
     assert "Traceback" not in said
     assert (tmp_path / "router-r1.sqlite").is_file()

@@ -90,8 +90,11 @@ def ask(
         fail("the question is empty")
     if not _is_text(question):
         fail("the question is not UTF-8 text")
-    if is_chat_model(router) and router_price is None:
-        fail("--router names a chat model: give the price of its tokens with --router-price, in dollars per million")
+    with failing_clearly():
+        if is_chat_model(router) and router_price is None:
+            fail(
+                "--router names a chat model: give the price of its tokens with --router-price, in dollars per million"
+            )
     with failing_clearly(), open_pool(registry, router, model, errors) as (engine, pool):
         graph = create_router(
             engine,

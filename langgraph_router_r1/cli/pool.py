@@ -58,19 +58,10 @@ def open_pool(
     pool = ModelRegistry.from_file(registry) if registry else None
     check_packages(pool or ModelRegistry())
     if is_chat_model(router):
-        from langgraph_router_r1.engines import ChatModelEngine
-
         assert router is not None
         if pool is None:
             fail("--router with a chat model needs --registry, the models it may ask")
-        try:
-            descriptor = ModelDescriptor(name="router", model=router, price="free", timeout_s=timeout_s)
-            chat_model = build_chat_model(descriptor)
-        except ImportError:
-            raise
-        except Exception as error:  # noqa: BLE001 - any provider, any exception; its words may hold a key
-            fail(f"the chat model {router!r} can't be set up ({type(error).__name__}): is its key in the environment?")
-        yield ChatModelEngine(chat_model), pool
+        yield chat_model_engine(router, timeout_s=timeout_s), pool
     elif router is not None:
         from langgraph_router_r1.engines import VLLMEngine
 
@@ -79,6 +70,25 @@ def open_pool(
     else:
         with running(pocket_server(), console) as server:
             yield _pocket_engine(server), pocket_registry(server.base_url)
+
+
+def chat_model_engine(router: str, *, timeout_s: float = 120.0) -> RouterEngine:
+    """Return a router that is a chat model.
+
+    Raises:
+        ValueError: It can't be set up, for want of a key, say.
+        ImportError: The package of its provider is not installed.
+    """
+    from langgraph_router_r1.engines import ChatModelEngine
+
+    try:
+        descriptor = ModelDescriptor(name="router", model=router, price="free", timeout_s=timeout_s)
+        return ChatModelEngine(build_chat_model(descriptor))
+    except ImportError:
+        raise
+    except Exception as error:  # noqa: BLE001 - any provider, any exception; its words may hold a key
+        problem = f"can't be set up ({type(error).__name__}): is its key in the environment?"
+    raise ValueError(f"the chat model {router!r} {problem}")
 
 
 def _pocket_engine(server: VLLMServer) -> RouterEngine:
@@ -91,16 +101,21 @@ _ADDRESS = re.compile(r"[\w+.-]*://|localhost\b|[\w.-]+:\d{2,5}(/|$)|[\w-]+(\.[\
 """How an address begins, with or without its scheme; LangChain's name of a chat model does not."""
 
 
-def is_chat_model(router: str | None) -> bool:
-    """Return whether `--router` names a chat model, and not the address of a server."""
+def is_chat_model(router: str | None, option: str = "--router") -> bool:
+    """Return whether an option names a chat model, and not the address of a server.
+
+    Raises:
+        ValueError: It is neither.
+    """
     if router is None or router.startswith(("http://", "https://")):
         return False
     if not router.strip() or _ADDRESS.match(router):
         # Not shown: an address may hold a password.
-        fail(
-            "--router must be an address that starts with http:// or https://, such as http://localhost:8000/v1, "
+        msg = (
+            f"{option} must be an address that starts with http:// or https://, such as http://localhost:8000/v1, "
             "or a chat model, such as openai:gpt-4o-mini"
         )
+        raise ValueError(msg)
     return True
 
 

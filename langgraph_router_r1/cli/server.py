@@ -23,12 +23,15 @@ from langgraph_router_r1.cli.pool import (
     is_chat_model,
     open_pool,
 )
+from langgraph_router_r1.cli.shadow import open_shadow
 from langgraph_router_r1.pocket import MAX_ROUTER_TOKENS, ROUTER_NAME
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import AnswerStyle
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+    from langgraph_router_r1.serving.shadow import ShadowRouter
 
 logger = logging.getLogger(__name__)
 
@@ -68,10 +71,17 @@ def serve(
     ] = "short",
     max_concurrent: Annotated[int, typer.Option(min=1, help="Most runs at a time; more are refused (429).")] = 256,
     timeout: Annotated[float, typer.Option(min=1, callback=finite, help="Most seconds that a run may take.")] = 300.0,
+    shadow: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with a second router that is given a share of the requests (.toml), unseen by clients."
+        ),
+    ] = None,
 ) -> None:
     """Serve the router by OpenAI's API, until Ctrl-C.
 
-    Without options, it starts the pocket pool and serves it on this machine. SIGHUP reads the registry file again.
+    Without options, it starts the pocket pool and serves it on this machine. SIGHUP reads the files of the registry and
+    of the shadow again.
     """
     with failing_clearly():
         from langgraph_router_r1.serving.keys import read_keys
@@ -88,6 +98,11 @@ def serve(
         if is_chat_model(router) and router_price is None:
             fail("--router is a chat model: give the price of its tokens with --router-price, in dollars per million")
         asyncio.run(_check_database(database))
+
+        def read_shadow() -> ShadowRouter | None:
+            return None if shadow is None else open_shadow(shadow, router=router, model=model, answer=answer)
+
+        second = read_shadow()
         settings = ServerSettings(
             database=database,
             keys=known,
@@ -101,6 +116,7 @@ def serve(
                 engine,
                 pool,
                 settings,
+                shadow=second,
                 answer=answer,
                 max_tokens=MAX_ROUTER_TOKENS if router is None else 1024,
                 router_price="free" if router_price is None else router_price,
@@ -108,7 +124,17 @@ def serve(
             results_console().print(
                 f"http://{host}:{port}/v1  serves: router-r1, {', '.join(pool.names)}", markup=False
             )
-            asyncio.run(_serve(app, host, port, registry))
+            if second is not None:
+                given = second.settings
+                about = f"{given.share:g} of the requests, at most ${given.day_usd:g} a day"
+                results_console().print(f"shadow: {given.name}, {about}", markup=False)
+
+            def reload() -> None:
+                again = pool if registry is None else ModelRegistry.from_file(registry)
+                app.state.api.serve(again, read_shadow())
+
+            has_files = registry is not None or shadow is not None
+            asyncio.run(_serve(app, host, port, reload if has_files else None))
 
 
 async def _check_database(database: str) -> None:
@@ -124,7 +150,7 @@ async def _check_database(database: str) -> None:
         fail(f"--database can't be opened ({type(error).__name__}): is it there, and may it be written?")
 
 
-async def _serve(app: FastAPI, host: str, port: int, registry: Path | None) -> None:
+async def _serve(app: FastAPI, host: str, port: int, reload: Callable[[], None] | None) -> None:
     import uvicorn
 
     config = uvicorn.Config(
@@ -137,23 +163,19 @@ async def _serve(app: FastAPI, host: str, port: int, registry: Path | None) -> N
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
-    if registry is not None:
-        reload = _reloading(app, registry)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+    if reload is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reread, app, reload)
     await uvicorn.Server(config).serve()
 
 
-def _reloading(app: FastAPI, path: Path) -> Callable[[], None]:
-    def reload() -> None:
-        try:
-            pool = ModelRegistry.from_file(path)
-            app.state.api.serve(pool)
-        except ValueError as error:  # of which kind a registry's errors are
-            logger.error("the registry that is served stays: %s", error)  # noqa: TRY400 - its words say all
-        else:
-            logger.warning("the registry is read again; it has: %s", ", ".join(pool.names))
-
-    return reload
+def _reread(app: FastAPI, reload: Callable[[], None]) -> None:
+    """Read the files again; if anything in them is wrong, nothing changes."""
+    try:
+        reload()
+    except (ValueError, ImportError) as error:  # of which kinds the errors of these files are
+        logger.error("what is served stays: %s", error)  # noqa: TRY400 - its words say all
+    else:
+        logger.warning("the registry is read again; it has: %s", ", ".join(app.state.api.runs.targets.registry.names))
 
 
 def _is_loopback(host: str) -> bool:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from pydantic import ValidationError
@@ -29,6 +29,9 @@ from langgraph_router_r1.replay import ReplayError
 from langgraph_router_r1.replay import replay as replay_of
 from langgraph_router_r1.stored_runs import StoredRun, stored_runs
 from langgraph_router_r1.trace import ConsoleTrace, printable
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 ThreadOption = Annotated[str | None, typer.Option(help="The thread of the database to read.")]
 
@@ -120,29 +123,37 @@ def export_runs(
     users liked; `KNNStrategy.from_profile(FILE, registry)` from how good the replies of the models were.
     """
     with failing_clearly():
-        from sqlalchemy.exc import SQLAlchemyError
-
         from langgraph_router_r1.evaluation.files import replacing
-        from langgraph_router_r1.serving.database import open_existing
         from langgraph_router_r1.serving.export import export_row
         from langgraph_router_r1.serving.store import read_runs
 
         if output is not None and _is_database(output):
             fail(f"--output is {str(output)!r}, which is a database: name another file")
         runs = rated = of_models = 0
-        try:
-            writes = nullcontext(sys.stdout.buffer) if output is None else replacing(output)
-            with open_existing(database) as engine, writes as file:
-                for run in read_runs(engine, scored=scored):
-                    row = export_row(run)
-                    file.write((json.dumps(row) + "\n").encode("ascii"))
-                    runs += 1
-                    rated += row["reward"] is not None
-                    of_models += bool(row["outcomes"])
-        except SQLAlchemyError as error:  # its words may hold the address
-            fail(f"--database can't be read ({type(error).__name__}): is it there, and is it a server's?")
+        writes = nullcontext(sys.stdout.buffer) if output is None else replacing(output)
+        with reading(database) as engine, writes as file:
+            for run in read_runs(engine, scored=scored):
+                row = export_row(run)
+                file.write((json.dumps(row) + "\n").encode("ascii"))
+                runs += 1
+                rated += row["reward"] is not None
+                of_models += bool(row["outcomes"])
     counts = f"{runs} runs, {rated} of them rated, {of_models} with a score that is one model's."
     errors.print(counts, markup=False, highlight=False)
+
+
+@contextmanager
+def reading(database: str) -> Iterator[Engine]:
+    """Give the engine of a server's database; one that can't be read is one clear error."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from langgraph_router_r1.serving.database import open_existing
+
+    try:
+        with open_existing(database) as engine:
+            yield engine
+    except SQLAlchemyError as error:  # its words may hold the address
+        fail(f"--database can't be read ({type(error).__name__}): is it there, and is it a server's?")
 
 
 def _record(file: Path, thread: str | None) -> RunRecord:

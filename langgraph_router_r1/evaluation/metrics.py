@@ -103,6 +103,10 @@ METRICS: dict[str, Callable[[str, Iterable[str]], float]] = {
 """The metrics by name, as benchmark files name them; each from 0 to 1."""
 
 
+RESAMPLED_AT_ONCE = 10_000_000
+"""Most values of resamples that are in memory at once (eight bytes each)."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean with its interval.
@@ -140,7 +144,12 @@ def bootstrap(values: Sequence[float], *, confidence: float = 0.95, seed: int = 
     if np.ptp(sample) == 0:  # every resample is the same
         return Estimate(mean, mean, mean)
     found = stats.bootstrap(
-        (sample,), np.mean, confidence_level=confidence, method="percentile", rng=np.random.default_rng(seed)
+        (sample,),
+        np.mean,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+        batch=max(1, RESAMPLED_AT_ONCE // len(sample)),  # the result is the same for any
     ).confidence_interval
     return Estimate(mean, float(found.low), float(found.high))
 

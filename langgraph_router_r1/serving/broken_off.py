@@ -20,12 +20,13 @@ def is_known(values: Mapping[str, Any]) -> bool:
     return len(asked) <= 1 or not _are_in_flight(values)
 
 
-def broken_off(values: Mapping[str, Any], router_price: Price) -> tuple[Spending, RunRecord | None]:
+def broken_off(values: Mapping[str, Any], router_price: Price | None) -> tuple[Spending, RunRecord | None]:
     """Return what a run has spent and may have been billed for, and its record so far; None if nothing was decided.
 
     Args:
         values: The state of its graph, with `RECORD_KEYS` and `in_flight_usd`.
-        router_price: What the own tokens of the router cost: those of the turn that was under way are not known.
+        router_price: What the own tokens of the router cost: those of the turn that was under way are not known. None:
+            nor is their price.
     """
     in_flight = _are_in_flight(values)
     unknown = None if router_price != FREE and not in_flight else 0.0

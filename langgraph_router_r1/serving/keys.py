@@ -26,7 +26,7 @@ from langgraph_router_r1.protocol import fold
 from langgraph_router_r1.registry_file import read
 from langgraph_router_r1.secret_text import shown
 from langgraph_router_r1.serving.errors import ApiError
-from langgraph_router_r1.serving.store import Allowance
+from langgraph_router_r1.serving.store import Account, Allowance
 
 KEYS_ENV = "ROUTER_R1_SERVER_KEYS"
 """The environment variable with keys as `name=key`, separated by commas."""
@@ -68,10 +68,11 @@ class Key(BaseModel):
         return Allowance(self.day_usd, self.month_usd, self.requests_per_minute)
 
     @property
-    def most_usd(self) -> float | None:
-        """The most that one run may spend, in dollars; None for no limit."""
+    def account(self) -> Account:
+        """What its runs are charged to."""
         has_budget = self.day_usd is not None or self.month_usd is not None
-        return DEFAULT_RUN_USD if self.run_usd is None and has_budget else self.run_usd
+        run_usd = DEFAULT_RUN_USD if self.run_usd is None and has_budget else self.run_usd
+        return Account(self.name, self.allowance, run_usd)
 
     def may_use(self, name: str) -> bool:
         """Return whether it may ask for a model, by the name that is in the request."""

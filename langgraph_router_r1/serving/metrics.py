@@ -17,27 +17,37 @@ NOT_ASKED = frozenset({"unknown_model", "over_budget", "denied", "rejected", "re
 
 
 class Metrics:
-    """The metrics of one server."""
+    """The metrics of one server, or of its shadow."""
 
-    def __init__(self) -> None:
-        """Begin at zero."""
-        self._registry = CollectorRegistry()
+    def __init__(self, prefix: str = "router_r1", registry: CollectorRegistry | None = None) -> None:
+        """Begin at zero.
+
+        Args:
+            prefix: How the names of the metrics begin.
+            registry: Where they are shown; by default in a registry of their own.
+        """
+        self._registry = registry or CollectorRegistry()
+        self._prefix = prefix
 
         def counter(name: str, what: str, *labels: str) -> Counter:
-            return Counter(f"router_r1_{name}", what, labels, registry=self._registry)
+            return Counter(f"{prefix}_{name}", what, labels, registry=self._registry)
 
         self._runs = counter("runs", "Runs, by how they ended.", "target", "status")
         self._calls = counter("calls", "Routed calls that were made.", "model", "status")
         self._tokens = counter("tokens", "Tokens of routed calls and of the router.", "model", "kind")
         self._dollars = counter("dollars", "Dollars spent on routed calls and on the router.", "model")
         self._refusals = counter("refusals", "Requests that were refused before a run began.", "reason")
-        self.running = Gauge("router_r1_running", "Runs that are running.", registry=self._registry)
+        self.running = Gauge(f"{prefix}_running", "Runs that are running.", registry=self._registry)
         self._run_seconds = Histogram(
-            "router_r1_run_seconds", "Seconds of a run.", ["target"], buckets=_SECONDS, registry=self._registry
+            f"{prefix}_run_seconds", "Seconds of a run.", ["target"], buckets=_SECONDS, registry=self._registry
         )
         self._call_seconds = Histogram(
-            "router_r1_call_seconds", "Seconds of a routed call.", ["model"], buckets=_SECONDS, registry=self._registry
+            f"{prefix}_call_seconds", "Seconds of a routed call.", ["model"], buckets=_SECONDS, registry=self._registry
         )
+
+    def of_shadow(self) -> Metrics:
+        """Return the same metrics of the shadow, on the same page: `router_r1_shadow_runs` and so on."""
+        return Metrics(f"{self._prefix}_shadow", self._registry)
 
     def refused(self, reason: str) -> None:
         """Count a request that was refused."""

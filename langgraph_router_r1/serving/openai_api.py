@@ -40,8 +40,9 @@ from langgraph_router_r1.serving.reply import whole_reply
 from langgraph_router_r1.serving.responses_wire import ResponsesRequest
 from langgraph_router_r1.serving.run_events import Decisions, ForkRequest, RunRequest, events_of, run_events
 from langgraph_router_r1.serving.runs import Run, Runs
-from langgraph_router_r1.serving.store import Allowance, Store, StoredRun
-from langgraph_router_r1.serving.targets import MakePlanner, Target, Targets
+from langgraph_router_r1.serving.shadow import Shadow, ShadowRouter
+from langgraph_router_r1.serving.store import NOBODY, Allowance, Store, StoredRun
+from langgraph_router_r1.serving.targets import MakePlanner, Target, Targets, check_names
 from langgraph_router_r1.serving.wire import Asked, ChatRequest, Wire
 from langgraph_router_r1.settings import RouterSettings
 from langgraph_router_r1.strategies import Strategy
@@ -59,6 +60,7 @@ def create_app(
     settings: ServerSettings | None = None,
     *,
     make_planner: MakePlanner | None = None,
+    shadow: ShadowRouter | None = None,
     **router: Unpack[RouterSettings],
 ) -> FastAPI:
     """Return the application.
@@ -68,6 +70,7 @@ def create_app(
         registry: The models that may be asked. `app.state.api.serve(registry)` serves another one from then on.
         settings: Of the server.
         make_planner: Makes the planner for a registry, which requests then can name; None for a server without one.
+        shadow: A second router that is given a share of the requests, too.
         **router: Of the router; see `RouterSettings`.
 
     Raises:
@@ -80,7 +83,7 @@ def create_app(
         >>> app = create_app(ScriptedEngine(["<answer> Lima </answer>"]), ModelRegistry([small]))
     """
     settings = settings or ServerSettings()
-    api = Api(engine, registry, settings, router, make_planner)
+    api = Api(engine, registry, settings, router, make_planner, shadow)
     # Without FastAPI's own pages: they fetch scripts from elsewhere.
     app = FastAPI(title="router-r1", lifespan=api.lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.api = api
@@ -120,43 +123,74 @@ class Api:
         registry: ModelRegistry,
         settings: ServerSettings,
         router: RouterSettings,
-        make_planner: MakePlanner | None = None,
+        make_planner: MakePlanner | None,
+        shadow: ShadowRouter | None,
     ) -> None:
         """Take the parts; see `create_app`."""
+        check_names(registry, has_planner=make_planner is not None)
+        if shadow is not None and shadow.registry is not None:
+            check_names(shadow.registry)
         self._make_planner = make_planner
         self._engine, self._registry, self._settings, self._router = engine, registry, settings, router
         self._clients = router.get("clients") or Clients()
+        self._shadow_router = shadow
+        # Models that fail for the shadow must not rest for the server.
+        self._shadow_clients = Clients()
         self._keys, self._metrics = Keys(settings.keys), Metrics()
         self._saver: BaseCheckpointSaver[Any] | None = None
         self._started_at = int(time.time())
         self._watchers: set[asyncio.Task[None]] = set()
         self.runs: Runs
+        self.shadow: Shadow | None = None
 
     @asynccontextmanager
     async def lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         """Open the database, and look after it, for as long as the server runs."""
         async with open_database(str(self._settings.database)) as (engine, self._saver):
-            targets = self._targets(self._registry)
-            self.runs = Runs(Store(engine), self._saver, targets, self._settings, self._metrics)
-            looks_after = asyncio.create_task(self.runs.look_after())
+            store, targets = Store(engine), self._targets(self._registry)
+            self.runs = Runs(store, self._saver, targets, self._settings, self._metrics)
+            looks_after = [asyncio.create_task(self.runs.look_after())]
+            if (given := self._shadow_router) is not None:
+                targets, metrics = self._shadow_targets(given, self._registry), self._metrics.of_shadow()
+                self.shadow = Shadow(given.settings, targets, store, self._saver, self._settings, metrics)
+                looks_after.append(asyncio.create_task(self.shadow.runs.look_after()))
             try:
                 yield
             finally:
                 await self.runs.stop()
-                looks_after.cancel()
-                await asyncio.wait([looks_after])
+                if self.shadow is not None:
+                    await self.shadow.stop()
+                for task in looks_after:
+                    task.cancel()
+                await asyncio.wait(looks_after)
 
-    def serve(self, registry: ModelRegistry) -> None:
+    def serve(self, registry: ModelRegistry, shadow: ShadowRouter | None = None) -> None:
         """Serve another registry from now on; runs that have begun keep theirs.
+
+        Args:
+            registry: The models that may be asked.
+            shadow: Takes the place of the shadow that the server was made with; by default that one stays.
 
         Raises:
             ValueError: A model has the router's name.
         """
-        self.runs.targets = self._targets(registry)
+        targets, given = self._targets(registry), shadow or self._shadow_router
+        if self.shadow is not None and given is not None:
+            self.shadow.serve(given.settings, self._shadow_targets(given, registry))
+            self._shadow_router = given
+        self.runs.targets = targets
 
     def _targets(self, registry: ModelRegistry) -> Targets:
         assert self._saver is not None
         return Targets(self._engine, registry, self._saver, self._clients, self._router, self._make_planner)
+
+    def _shadow_targets(self, shadow: ShadowRouter, registry: ModelRegistry) -> Targets:
+        assert self._saver is not None
+        pool = registry if shadow.registry is None else shadow.registry
+        if shadow.engine is not None:
+            return Targets(shadow.engine, pool, self._saver, self._shadow_clients, shadow.router)
+        # Replies that one of the two has paid for would be free for the other.
+        return Targets(self._engine, pool, self._saver, self._shadow_clients, {**self._router, "cache": None})
 
     async def chat(self, request: Request) -> Response:
         """`POST /v1/chat/completions`."""
@@ -333,8 +367,11 @@ class Api:
         client_id = request.headers.get("x-client-request-id")
         if client_id is not None and not (client_id.isascii() and 0 < len(client_id) <= MAX_CLIENT_ID_CHARS):
             raise invalid(f"X-Client-Request-Id must have 1 to {MAX_CLIENT_ID_CHARS} ASCII characters")
-        run = await self.runs.start(asked, target or self.runs.targets.find(asked.model), key, client_id)
+        target = target or self.runs.targets.find(asked.model)
+        run = await self.runs.start(asked, target, NOBODY if key is None else key.account, client_id=client_id)
         self._watch(request, run)
+        if self.shadow is not None:
+            self.shadow.follow(run)
         return run
 
     def _watch(self, request: Request, run: Run) -> None:

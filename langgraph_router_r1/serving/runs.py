@@ -17,14 +17,23 @@ from langgraph.types import Command
 from langgraph_router_r1.accounting import spending
 from langgraph_router_r1.engines.base import EngineError
 from langgraph_router_r1.events import RouterEvent
+from langgraph_router_r1.ledger import Price
 from langgraph_router_r1.question import question_images
 from langgraph_router_r1.record import RECORD_KEYS, RunRecord
 from langgraph_router_r1.serving.broken_off import broken_off, is_known
 from langgraph_router_r1.serving.errors import ApiError, invalid
-from langgraph_router_r1.serving.keys import Key
 from langgraph_router_r1.serving.metrics import Metrics
 from langgraph_router_r1.serving.options import ServerSettings
-from langgraph_router_r1.serving.store import LEASE_S, Allowance, OverBudgetError, RunStatus, Store, StoredRun
+from langgraph_router_r1.serving.store import (
+    LEASE_S,
+    NOBODY,
+    SHADOW,
+    Account,
+    OverBudgetError,
+    RunStatus,
+    Store,
+    StoredRun,
+)
 from langgraph_router_r1.serving.targets import ROUTER, Target, Targets
 from langgraph_router_r1.serving.wire import Asked
 from langgraph_router_r1.state import RouterContext
@@ -118,34 +127,48 @@ class Runs:
         settings: ServerSettings,
         metrics: Metrics,
     ) -> None:
-        """Serve these targets; `targets` may be replaced at any time, for the runs that begin from then on."""
-        self.targets = targets
+        """Serve these targets; `targets` and `settings` may be replaced at any time, for the runs that begin then."""
+        self.targets, self.settings = targets, settings
         self.store, self.metrics = store, metrics
-        self._saver, self._settings = saver, settings
+        self._saver = saver
         self._open: dict[str, Run] = {}
         self.is_stopping = False
         """Whether it accepts nothing more."""
 
-    async def start(self, asked: Asked, target: Target, key: Key | None, client_id: str | None) -> Run:
+    async def start(
+        self,
+        asked: Asked,
+        target: Target,
+        account: Account = NOBODY,
+        *,
+        client_id: str | None = None,
+        run_id: str | None = None,
+    ) -> Run:
         """Accept a request: from here on it has a row, and its run goes on until it ends, waits or is cancelled.
+
+        Args:
+            asked: What is asked.
+            target: Who is asked.
+            account: Who pays.
+            client_id: The `X-Client-Request-Id` of the request.
+            run_id: The id of the run, if it has one already.
 
         Raises:
             ApiError: It is refused.
         """
         self._check_images(asked)
         self._check_room()
-        most = None if key is None else key.most_usd
-        run = Run(f"run-{uuid.uuid4().hex}", asked, target)
+        run = Run(run_id or f"run-{uuid.uuid4().hex}", asked, target)
         self._open[run.id] = run
         try:
             run.stored = await self.store.accept(
                 run.id,
                 model=asked.model,
                 question=asked.question,
-                key="" if key is None else key.name,
+                key=account.name,
                 client_id=client_id,
-                allowance=Allowance() if key is None else key.allowance,
-                want_usd=_smallest(asked.options.budget_usd, self._settings.run_budget_usd, most),
+                allowance=account.allowance,
+                want_usd=_smallest(asked.options.budget_usd, self.settings.run_budget_usd, account.run_usd),
             )
         except BaseException as error:
             del self._open[run.id]
@@ -185,8 +208,8 @@ class Runs:
     def _check_room(self) -> None:
         if self.is_stopping:
             raise ApiError(503, "the server is stopping", "stopping", retry_after_s=RETRY_AFTER_S)
-        if len(self._open) >= self._settings.max_concurrent:
-            message = f"{self._settings.max_concurrent} runs are running, and that is the limit; try again"
+        if len(self._open) >= self.settings.max_concurrent:
+            message = f"{self.settings.max_concurrent} runs are running, and that is the limit; try again"
             raise ApiError(429, message, "too_many_runs", retry_after_s=RETRY_AFTER_S)
 
     async def _begin(self, run: Run, given: Any, context: RouterContext) -> None:
@@ -197,7 +220,7 @@ class Runs:
     async def _work(self, run: Run, given: Any, context: RouterContext) -> None:
         status: RunStatus = "ended"
         try:
-            async with asyncio.timeout(self._settings.run_timeout_s):
+            async with asyncio.timeout(self.settings.run_timeout_s):
                 async for mode, item in run.target.graph.astream(
                     given,
                     _config(run.id),
@@ -259,11 +282,18 @@ class Runs:
         values: dict[str, Any] = (await self.targets.reader.aget_state(_config(run_id))).values
         return values
 
+    def _router_price(self, lost: StoredRun, values: dict[str, Any]) -> Price | None:
+        """Return what the own tokens of the router of a lost run cost; None if nobody knows."""
+        if "strategy" in values:
+            return Price.parse(values["strategy"]["price"])
+        # Nothing was decided yet: it was this server's router, or that of a shadow, which may have been another one.
+        return None if lost.key.startswith(SHADOW) else self.targets.price_of(lost.model)
+
     def _explained(self, error: Exception, run_id: str) -> ApiError:
         """Return what a client is told; the words of an error may hold addresses, and go into the log."""
         match error:
             case TimeoutError():
-                message = f"the run took longer than {self._settings.run_timeout_s:g} s, and was broken off"
+                message = f"the run took longer than {self.settings.run_timeout_s:g} s, and was broken off"
                 return ApiError(504, message, "timeout", run_id=run_id)
             case EngineError():
                 logger.error("%s: %s", run_id, error)
@@ -285,8 +315,8 @@ class Runs:
             try:
                 await self.store.renew(list(self._open))
                 for lost in await self.store.take_lost():
-                    # Who decided is in the state; if nothing was decided yet, the router's price is a safe guess.
-                    spent, record = broken_off(await self._checkpoint(lost.id), self.targets.price_of(lost.model))
+                    values = await self._checkpoint(lost.id)
+                    spent, record = broken_off(values, self._router_price(lost, values))
                     await self.store.settle(lost, "lost", spent, record, "lost")
                     logger.warning("%s was lost", lost.id)
                 for run_id in await self.store.ended_with_checkpoints():

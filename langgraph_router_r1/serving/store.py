@@ -37,6 +37,12 @@ READ_AT_ONCE = 100
 WAIT_S = 86_400.0
 """How long a run waits for a person to decide on its calls."""
 
+SHADOW = "shadow:"
+"""How the account of a shadow begins, `shadow:NAME`: no key can be called so."""
+
+SHADOW_ID = "shadow-"
+"""How the id of a shadow's run begins; the id of the run whose request it was given follows."""
+
 RunStatus = Literal["running", "waiting", "ended", "cancelled", "failed", "lost"]
 """`waiting`: for a person to decide on its calls. `ended`: it has an answer. `cancelled`: its client left, or the
 server was stopped. `failed`: it broke off with an error. `lost`: its server is gone, or nobody decided on its calls."""
@@ -89,6 +95,22 @@ class Allowance:
     day_usd: float | None = None
     month_usd: float | None = None
     requests_per_minute: int | None = None
+    partly: bool = True
+    """Whether a run may begin when less is left than it asks for; it is then held to what is left."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """Who pays for a run: a key, a shadow, or nobody who has a name."""
+
+    name: str = ""
+    allowance: Allowance = Allowance()
+    run_usd: float | None = None
+    """The most that one run may spend, in dollars; None for no limit."""
+
+
+NOBODY = Account()
+"""Who pays on a server without keys."""
 
 
 class OverBudgetError(Exception):
@@ -188,7 +210,9 @@ class Store:
         ):
             if most is None:
                 continue
-            if spent >= most:
+            wanted = 0.0 if allowance.partly or want_usd is None else want_usd
+            # Sums of dollars are off by a bit, and by no more than this.
+            if spent >= most or spent + wanted > most * (1 + 1e-9):
                 raise OverBudgetError(cast("Literal['day', 'month']", reason), _until_next(reason, now))
             reserved = min(reserved, most - spent)
         self._charge(connection, key, day, reserved)
@@ -300,7 +324,7 @@ class Store:
         before: float | None = None,
         limit: int = 50,
     ) -> Sequence[StoredRun]:
-        """Return runs without their records, the latest first.
+        """Return runs without their records, the latest first; not those of shadows.
 
         Args:
             key: Only those of the key of this name.
@@ -311,8 +335,7 @@ class Store:
         """
         columns = [column for column in _RATED_RUNS.selected_columns if column.name != "record"]
         wanted = _RATED_RUNS.with_only_columns(*columns).order_by(RUNS.c.created_at.desc(), RUNS.c.id).limit(limit)
-        if key is not None:
-            wanted = wanted.where(RUNS.c.key == key)
+        wanted = wanted.where(_NO_SHADOW if key is None else RUNS.c.key == key)
         if client_id is not None:
             wanted = wanted.where(RUNS.c.client_id == _text(client_id))
         if search:
@@ -381,6 +404,9 @@ _RATED_RUNS = select(
 """The runs, with what users think of them."""
 
 
+_NO_SHADOW = ~RUNS.c.key.startswith(SHADOW)
+
+
 # LangGraph's savers have this table in both kinds of database. It holds little: runs that are over leave it soon.
 _ENDED_WITH_CHECKPOINTS = text(
     "SELECT DISTINCT thread_id FROM checkpoints JOIN router_r1_runs ON id = thread_id "
@@ -401,13 +427,13 @@ def _stored(row: Any) -> StoredRun:
 
 
 def read_runs(engine: Engine, *, scored: bool = False) -> Iterator[StoredRun]:
-    """Yield the runs that have an answer, with their records, the first one first, as they are now.
+    """Yield the runs that have an answer, with their records, the first one first; not those of shadows.
 
     Args:
         engine: Of `open_existing`.
         scored: Only those with feedback.
     """
-    wanted = _RATED_RUNS.where(RUNS.c.status == "ended").order_by(RUNS.c.created_at, RUNS.c.id)
+    wanted = _RATED_RUNS.where(RUNS.c.status == "ended", _NO_SHADOW).order_by(RUNS.c.created_at, RUNS.c.id)
     if scored:
         wanted = wanted.where(FEEDBACK.c.score.is_not(None))
     with engine.connect() as connection:

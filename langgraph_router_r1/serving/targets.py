@@ -58,6 +58,8 @@ class Target:
     trace: bool = False
     kept: frozenset[tuple[int, int]] = frozenset()
     """The calls, by turn and place, that come from the record of the run of which this one is a fork."""
+    is_repeatable: bool = False
+    """Whether another router can be given the same request: it asked the router LLM, and nobody approves or forks."""
 
 
 @dataclass
@@ -84,6 +86,18 @@ class _Decider:
         self.parts, self.price = parts, price
         self.graph: Graph = create_router(**parts)
         self.approving: Graph = create_router(**{**parts, "approve": "always"})
+
+
+def check_names(registry: ModelRegistry, *, has_planner: bool = False) -> None:
+    """Find out whether the models of a registry can be named beside router and planner.
+
+    Raises:
+        ValueError: A model has the name of one of them.
+    """
+    known = {ROUTER, PLANNER} if has_planner else {ROUTER}
+    taken = [name for name in registry.names if (found := _PRESET.fullmatch(name)) and found["decider"] in known]
+    if taken:
+        raise ValueError(f"the registry has a model {taken[0]!r}, which is the name of a router here")
 
 
 class Targets:
@@ -114,6 +128,7 @@ class Targets:
         if settings.get("approve", "never") != "never":
             msg = "approve: clients of OpenAI's API can't approve calls; `POST /v1/runs` takes approve for each run"
             raise ValueError(msg)
+        check_names(registry, has_planner=make_planner is not None)
         self.registry = registry
         self.figures = profile_figures(registry)
         self._saver, self._clients = saver, clients
@@ -127,9 +142,6 @@ class Targets:
             common = {name: value for name, value in settings.items() if name not in FOR_ROUTER_LLM}
             parts = {**common, **planner.limits, **shared, "strategy": planner}
             self._deciders[PLANNER] = _Decider(parts, planner.price)
-        taken = [name for name in registry.names if self._decider(name)]
-        if taken:
-            raise ValueError(f"the registry has a model {taken[0]!r}, which is the name of a router here")
         self._direct: dict[str, Graph] = {}
 
     @property
@@ -191,6 +203,7 @@ class Targets:
                 decider.price,
                 cost_weight=None if weight is None else float(weight),
                 trace=found["trace"] is not None,
+                is_repeatable=not approve and found["decider"] == ROUTER,
             )
         if name not in self.registry:
             known = ", ".join(map(repr, self.names))
