@@ -23,7 +23,6 @@ from langgraph_router_r1.cli.pool import (
     is_chat_model,
     open_pool,
 )
-from langgraph_router_r1.cli.shadow import open_shadow
 from langgraph_router_r1.pocket import MAX_ROUTER_TOKENS, ROUTER_NAME
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import AnswerStyle
@@ -84,6 +83,7 @@ def serve(
     of the shadow again.
     """
     with failing_clearly():
+        from langgraph_router_r1.cli.shadow import open_shadow
         from langgraph_router_r1.serving.keys import read_keys
         from langgraph_router_r1.serving.openai_api import create_app
         from langgraph_router_r1.serving.options import ServerSettings
