@@ -17,7 +17,7 @@ from langgraph_router_r1.calls.client import build_chat_model, build_model
 from langgraph_router_r1.cli.output import fail
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.engines import RouterEngine
-from langgraph_router_r1.pocket import ROUTER_NAME, pocket_registry, pocket_server
+from langgraph_router_r1.pocket import ADAPTERS, PLANNER_ADAPTERS, ROUTER_NAME, pocket_registry, pocket_server
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.serving.vllm import VLLMServer
 
@@ -50,9 +50,18 @@ RouterPriceOption = Annotated[
 
 @contextmanager
 def open_pool(
-    registry: Path | None, router: str | None, model: str, console: Console, *, timeout_s: float = 120.0
+    registry: Path | None,
+    router: str | None,
+    model: str,
+    console: Console,
+    *,
+    timeout_s: float = 120.0,
+    planning: bool = False,
 ) -> Iterator[tuple[RouterEngine, ModelRegistry]]:
-    """Give the router and its pool: those that were named, or the pocket ones, started for the length of the block."""
+    """Give the router and its pool: those that were named, or the pocket ones, started for the length of the block.
+
+    With `planning`, the pocket pool has the specialist that only plans need, and its server the decomposer.
+    """
     if registry is not None and router is None:
         fail("--registry needs --router: the pocket router knows its own pool only")
     pool = ModelRegistry.from_file(registry) if registry else None
@@ -68,8 +77,9 @@ def open_pool(
         with VLLMEngine(router, model=model, timeout_s=timeout_s) as engine:
             yield engine, pool or pocket_registry(router)
     else:
-        with running(pocket_server(), console) as server:
-            yield _pocket_engine(server), pocket_registry(server.base_url)
+        adapters = [ADAPTERS, PLANNER_ADAPTERS] if planning else [ADAPTERS]
+        with running(pocket_server(adapters=adapters), console) as server:
+            yield _pocket_engine(server), pocket_registry(server.base_url, planning=planning)
 
 
 def chat_model_engine(router: str, *, timeout_s: float = 120.0) -> RouterEngine:

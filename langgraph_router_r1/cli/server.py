@@ -23,14 +23,25 @@ from langgraph_router_r1.cli.pool import (
     is_chat_model,
     open_pool,
 )
-from langgraph_router_r1.pocket import MAX_ROUTER_TOKENS, ROUTER_NAME
+from langgraph_router_r1.engines import RouterEngine
+from langgraph_router_r1.ledger import FREE, Price
+from langgraph_router_r1.pocket import (
+    DECOMPOSER_NAME,
+    MAX_PLAN_TOKENS,
+    MAX_ROUTER_TOKENS,
+    PLANNER_ADAPTERS,
+    ROUTER_NAME,
+)
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import AnswerStyle
+from langgraph_router_r1.strategies.allocators import make_allocator
+from langgraph_router_r1.strategies.planner import Planner
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from langgraph_router_r1.serving.shadow import ShadowRouter
+    from langgraph_router_r1.serving.targets import MakePlanner
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +81,13 @@ def serve(
     ] = "short",
     max_concurrent: Annotated[int, typer.Option(min=1, help="Most runs at a time; more are refused (429).")] = 256,
     timeout: Annotated[float, typer.Option(min=1, callback=finite, help="Most seconds that a run may take.")] = 300.0,
+    decomposer: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of a planner's decomposer on the router's vLLM server: requests can then name 'planner'. The "
+            "registry needs a profile. The pocket pool has one."
+        ),
+    ] = None,
     shadow: Annotated[
         Path | None,
         typer.Option(
@@ -111,19 +129,23 @@ def serve(
             run_timeout_s=timeout,
             allowed_hosts=LOOPBACK_HOSTS if is_loopback else ("*",),
         )
-        with open_pool(registry, router, model, errors) as (engine, pool):
+        planning = router is None and registry is None and PLANNER_ADAPTERS.is_dir()
+        with open_pool(registry, router, model, errors, planning=planning) as (engine, pool):
+            make_planner = _planner_maker(engine, DECOMPOSER_NAME if planning else decomposer, router_price)
+            if make_planner is not None and not _can_allocate(pool, is_needed=not planning):
+                make_planner = None
             app = create_app(
                 engine,
                 pool,
                 settings,
+                make_planner=make_planner,
                 shadow=second,
                 answer=answer,
                 max_tokens=MAX_ROUTER_TOKENS if router is None else 1024,
                 router_price="free" if router_price is None else router_price,
             )
-            results_console().print(
-                f"http://{host}:{port}/v1  serves: router-r1, {', '.join(pool.names)}", markup=False
-            )
+            names = ", ".join(["router-r1", *(["planner"] if make_planner else []), *pool.names])
+            results_console().print(f"http://{host}:{port}/v1  serves: {names}", markup=False)
             if second is not None:
                 given = second.settings
                 about = f"{given.share:g} of the requests, at most ${given.day_usd:g} a day"
@@ -135,6 +157,35 @@ def serve(
 
             has_files = registry is not None or shadow is not None
             asyncio.run(_serve(app, host, port, reload if has_files else None))
+
+
+def _planner_maker(engine: RouterEngine, decomposer: str | None, price: float | None) -> MakePlanner | None:
+    """Return what makes the planner for a registry; None where there is no decomposer."""
+    from langgraph_router_r1.engines import VLLMEngine
+
+    if decomposer is None:
+        return None
+    if not isinstance(engine, VLLMEngine):
+        fail("--decomposer names a model on the router's vLLM server, and --router is a chat model")
+    written = VLLMEngine(engine.base_url, model=decomposer, tokenizer=engine.tokenizer_source)
+
+    def make(registry: ModelRegistry) -> Planner:
+        own = Price.parse("free" if price is None else price)
+        return Planner(written, make_allocator("knn", registry, own), max_tokens=MAX_PLAN_TOKENS, price=own)
+
+    return make
+
+
+def _can_allocate(pool: ModelRegistry, *, is_needed: bool) -> bool:
+    """Return whether a pool has what the planner's allocator needs; where that was asked for, fail if not."""
+    try:
+        make_allocator("knn", pool, FREE)
+    except ModuleNotFoundError as error:
+        if is_needed:
+            raise
+        logger.warning("the planner is not served: %s", error)
+        return False
+    return True
 
 
 async def _check_database(database: str) -> None:

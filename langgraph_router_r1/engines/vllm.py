@@ -106,7 +106,8 @@ class VLLMEngine(TokenEngine):
         self.seed = seed
         self.logprobs = logprobs
         self.timeout_s = timeout_s
-        self._tokenizer_source = tokenizer
+        self.tokenizer_source = tokenizer
+        """Where its tokenizer is from; None: what the server says."""
         api_key = api_key or os.environ.get(API_KEY_ENV)
         self._secret = _secret_pattern(api_key, url.username, url.password)
         self._options: dict[str, Any] = {
@@ -130,7 +131,7 @@ class VLLMEngine(TokenEngine):
     @functools.cached_property
     def tokenizer(self) -> ChatTokenizer:  # type: ignore[override]
         """The served model's tokenizer, loaded when it is first needed."""
-        source = self._tokenizer_source
+        source = self.tokenizer_source
         if isinstance(source, ChatTokenizer):
             return source
         return ChatTokenizer.load(source or self._clean(self._run(self._served_root())))
