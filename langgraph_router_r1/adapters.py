@@ -1,4 +1,4 @@
-"""Where the shipped LoRA adapters are: in a distribution of their own, as most users don't need their 33 MB."""
+"""Where the shipped LoRA adapters are: in a distribution of their own, as most users don't need their 38 MB."""
 
 from __future__ import annotations
 
