@@ -11,6 +11,7 @@ A plan is right when all its steps are, and costs what they cost together, so ea
 from __future__ import annotations
 
 import functools
+import math
 import random
 import statistics
 from collections import defaultdict
@@ -61,12 +62,15 @@ class Allocated:
         return "\n".join(f"{number}. {one.descriptor.display_name}" for number, one in enumerate(self.best, start=1))
 
 
-def draw_allocations(questions: Iterable[PocketQuestion], *, pools: int, seed: int = 0) -> Iterator[Allocated]:
+def draw_allocations(
+    questions: Iterable[PocketQuestion], *, pools: int, plain: float = 0.2, seed: int = 0
+) -> Iterator[Allocated]:
     """Yield plans with their models, `PLANS_PER_POOL` for each pool, one pool after the other.
 
     Args:
         questions: Whose true steps are the plans; each way to build a question (`hops`) is taken as often as another.
         pools: How many.
+        plain: Share of them that are the pocket pool, with one more model that compares numbers.
         seed: Of pools, questions, wordings and cost weights.
     """
     choose = random.Random(seed)
@@ -75,17 +79,17 @@ def draw_allocations(questions: Iterable[PocketQuestion], *, pools: int, seed: i
         of_hops[asked.hops].append(asked)
     lands = list({asked.country.iso: asked.country for of in of_hops.values() for asked in of}.values())
     for _ in range(pools):
-        pool = draw_pool(choose, numbers=True)
+        pool = draw_pool(choose, plain=plain, numbers=True)
         known = sorted({kind for member in pool.members for kind in member.accuracy if kind in KINDS})
         strangers = [KINDS[kind] for kind in known if not KINDS[kind].relation]
         left = PLANS_PER_POOL
         while left:
             if strangers and choose.random() < STRANGE:
                 kind, country = choose.choice(strangers), choose.choice(lands)
-                steps, answers = _about_stranger(kind, country, choose), (kind.fact(country),)
+                steps, answers = _about_stranger(kind, country, choose), [kind.fact(country)]
             else:
                 asked = choose.choice(of_hops[choose.choice(list(of_hops))])
-                steps, answers = steps_of(asked, choose), asked.answers
+                steps, answers = steps_of(asked, choose), list(asked.answers)
             if allocated := allocate(steps, answers, pool, choose.choice(WEIGHTS)):
                 yield allocated
                 left -= 1
@@ -106,7 +110,7 @@ def _about_stranger(kind: Kind, country: Country, choose: random.Random) -> list
 
 
 def allocate(
-    steps: Sequence[tuple[str, str]], answers: tuple[str, ...], pool: DrawnPool, cost_weight: float
+    steps: Sequence[tuple[str, str]], answers: Sequence[str], pool: DrawnPool, cost_weight: float
 ) -> Allocated | None:
     """Return a plan with the best model for each step; None when the pool has nobody for one of them.
 
@@ -120,7 +124,7 @@ def allocate(
     if len(best) < len(steps):
         return None
     plan = parse_plan("\n".join(f"{number}. {text}" for number, (text, _) in enumerate(steps, start=1)), steps[0][0])
-    return Allocated(plan, answers, tuple(kind for _, kind in steps), pool, cost_weight, tuple(best))
+    return Allocated(plan, tuple(answers), tuple(kind for _, kind in steps), pool, cost_weight, tuple(best))
 
 
 def asking(pool: DrawnPool) -> Ask:
@@ -135,7 +139,7 @@ def asking(pool: DrawnPool) -> Ask:
 
     def ask(query: str, name: str) -> tuple[str, float]:
         model = pool.registry[name]
-        reply = str(model.model.invoke(query).text)  # type: ignore[union-attr]
+        reply = str(model.model.invoke(query).text)
         return reply, prompt_usd(pool, query, name) + PER_MILLION * estimate_tokens(reply) * model.price.completion
 
     return ask
@@ -174,7 +178,7 @@ def compare_searches(drawn: Iterable[Allocated]) -> dict[str, Any]:
         if exact.models is None or exact.cost_usd is None:
             continue
         steps = f"{len(one.plan.steps)} steps"
-        is_cheapest = grouped.cost_usd == exact.cost_usd
+        is_cheapest = grouped.cost_usd is not None and math.isclose(grouped.cost_usd, exact.cost_usd)
         for name, value in (("grouped right", grouped.models is not None), ("grouped cheapest", is_cheapest)):
             found[name].append(value)
             found[f"{name}, {steps}"].append(value)

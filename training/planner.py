@@ -219,12 +219,13 @@ def _allocation_chat(one: Allocated, control_tokens: Collection[str]) -> list[di
 @cli.command()
 def search_compare(
     pools: Annotated[int, typer.Option(help=f"How many drawn pools, {PLANS_PER_POOL} plans each.")] = 100,
+    plain: Annotated[float, typer.Option(help="Share of them that are the pocket pool, and one that compares.")] = 0.2,
     split: str = "train",
     seed: int = 0,
 ) -> None:
     """Compare the searches for the cheapest right models, exact and grouped, over drawn pools of simulated models."""
     lands = countries(split)  # type: ignore[arg-type]
-    drawn = list(draw_allocations([*questions(lands), *joined_questions(lands)], pools=pools, seed=seed))
+    drawn = list(draw_allocations([*questions(lands), *joined_questions(lands)], pools=pools, plain=plain, seed=seed))
     models = statistics.mean(len(one.pool.members) for one in drawn)
     report(plans=len(drawn), mean_models=round(models, 1), **compare_searches(drawn))
 
