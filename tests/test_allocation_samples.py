@@ -26,7 +26,7 @@ from training.allocation_samples import (
     draw_allocations,
 )
 from training.allocation_search import cheapest_right
-from training.kinds import KINDS, NUMBERS
+from training.kinds import COMPARISON, KINDS
 from training.planner import cli
 from training.pools import draw_pool, simulated
 
@@ -44,7 +44,7 @@ def test_plans_of_all_kinds_come_in_batches_that_share_a_pool() -> None:
     lengths = Counter(len(one.plan.steps) for one in DRAWN)
     assert min(lengths[1], lengths[2], lengths[3]) > 0.15 * len(DRAWN)
     kinds = Counter(kind for one in DRAWN for kind in one.kinds)
-    assert {"capital", "currency", "dialling", "domain", NUMBERS} < set(kinds)
+    assert {"capital", "currency", "dialling", "domain", COMPARISON} < set(kinds)
     assert {one.cost_weight for one in DRAWN} == {0.0, 0.3, 0.6, 0.9}
 
 
@@ -54,7 +54,7 @@ def test_the_same_seed_draws_the_same_plans_and_models() -> None:
 
 
 def test_models_that_are_always_right_come_to_the_answer_by_these_plans() -> None:
-    sure = simulated("sure", dict.fromkeys([*KINDS, NUMBERS], 1.0))
+    sure = simulated("sure", dict.fromkeys([*KINDS, COMPARISON], 1.0))
     for one in DRAWN:
         results = dict[int, str]()
         for step in one.plan.steps:
@@ -108,20 +108,22 @@ def _at_0(one: Allocated) -> object:
 def test_a_pool_without_anybody_for_a_step_makes_no_example() -> None:
     pool = draw_pool(random.Random(0), plain=1.0)  # without a model that compares numbers, but with a generalist
     alone = type(pool)(pool.registry, tuple(member for member in pool.members if member.role == "specialist"))
-    assert allocate([("Which is higher?", NUMBERS)], ("",), pool, 0.0) is not None
-    assert allocate([("Which is higher?", NUMBERS)], ("",), alone, 0.0) is None
+    assert allocate([("Which is higher?", COMPARISON)], ("",), pool, 0.0) is not None
+    assert allocate([("Which is higher?", COMPARISON)], ("",), alone, 0.0) is None
 
 
 def test_pools_for_plans_may_have_models_that_compare_numbers_and_these_do() -> None:
-    pools = [draw_pool(random.Random(seed), numbers=True) for seed in range(200)]
-    comparers = [[member for member in pool.members if set(member.accuracy) == {NUMBERS}] for pool in pools]
+    pools = [draw_pool(random.Random(seed), comparing=True) for seed in range(200)]
+    comparers = [[member for member in pool.members if set(member.accuracy) == {COMPARISON}] for pool in pools]
     assert {len(found) for found in comparers} == {0, 1, 2}
     assert len({member.descriptor.description for found in comparers for member in found}) > 10
-    assert any(NUMBERS in member.accuracy for pool in pools for member in pool.members if member.role == "generalist")
-    model = simulated("sure", {NUMBERS: 1.0})
+    assert any(
+        COMPARISON in member.accuracy for pool in pools for member in pool.members if member.role == "generalist"
+    )
+    model = simulated("sure", {COMPARISON: 1.0})
     assert model.invoke(HIGHER.format("Peru", "+51", "Cuba", "+53")).text == "Cuba"
     assert model.invoke(HIGHER.format("Peru", "Lima", "Cuba", "+53")).text == "I do not know."
-    assert simulated("wrong", {NUMBERS: 0.0}).invoke(HIGHER.format("Peru", "+51", "Cuba", "+53")).text == "Peru"
+    assert simulated("wrong", {COMPARISON: 0.0}).invoke(HIGHER.format("Peru", "+51", "Cuba", "+53")).text == "Peru"
 
 
 def test_a_compared_search_counts_what_a_small_world_has() -> None:

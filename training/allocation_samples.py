@@ -24,7 +24,7 @@ from langgraph_router_r1.ledger import PER_MILLION, estimate_tokens
 from langgraph_router_r1.pocket.world import DESCRIBED, REVERSED, SPECIALISTS, Country, PocketQuestion, true_steps
 from langgraph_router_r1.strategies.plans import Plan, parse_plan
 from training.allocation_search import Ask, cheapest_right, grouped_search
-from training.kinds import KINDS, NUMBERS, Kind
+from training.kinds import COMPARISON, KINDS, Kind
 from training.plan_samples import reworded
 from training.pools import DrawnPool, Member, draw_pool
 from training.teacher import WEIGHTS
@@ -36,7 +36,7 @@ STRANGE = 0.25
 """Share of the plans that ask for a kind which is not of the pocket world, in pools that have one."""
 
 KIND_OF_SPECIALIST: Mapping[str, str] = {
-    NUMBERS: NUMBERS,
+    "numbers": COMPARISON,
     **{name: relation.removesuffix("_code") for relation, name in SPECIALISTS.items()},
 }
 """What the specialists of `true_steps` know, as descriptors tell it."""
@@ -70,7 +70,7 @@ def draw_allocations(
     Args:
         questions: Whose true steps are the plans; each way to build a question (`hops`) is taken as often as another.
         pools: How many.
-        plain: Share of them that are the pocket pool, with one more model that compares numbers.
+        plain: Share of them that are the planner's pool as it ships.
         seed: Of pools, questions, wordings and cost weights.
     """
     choose = random.Random(seed)
@@ -79,7 +79,7 @@ def draw_allocations(
         of_hops[asked.hops].append(asked)
     lands = list({asked.country.iso: asked.country for of in of_hops.values() for asked in of}.values())
     for _ in range(pools):
-        pool = draw_pool(choose, plain=plain, numbers=True)
+        pool = draw_pool(choose, plain=plain, comparing=True)
         known = sorted({kind for member in pool.members for kind in member.accuracy if kind in KINDS})
         strangers = [KINDS[kind] for kind in known if not KINDS[kind].relation]
         left = PLANS_PER_POOL

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from langgraph_router_r1.pocket.world import FORWARD, HIGHER, Country, Relation
 
-NUMBERS = "numbers"
+COMPARISON = "comparison"
 """The skill of saying which of two numbers is higher: no fact of a country, but a step of plans that compare two."""
 
 _HIGHER = re.compile(re.escape(HIGHER).replace(re.escape("{}"), "(.+?)"))

@@ -219,7 +219,7 @@ def _allocation_chat(one: Allocated, control_tokens: Collection[str]) -> list[di
 @cli.command()
 def search_compare(
     pools: Annotated[int, typer.Option(help=f"How many drawn pools, {PLANS_PER_POOL} plans each.")] = 100,
-    plain: Annotated[float, typer.Option(help="Share of them that are the pocket pool, and one that compares.")] = 0.2,
+    plain: Annotated[float, typer.Option(help="Share of them that are the planner's pool as it ships.")] = 0.2,
     split: str = "train",
     seed: int = 0,
 ) -> None:

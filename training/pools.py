@@ -30,7 +30,7 @@ from langgraph_router_r1.pocket.world import countries, questions
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.protocol import fold
 from langgraph_router_r1.registry import ModelRegistry
-from training.kinds import KINDS, NUMBERS, STRANGERS, WORLD, Kind, compared
+from training.kinds import COMPARISON, KINDS, STRANGERS, WORLD, Kind, compared
 from training.wordings import (
     CHATS,
     COMPARER_NAMES,
@@ -113,19 +113,19 @@ class DrawnPool:
         return {kind for kind, count in kinds.items() if count > 1}
 
 
-def draw_pool(choose: random.Random, *, plain: float = 0.2, numbers: bool = False) -> DrawnPool:
+def draw_pool(choose: random.Random, *, plain: float = 0.2, comparing: bool = False) -> DrawnPool:
     """Draw a pool of simulated models.
 
     Args:
         choose: Where all choices come from: the same numbers, the same pool.
         plain: Share of pools that are the pocket pool as it is but for their order.
-        numbers: Whether models may compare two numbers, too: a step of some plans. No router's question needs it.
+        comparing: Whether models may compare two numbers, too: a step of some plans. No router's question needs it.
     """
     if choose.random() < plain:
-        return _as_shipped(choose, numbers)
+        return _as_shipped(choose, comparing)
     kinds = [kind for kind in WORLD if choose.random() < 0.85]
     kinds += choose.sample(STRANGERS, choose.choice((0, 0, 1, 1, 2, 3)))
-    return _arranged(_members(choose, kinds, numbers), choose)
+    return _arranged(_members(choose, kinds, comparing), choose)
 
 
 def redraw(registry: ModelRegistry, choose: random.Random, *, dropped: float = 0.1) -> ModelRegistry:
@@ -167,30 +167,24 @@ def _two_digits(value: float) -> float:
     return float(f"{value:.2g}")
 
 
-def _as_shipped(choose: random.Random, numbers: bool) -> DrawnPool:
-    """Return the pocket pool with simulated models, in any order; perhaps with one more that compares numbers."""
-    members = [Member(model, _role_of(model), model.skills) for model in simulated_pocket()]
-    if numbers:
-        skills = {NUMBERS: 1.0}
-        comparer = ModelDescriptor(
-            name=NUMBERS, model=simulated(NUMBERS, skills), description=COMPARERS[0], price=0.1, skills=skills
-        )
-        members.append(Member(comparer, "specialist", skills))
+def _as_shipped(choose: random.Random, comparing: bool) -> DrawnPool:
+    """Return the pocket pool, or the planner's, with simulated models, in any order."""
+    members = [Member(model, _role_of(model), model.skills) for model in simulated_pocket(planning=comparing)]
     mixed = choose.sample(members, len(members))
     return DrawnPool(ModelRegistry(member.descriptor for member in mixed), tuple(mixed))
 
 
-def simulated_pocket() -> ModelRegistry:
-    """Return the pocket pool as it ships, with simulated models behind its descriptors."""
+def simulated_pocket(*, planning: bool = False) -> ModelRegistry:
+    """Return the pocket pool as it ships, or the planner's, with simulated models behind its descriptors."""
 
     def stand_in(model: ModelDescriptor) -> ModelDescriptor:
         answers = simulated(model.name, model.skills, others=0.5 * (_role_of(model) == "generalist"))
         return model.model_copy(update={"model": answers, "base_url": None, "params": {}})
 
-    return ModelRegistry(map(stand_in, pocket_registry()))
+    return ModelRegistry(map(stand_in, pocket_registry(planning=planning)))
 
 
-def _members(choose: random.Random, kinds: Sequence[Kind], numbers: bool) -> list[Member]:
+def _members(choose: random.Random, kinds: Sequence[Kind], comparing: bool) -> list[Member]:
     """Draw specialists of these kinds, rivals of some, a generalist and a chat model; not yet put into words."""
     factor = _price_factor(choose)
     members: list[Member] = []
@@ -208,8 +202,8 @@ def _members(choose: random.Random, kinds: Sequence[Kind], numbers: bool) -> lis
         members.append(Member(descriptor, role, accuracy))
 
     skills = [kind.name for kind in kinds]
-    if numbers and choose.random() < 0.85:
-        skills.append(NUMBERS)
+    if comparing and choose.random() < 0.85:
+        skills.append(COMPARISON)
     for skill in skills:
         price = 0.1 * 10 ** choose.uniform(-0.4, 0.4)
         best = choose.randint(88, 100) / 100
@@ -221,8 +215,8 @@ def _members(choose: random.Random, kinds: Sequence[Kind], numbers: bool) -> lis
         at = choose.uniform(0.6, 0.97)
         accuracy = {kind.name: round(min(1.0, max(0.3, at + choose.uniform(-0.1, 0.05))), 2) for kind in WORLD}
         accuracy[TWO_HOP] = round(at, 2)
-        if numbers:
-            accuracy[NUMBERS] = round(at, 2)
+        if comparing:
+            accuracy[COMPARISON] = round(at, 2)
         add("generalist", accuracy, choose.uniform(0.4, 2.5))
     if choose.random() < 0.7:
         # About what a small model without an adapter knows (docs/pocket.md).
@@ -275,7 +269,7 @@ def _worded(member: Member, choose: random.Random, told: str, shows_latency: boo
 
 def _has_words(member: Member) -> bool:
     """Say whether there are words for what a member knows; a real pool may have other skills."""
-    return bool(member.accuracy) and set(member.accuracy) <= {*KINDS, TWO_HOP, NUMBERS}
+    return bool(member.accuracy) and set(member.accuracy) <= {*KINDS, TWO_HOP, COMPARISON}
 
 
 def _description(member: Member, choose: random.Random) -> str:
@@ -288,7 +282,7 @@ def _description(member: Member, choose: random.Random) -> str:
         plurals = ", ".join(kind.plurals[0] for kind in choose.sample(kinds, len(kinds)))
         text = choose.choice(GENERALISTS).format(plurals=plurals)
         return text[:1].upper() + text[1:]
-    if NUMBERS in member.accuracy:
+    if COMPARISON in member.accuracy:
         return choose.choice(COMPARERS)
     kind = kinds[0]
     if kind.descriptions and choose.random() < 0.35:
@@ -330,7 +324,7 @@ def _topical_name(member: Member, choose: random.Random) -> str:
     if member.role != "specialist":
         words = {"generalist": ("generalist", "all-round", "general", "big", "know-it-all"), "chat": ("smol", "chat")}
         return choose.choice(words[member.role])
-    if NUMBERS in member.accuracy:
+    if COMPARISON in member.accuracy:
         return choose.choice(COMPARER_NAMES)
     kind = KINDS[next(iter(member.accuracy))]
     if choose.random() < 0.5:
@@ -379,7 +373,7 @@ def simulated(
 def _comparison(query: str) -> tuple[str, str, tuple[str, ...]] | None:
     """Return kind, answer and all answers of a comparison of two numbers."""
     codes = compared(query)
-    return codes and (NUMBERS, codes[0], codes)
+    return codes and (COMPARISON, codes[0], codes)
 
 
 @functools.cache
