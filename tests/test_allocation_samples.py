@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.evaluation.metrics import exact_match
+from langgraph_router_r1.pocket import pocket_registry
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.pocket.world import HIGHER, countries, joined_questions, questions
 from langgraph_router_r1.strategies.allocators import read_allocation
@@ -26,7 +27,7 @@ from training.allocation_samples import (
     draw_allocations,
 )
 from training.allocation_search import cheapest_right
-from training.kinds import COMPARISON, KINDS
+from training.kinds import COMPARISON
 from training.planner import cli
 from training.pools import draw_pool, simulated
 
@@ -53,12 +54,11 @@ def test_the_same_seed_draws_the_same_plans_and_models() -> None:
     assert [(one.plan.text, one.text) for one in again] == [(one.plan.text, one.text) for one in DRAWN[:24]]
 
 
-def test_models_that_are_always_right_come_to_the_answer_by_these_plans() -> None:
-    sure = simulated("sure", dict.fromkeys([*KINDS, COMPARISON], 1.0))
+def test_models_that_know_what_each_step_asks_for_come_to_the_answer() -> None:
     for one in DRAWN:
         results = dict[int, str]()
-        for step in one.plan.steps:
-            results[step.number] = sure.invoke(step.query(results)).text
+        for step, kind in zip(one.plan.steps, one.kinds, strict=True):
+            results[step.number] = simulated("sure", {kind: 1.0}).invoke(step.query(results)).text
         assert exact_match(joined([results[step.number] for step in one.plan.ends]), one.answers)
 
 
@@ -117,9 +117,10 @@ def test_pools_for_plans_may_have_models_that_compare_numbers_and_these_do() -> 
     comparers = [[member for member in pool.members if set(member.accuracy) == {COMPARISON}] for pool in pools]
     assert {len(found) for found in comparers} == {0, 1, 2}
     assert len({member.descriptor.description for found in comparers for member in found}) > 10
-    assert any(
-        COMPARISON in member.accuracy for pool in pools for member in pool.members if member.role == "generalist"
-    )
+    generalists = [member for pool in pools for member in pool.members if member.role == "generalist"]
+    assert any(COMPARISON in member.accuracy for member in generalists)
+    shipped = draw_pool(random.Random(0), plain=1.0, comparing=True).registry
+    assert set(shipped.describe().splitlines()) == set(pocket_registry(planning=True).describe().splitlines())
     model = simulated("sure", {COMPARISON: 1.0})
     assert model.invoke(HIGHER.format("Peru", "+51", "Cuba", "+53")).text == "Cuba"
     assert model.invoke(HIGHER.format("Peru", "Lima", "Cuba", "+53")).text == "I do not know."
@@ -154,6 +155,7 @@ def test_a_file_of_examples_has_the_prompt_that_an_allocator_gets_and_masks_it(t
         assert row["token_ids"][-1] == tokenizer.eos_token_id
         prompt = tokenizer.decode(row["token_ids"][:learned])
         assert row["plan"] in prompt
+        assert f"Cost weight: {row['cost_weight']:g} of 1." in prompt
         assert all(f"Name: {line.partition('. ')[2]}." in prompt for line in row["models"].splitlines())
     for batch in (rows[:8], rows[8:]):  # what a batch shares is computed once: nearly all of its prompts
         starts = [tokenizer.decode(row["token_ids"]).partition("Plan:")[0] for row in batch]
