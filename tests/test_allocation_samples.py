@@ -25,6 +25,7 @@ from training.allocation_samples import (
     compare_searches,
     confidences,
     draw_allocations,
+    judge_allocations,
 )
 from training.allocation_search import cheapest_right
 from training.kinds import COMPARISON
@@ -138,6 +139,18 @@ def test_a_compared_search_counts_what_a_small_world_has() -> None:
     figures = compare_searches([one])
     assert figures["calls, brute force"] == 6
     assert figures["solvable"] == figures["grouped right"] == 1
+
+
+def test_an_allocator_is_judged_by_the_steps_that_it_gives_to_the_best_model() -> None:
+    perfect = judge_allocations(DRAWN, [one.text for one in DRAWN])
+    assert perfect["right"] == perfect["a candidate"] == perfect["plans read whole"] == 1
+    assert perfect["steps"] == sum(len(one.plan.steps) for one in DRAWN)
+    assert perfect["right, one candidate"] == perfect["right, several candidates"] == 1
+    at_0 = judge_allocations(DRAWN, ["1. nobody" if one.cost_weight else one.text for one in DRAWN])
+    assert at_0["right, cost weight 0"] == 1
+    assert at_0["right, cost weights above 0"] < 0.3
+    assert at_0["right"] < at_0["a candidate"] < 1
+    assert at_0["plans read whole"] == round(sum(one.cost_weight == 0 for one in DRAWN) / len(DRAWN), 3)
 
 
 def test_a_file_of_examples_has_the_prompt_that_an_allocator_gets_and_masks_it(tmp_path: Path) -> None:

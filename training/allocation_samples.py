@@ -22,6 +22,7 @@ from typing import Any
 from langgraph_router_r1.evaluation.metrics import exact_match
 from langgraph_router_r1.ledger import PER_MILLION, estimate_tokens
 from langgraph_router_r1.pocket.world import DESCRIBED, REVERSED, SPECIALISTS, Country, PocketQuestion, true_steps
+from langgraph_router_r1.strategies.allocators import read_allocation
 from langgraph_router_r1.strategies.plans import Plan, parse_plan
 from training.allocation_search import Ask, cheapest_right, grouped_search
 from training.kinds import COMPARISON, KINDS, Kind
@@ -189,3 +190,31 @@ def compare_searches(drawn: Iterable[Allocated]) -> dict[str, Any]:
                 name == best.descriptor.name for name, best in zip(exact.models, one.best, strict=True)
             ]
     return {name: round(statistics.mean(values), 3) for name, values in sorted(found.items())}
+
+
+def judge_allocations(drawn: Iterable[Allocated], texts: Iterable[str]) -> dict[str, float]:
+    """Return for which share of the steps an allocator named the best model, and one that can do it at all.
+
+    Beside them stands what would be right by chance or by a simple rule: the cheapest of those that can do a step, and
+    the best at cost weight 0, whatever the weight.
+
+    Args:
+        drawn: Plans with pools.
+        texts: What the allocator wrote for each.
+    """
+    found: dict[str, list[bool]] = defaultdict(list)
+    for one, text in zip(drawn, texts, strict=True):
+        names, reason = read_allocation(text, len(one.plan.steps), one.pool.registry)
+        found["plans read whole"].append(reason is None)
+        for name, kind, best in zip(names, one.kinds, one.best, strict=True):
+            able = one.pool.candidates(kind)
+            choice = "one candidate" if len(able) == 1 else "several candidates"
+            weight = "cost weight 0" if one.cost_weight == 0 else "cost weights above 0"
+            for group in ("right", f"right, {choice}", f"right, {weight}"):
+                found[group].append(name == best.descriptor.name)
+            found["a candidate"].append(name in {member.descriptor.name for member in able})
+            found["cheapest candidate would be right"].append(
+                best is min(able, key=lambda member: member.descriptor.price.prompt)
+            )
+            found["best at cost weight 0 would be right"].append(best is one.pool.best(kind, 0.0))
+    return {"steps": len(found["right"]), **{name: round(statistics.mean(of), 3) for name, of in sorted(found.items())}}

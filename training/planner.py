@@ -48,9 +48,9 @@ from langgraph_router_r1.pocket import PLANNER_ADAPTERS as ADAPTERS
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.pocket.world import HIGHER, PocketQuestion, countries, joined_questions, questions
 from langgraph_router_r1.prompts import allocation_chat, plan_chat
-from langgraph_router_r1.strategies.allocators import TOKENS_A_STEP, read_allocation
+from langgraph_router_r1.strategies.allocators import TOKENS_A_STEP
 from langgraph_router_r1.strategies.plans import MAX_STEPS
-from training.allocation_samples import PLANS_PER_POOL, Allocated, compare_searches, draw_allocations
+from training.allocation_samples import PLANS_PER_POOL, Allocated, compare_searches, draw_allocations, judge_allocations
 from training.plan_samples import Solver, best_plan, score
 from training.pocket import IN_FLIGHT, report
 
@@ -247,23 +247,8 @@ def check_allocator(
     lands = countries(split)  # type: ignore[arg-type]
     drawn = list(draw_allocations([*questions(lands), *joined_questions(lands)], pools=pools, seed=seed))
     written = asyncio.run(_allocated(engine, drawn))
-    right: dict[str, list[bool]] = defaultdict(list)
-    unreadable = 0
-    for one, generation in zip(drawn, written, strict=True):
-        names, reason = read_allocation(generation.segment["text"], len(one.plan.steps), one.pool.registry)
-        unreadable += reason is not None
-        for name, kind, best in zip(names, one.kinds, one.best, strict=True):
-            choice = "one candidate" if len(one.pool.candidates(kind)) == 1 else "several candidates"
-            weight = "cost weight 0" if one.cost_weight == 0 else "cost weights above 0"
-            for group in ("right", f"right, {choice}", f"right, {weight}"):
-                right[group].append(name == best.descriptor.name)
-    report(
-        allocator=allocator.name,
-        plans=len(drawn),
-        steps=len(right["right"]),
-        **{name: round(statistics.mean(of), 4) for name, of in right.items()},
-        plans_not_read_whole=unreadable,
-    )
+    texts = [generation.segment["text"] for generation in written]
+    report(allocator=allocator.name, plans=len(drawn), **judge_allocations(drawn, texts))
 
 
 async def _allocated(engine: RouterEngine, drawn: Iterable[Allocated]) -> list[Generation]:
