@@ -125,7 +125,8 @@ def test_pools_for_plans_may_have_models_that_compare_numbers_and_these_do() -> 
     model = simulated("sure", {COMPARISON: 1.0})
     assert model.invoke(HIGHER.format("Peru", "+51", "Cuba", "+53")).text == "Cuba"
     assert model.invoke(HIGHER.format("Peru", "Lima", "Cuba", "+53")).text == "I do not know."
-    assert simulated("wrong", {COMPARISON: 0.0}).invoke(HIGHER.format("Peru", "+51", "Cuba", "+53")).text == "Peru"
+    assert simulated("wrong", {COMPARISON: 0.0}).invoke(HIGHER.format("Peru", "+51", "Cuba", "+53")).text == "Neither."
+    assert model.invoke(HIGHER.format("Peru", "+5", "Cuba", "+5")).text == "They are equal."
 
 
 def test_a_compared_search_counts_what_a_small_world_has() -> None:

@@ -10,17 +10,13 @@ from __future__ import annotations
 
 import functools
 import random
-import re
 import zlib
 from dataclasses import dataclass
 
-from langgraph_router_r1.pocket.world import FORWARD, HIGHER, Country, Relation
+from langgraph_router_r1.pocket.world import FORWARD, Country, Relation
 
 COMPARISON = "comparison"
 """The skill of saying which of two numbers is higher: no fact of a country, but a step of plans that compare two."""
-
-_HIGHER = re.compile(re.escape(HIGHER).replace(re.escape("{}"), "(.+?)"))
-_CODE = re.compile(r"\+\d+", re.ASCII)
 
 TOPIC_WORDINGS = ("What is the {noun} of {{}}?", "Name the {noun} of {{}}.", "Which {noun} does {{}} have?")
 
@@ -184,22 +180,6 @@ WORLD: tuple[Kind, ...] = tuple(kind for kind in KINDS.values() if kind.relation
 
 STRANGERS: tuple[Kind, ...] = tuple(kind for kind in KINDS.values() if not kind.relation)
 """All others."""
-
-
-def compared(query: str) -> tuple[str, str] | None:
-    """Return which of two countries has the higher code, then the other; None if the text does not compare codes.
-
-    Example:
-        >>> compared("Which is higher, Peru with +51 or Cuba with +53?")
-        ('Cuba', 'Peru')
-    """
-    match = _HIGHER.fullmatch(query)
-    if match is None:
-        return None
-    first, one, second, two = match.groups()
-    if not (_CODE.fullmatch(one) and _CODE.fullmatch(two)):
-        return None
-    return (first, second) if int(one) > int(two) else (second, first)
 
 
 def made_up(text: str) -> str:

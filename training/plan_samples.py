@@ -21,6 +21,8 @@ from dataclasses import dataclass
 
 from langgraph_router_r1.evaluation.metrics import exact_match
 from langgraph_router_r1.ledger import estimate_tokens
+from langgraph_router_r1.pocket.numbers import UNKNOWN as NO_NUMBERS
+from langgraph_router_r1.pocket.numbers import higher_of
 from langgraph_router_r1.pocket.world import (
     FORWARD,
     REVERSED,
@@ -31,7 +33,6 @@ from langgraph_router_r1.pocket.world import (
     true_steps,
 )
 from langgraph_router_r1.strategies.plans import Plan, joined, parse_plan
-from training.kinds import compared
 
 CONCISENESS, PRACTICALITY, COHERENCE = 1.0, 0.01, 1.0
 """Weights of the score; the paper does not tell its own. A step weighs as much as 100 tokens."""
@@ -59,8 +60,8 @@ class Solver:
 
     def reply(self, query: str) -> str:
         """Return the answer to a question about one fact, or to which of two numbers is higher."""
-        if codes := compared(query):
-            return codes[0]
+        if (higher := higher_of(query)) != NO_NUMBERS:
+            return higher
         return self._answers.get(query, UNKNOWN)
 
     def solve(self, plan: Plan) -> tuple[str, int]:

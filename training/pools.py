@@ -26,11 +26,12 @@ from langchain_core.runnables import RunnableLambda
 
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.pocket import pocket_registry
+from langgraph_router_r1.pocket.numbers import UNKNOWN, higher_of
 from langgraph_router_r1.pocket.world import countries, questions
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.protocol import fold
 from langgraph_router_r1.registry import ModelRegistry
-from training.kinds import COMPARISON, KINDS, STRANGERS, WORLD, Kind, compared
+from training.kinds import COMPARISON, KINDS, STRANGERS, WORLD, Kind
 from training.wordings import (
     CHATS,
     COMPARER_NAMES,
@@ -372,8 +373,8 @@ def simulated(
 
 def _comparison(query: str) -> tuple[str, str, tuple[str, ...]] | None:
     """Return kind, answer and all answers of a comparison of two numbers."""
-    codes = compared(query)
-    return codes and (COMPARISON, codes[0], codes)
+    higher = higher_of(query)
+    return None if higher == UNKNOWN else (COMPARISON, higher, (higher, "Neither."))
 
 
 @functools.cache
