@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import tomllib
 from collections import Counter
@@ -34,6 +35,15 @@ def test_the_same_numbers_draw_the_same_pool_and_others_another() -> None:
     again = [draw_pool(random.Random(seed)).registry.describe() for seed in range(300)]
     assert again == [pool.registry.describe() for pool in POOLS]
     assert len(set(again)) > 290  # shipped pools have few orders
+
+
+def test_routers_are_trained_on_the_same_pools_as_ever() -> None:
+    """What pools have for allocators besides must not change a number that is drawn for routers."""
+    drawn = hashlib.sha256()
+    for seed in range(100):
+        choose = random.Random(seed)
+        drawn.update(f"{draw_pool(choose).registry.describe()} {choose.random()}".encode())
+    assert drawn.hexdigest() == "30047ad1a05bd0ec7dc67a41b3548d16a27b7e7d493f21746acc52221a345cd0"
 
 
 def test_neither_a_place_nor_a_name_tells_who_knows_what() -> None:

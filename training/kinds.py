@@ -15,6 +15,9 @@ from dataclasses import dataclass
 
 from langgraph_router_r1.pocket.world import FORWARD, Country, Relation
 
+COMPARISON = "comparison"
+"""The skill of saying which of two numbers is higher: no fact of a country, but a step of plans that compare two."""
+
 TOPIC_WORDINGS = ("What is the {noun} of {{}}?", "Name the {noun} of {{}}.", "Which {noun} does {{}} have?")
 
 

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 
 from langgraph_router_r1.evaluation.metrics import exact_match
 from langgraph_router_r1.ledger import estimate_tokens
+from langgraph_router_r1.pocket.numbers import UNKNOWN as NO_NUMBERS
+from langgraph_router_r1.pocket.numbers import higher_of
 from langgraph_router_r1.pocket.world import (
     FORWARD,
-    HIGHER,
     REVERSED,
     Country,
     PocketQuestion,
@@ -37,8 +38,6 @@ CONCISENESS, PRACTICALITY, COHERENCE = 1.0, 0.01, 1.0
 """Weights of the score; the paper does not tell its own. A step weighs as much as 100 tokens."""
 
 UNKNOWN = "I don't know."
-
-_HIGHER = re.compile(re.escape(HIGHER).replace(re.escape("{}"), "(.+?)"))
 
 
 class Solver:
@@ -61,10 +60,8 @@ class Solver:
 
     def reply(self, query: str) -> str:
         """Return the answer to a question about one fact, or to which of two numbers is higher."""
-        if match := _HIGHER.fullmatch(query):
-            first, one, second, two = match.groups()
-            if _is_code(one) and _is_code(two):
-                return first if int(one) > int(two) else second
+        if (higher := higher_of(query)) != NO_NUMBERS:
+            return higher
         return self._answers.get(query, UNKNOWN)
 
     def solve(self, plan: Plan) -> tuple[str, int]:
@@ -125,7 +122,7 @@ def draw_plans(asked: PocketQuestion, choose: random.Random, count: int) -> list
 
 
 def _drawn(asked: PocketQuestion, choose: random.Random) -> str:
-    texts = [_reworded(text, choose) for text, _ in true_steps(asked)]
+    texts = [reworded(text, choose) for text, _ in true_steps(asked)]
     fault = choose.choice(["none", "none", "none", "whole", "more", "no reference", "order"])
     if fault == "whole" or len(texts) == 1:
         texts = [asked.text]
@@ -138,7 +135,7 @@ def _drawn(asked: PocketQuestion, choose: random.Random) -> str:
     return "\n".join(f"{number}. {text}" for number, text in enumerate(texts, start=1))
 
 
-def _reworded(text: str, choose: random.Random) -> str:
+def reworded(text: str, choose: random.Random) -> str:
     """Return a step in another wording of its kind."""
     wordings: Sequence[tuple[Relation, tuple[str, ...]]] = [*FORWARD.items(), *REVERSED.items()]
     for _, of_kind in wordings:
@@ -158,7 +155,3 @@ def best_plan(asked: PocketQuestion, solver: Solver, choose: random.Random, *, s
     """
     scored = (score(text, asked, solver) for text in draw_plans(asked, choose, samples))
     return min((one for one in scored if one.is_right), key=lambda one: one.score, default=None)
-
-
-def _is_code(text: str) -> bool:
-    return re.fullmatch(r"\+\d+", text) is not None

@@ -4,6 +4,12 @@
     python -m training.planner plans        plans that are drawn and scored, for the decomposer
     python -m training.sft ...              the decomposer's adapter, from those
     python -m training.planner check        plans of test countries, beside those that lead to the answer
+    python -m training.planner allocations  plans over drawn pools with the best model for each step, for the allocator
+    python -m training.sft ...              the allocator's adapter, from those
+    python -m training.planner search-compare
+                                            how much the grouped search finds and asks, beside the exact one
+    python -m training.planner check-allocator ADAPTER
+                                            who gets the steps of test countries' plans, in pools that are new
 
 Each prints one line of JSON with what it made or measured.
 """
@@ -16,7 +22,7 @@ import random
 import shutil
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +30,7 @@ import typer
 from langchain_core.messages import HumanMessage
 
 from langgraph_router_r1.engines.base import Generation, RouterEngine
+from langgraph_router_r1.engines.precision import fastest_dtype
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.profile import profile
@@ -40,8 +47,10 @@ from langgraph_router_r1.pocket import (
 from langgraph_router_r1.pocket import PLANNER_ADAPTERS as ADAPTERS
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.pocket.world import HIGHER, PocketQuestion, countries, joined_questions, questions
-from langgraph_router_r1.prompts import plan_chat
+from langgraph_router_r1.prompts import allocation_chat, plan_chat
+from langgraph_router_r1.strategies.allocators import TOKENS_A_STEP
 from langgraph_router_r1.strategies.plans import MAX_STEPS
+from training.allocation_samples import PLANS_PER_POOL, Allocated, compare_searches, draw_allocations, judge_allocations
 from training.plan_samples import Solver, best_plan, score
 from training.pocket import IN_FLIGHT, report
 
@@ -77,19 +86,21 @@ def plans(
             plan_chat([HumanMessage(asked.text)], max_steps=MAX_STEPS, control_tokens=tokenizer.control_tokens)
         )[1]
         completion = _ended(tokenizer, best.text)
-        rows.append(
-            {
-                "token_ids": [*prompt, *completion],
-                "mask": [0] * len(prompt) + [1] * len(completion),
-                "question": asked.text,
-                "plan": best.text,
-                "score": best.score,
-            }
-        )
+        rows.append({**_row(prompt, completion), "question": asked.text, "plan": best.text, "score": best.score})
+    tokens = _write(output, rows)
+    report(examples=len(rows), without_a_right_plan=dict(rejected), mean_tokens=tokens)
+
+
+def _row(prompt: Sequence[int], completion: Sequence[int]) -> dict[str, Any]:
+    """Return an example as `training.sft` reads it."""
+    return {"token_ids": [*prompt, *completion], "mask": [0] * len(prompt) + [1] * len(completion)}
+
+
+def _write(output: Path, rows: Sequence[dict[str, Any]]) -> float:
+    """Write examples, a JSON object a line; return how many tokens one has on average."""
     output.parent.mkdir(parents=True, exist_ok=True)
     replace_file(output, "".join(json.dumps(row) + "\n" for row in rows))
-    tokens = statistics.mean(len(row["token_ids"]) for row in rows)
-    report(examples=len(rows), without_a_right_plan=dict(rejected), mean_tokens=round(tokens, 1))
+    return round(statistics.mean(len(row["token_ids"]) for row in rows), 1)
 
 
 def sample_of_kinds(split: str, count: int, choose: random.Random, *, only: Iterable[str] = ()) -> list[PocketQuestion]:
@@ -179,6 +190,78 @@ async def _written(engine: RouterEngine, chosen: Iterable[PocketQuestion]) -> li
     )
     return await asyncio.gather(
         *(engine.agenerate([engine.begin(chat)], stop=[], max_tokens=MAX_PLAN_TOKENS) for chat in chats)
+    )
+
+
+@cli.command()
+def allocations(
+    output: Annotated[Path, typer.Option(help="File of the examples, a JSON object a line.")] = Path(
+        "runs/planner/allocations.jsonl"
+    ),
+    pools: Annotated[int, typer.Option(help=f"How many drawn pools, {PLANS_PER_POOL} plans each.")] = 100,
+    seed: int = 0,
+) -> None:
+    """Draw pools, and give the steps of plans about the training countries to the best model by its descriptor."""
+    lands = countries("train")
+    tokenizer = ChatTokenizer.load(base_model_dir())
+    rows = []
+    for one in draw_allocations([*questions(lands), *joined_questions(lands)], pools=pools, seed=seed):
+        prompt = tokenizer.render(_allocation_chat(one, tokenizer.control_tokens))[1]
+        row = _row(prompt, _ended(tokenizer, one.text))
+        rows.append({**row, "plan": one.plan.text, "models": one.text, "cost_weight": one.cost_weight})
+    report(examples=len(rows), mean_tokens=_write(output, rows))
+
+
+def _allocation_chat(one: Allocated, control_tokens: Collection[str]) -> list[dict[str, str]]:
+    return allocation_chat(one.plan.text, one.pool.registry, cost_weight=one.cost_weight, control_tokens=control_tokens)
+
+
+@cli.command()
+def search_compare(
+    pools: Annotated[int, typer.Option(help=f"How many drawn pools, {PLANS_PER_POOL} plans each.")] = 100,
+    plain: Annotated[float, typer.Option(help="Share of them that are the planner's pool as it ships.")] = 0.2,
+    split: str = "train",
+    seed: int = 0,
+) -> None:
+    """Compare the searches for the cheapest right models, exact and grouped, over drawn pools of simulated models."""
+    lands = countries(split)  # type: ignore[arg-type]
+    drawn = list(draw_allocations([*questions(lands), *joined_questions(lands)], pools=pools, plain=plain, seed=seed))
+    models = statistics.mean(len(one.pool.members) for one in drawn)
+    report(plans=len(drawn), mean_models=round(models, 1), **compare_searches(drawn))
+
+
+@cli.command()
+def check_allocator(
+    allocator: Annotated[Path, typer.Argument(help="Adapter of the allocator.")] = ADAPTERS / "allocator",
+    pools: Annotated[int, typer.Option(help=f"How many drawn pools, {PLANS_PER_POOL} plans each.")] = 25,
+    split: str = "test",
+    seed: int = 1_000_000,
+) -> None:
+    """Let an allocator give the steps of plans to models: of countries that it never saw, in pools that are new."""
+    import torch
+
+    from langgraph_router_r1.engines.transformers import TransformersEngine
+
+    dtype = getattr(torch, fastest_dtype("cpu"))
+    engine = TransformersEngine(base_model_dir(), adapter=allocator, batch_size=PLANS_PER_POOL, dtype=dtype)
+    lands = countries(split)  # type: ignore[arg-type]
+    drawn = list(draw_allocations([*questions(lands), *joined_questions(lands)], pools=pools, seed=seed))
+    written = asyncio.run(_allocated(engine, drawn))
+    texts = [generation.segment["text"] for generation in written]
+    report(allocator=allocator.name, plans=len(drawn), **judge_allocations(drawn, texts))
+
+
+async def _allocated(engine: RouterEngine, drawn: Iterable[Allocated]) -> list[Generation]:
+    """Return what an allocator writes about each plan."""
+    return await asyncio.gather(
+        *(
+            engine.agenerate(
+                [engine.begin(_allocation_chat(one, engine.control_tokens))],
+                stop=[],
+                max_tokens=TOKENS_A_STEP * len(one.plan.steps),
+            )
+            for one in drawn
+        )
     )
 
 

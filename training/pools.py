@@ -26,13 +26,16 @@ from langchain_core.runnables import RunnableLambda
 
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.pocket import pocket_registry
+from langgraph_router_r1.pocket.numbers import UNKNOWN, higher_of
 from langgraph_router_r1.pocket.world import countries, questions
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.protocol import fold
 from langgraph_router_r1.registry import ModelRegistry
-from training.kinds import KINDS, STRANGERS, WORLD, Kind
+from training.kinds import COMPARISON, KINDS, STRANGERS, WORLD, Kind
 from training.wordings import (
     CHATS,
+    COMPARER_NAMES,
+    COMPARERS,
     COMPOSED,
     FAMILIES,
     GENERALISTS,
@@ -96,24 +99,34 @@ class DrawnPool:
         generalists = [member for member in self.members if member.role == "generalist"]
         return [member for member in able if member.role != "chat"] or able or generalists
 
+    def best(self, kind: str, cost_weight: float) -> Member | None:
+        """Return the candidate for a kind that is worth most, of several the cheapest; None if there is none."""
+        among = self.candidates(kind)
+        return max(
+            among,
+            key=lambda member: (round(worth(member, kind, cost_weight, among), 6), -member.descriptor.price.prompt),
+            default=None,
+        )
+
     def contested(self) -> set[str]:
         """Return the kinds for which there are two specialists."""
         kinds = Counter(kind for member in self.members if member.role == "specialist" for kind in member.accuracy)
         return {kind for kind, count in kinds.items() if count > 1}
 
 
-def draw_pool(choose: random.Random, *, plain: float = 0.2) -> DrawnPool:
+def draw_pool(choose: random.Random, *, plain: float = 0.2, comparing: bool = False) -> DrawnPool:
     """Draw a pool of simulated models.
 
     Args:
         choose: Where all choices come from: the same numbers, the same pool.
         plain: Share of pools that are the pocket pool as it is but for their order.
+        comparing: Whether models may compare two numbers, too: a step of some plans. No router's question needs it.
     """
     if choose.random() < plain:
-        return _as_shipped(choose)
+        return _as_shipped(choose, comparing)
     kinds = [kind for kind in WORLD if choose.random() < 0.85]
     kinds += choose.sample(STRANGERS, choose.choice((0, 0, 1, 1, 2, 3)))
-    return _arranged(_members(choose, kinds), choose)
+    return _arranged(_members(choose, kinds, comparing), choose)
 
 
 def redraw(registry: ModelRegistry, choose: random.Random, *, dropped: float = 0.1) -> ModelRegistry:
@@ -155,24 +168,24 @@ def _two_digits(value: float) -> float:
     return float(f"{value:.2g}")
 
 
-def _as_shipped(choose: random.Random) -> DrawnPool:
-    """Return the pocket pool with simulated models, in any order."""
-    members = [Member(model, _role_of(model), model.skills) for model in simulated_pocket()]
+def _as_shipped(choose: random.Random, comparing: bool) -> DrawnPool:
+    """Return the pocket pool, or the planner's, with simulated models, in any order."""
+    members = [Member(model, _role_of(model), model.skills) for model in simulated_pocket(planning=comparing)]
     mixed = choose.sample(members, len(members))
     return DrawnPool(ModelRegistry(member.descriptor for member in mixed), tuple(mixed))
 
 
-def simulated_pocket() -> ModelRegistry:
-    """Return the pocket pool as it ships, with simulated models behind its descriptors."""
+def simulated_pocket(*, planning: bool = False) -> ModelRegistry:
+    """Return the pocket pool as it ships, or the planner's, with simulated models behind its descriptors."""
 
     def stand_in(model: ModelDescriptor) -> ModelDescriptor:
         answers = simulated(model.name, model.skills, others=0.5 * (_role_of(model) == "generalist"))
         return model.model_copy(update={"model": answers, "base_url": None, "params": {}})
 
-    return ModelRegistry(map(stand_in, pocket_registry()))
+    return ModelRegistry(map(stand_in, pocket_registry(planning=planning)))
 
 
-def _members(choose: random.Random, kinds: Sequence[Kind]) -> list[Member]:
+def _members(choose: random.Random, kinds: Sequence[Kind], comparing: bool) -> list[Member]:
     """Draw specialists of these kinds, rivals of some, a generalist and a chat model; not yet put into words."""
     factor = _price_factor(choose)
     members: list[Member] = []
@@ -189,17 +202,22 @@ def _members(choose: random.Random, kinds: Sequence[Kind]) -> list[Member]:
         )
         members.append(Member(descriptor, role, accuracy))
 
-    for kind in kinds:
+    skills = [kind.name for kind in kinds]
+    if comparing and choose.random() < 0.85:
+        skills.append(COMPARISON)
+    for skill in skills:
         price = 0.1 * 10 ** choose.uniform(-0.4, 0.4)
         best = choose.randint(88, 100) / 100
-        add("specialist", {kind.name: best}, price)
+        add("specialist", {skill: best}, price)
         if choose.random() < RIVALS:  # the same skill for less money, and less of it
             worse = max(0.3, best - choose.choice((0.02, 0.05, 0.1, 0.15, 0.2, 0.3)))
-            add("specialist", {kind.name: round(worse, 2)}, price / choose.choice((2, 3, 5, 10, 20)))
+            add("specialist", {skill: round(worse, 2)}, price / choose.choice((2, 3, 5, 10, 20)))
     if choose.random() < 0.85 or not any(kind.relation for kind in kinds):
         at = choose.uniform(0.6, 0.97)
         accuracy = {kind.name: round(min(1.0, max(0.3, at + choose.uniform(-0.1, 0.05))), 2) for kind in WORLD}
         accuracy[TWO_HOP] = round(at, 2)
+        if comparing:
+            accuracy[COMPARISON] = round(at, 2)
         add("generalist", accuracy, choose.uniform(0.4, 2.5))
     if choose.random() < 0.7:
         # About what a small model without an adapter knows (docs/pocket.md).
@@ -250,9 +268,14 @@ def _worded(member: Member, choose: random.Random, told: str, shows_latency: boo
     return replace(member, descriptor=model.model_copy(update=fields))
 
 
+def _has_words(member: Member) -> bool:
+    """Say whether there are words for what a member knows; a real pool may have other skills."""
+    return bool(member.accuracy) and set(member.accuracy) <= {*KINDS, TWO_HOP, COMPARISON}
+
+
 def _description(member: Member, choose: random.Random) -> str:
-    if not set(member.accuracy) - {TWO_HOP} <= set(KINDS) or not member.accuracy:
-        return member.descriptor.description  # of a pool that we have no words for
+    if not _has_words(member):
+        return member.descriptor.description
     if member.role == "chat":
         return choose.choice(CHATS)
     kinds = [KINDS[name] for name in member.accuracy if name in KINDS]
@@ -260,6 +283,8 @@ def _description(member: Member, choose: random.Random) -> str:
         plurals = ", ".join(kind.plurals[0] for kind in choose.sample(kinds, len(kinds)))
         text = choose.choice(GENERALISTS).format(plurals=plurals)
         return text[:1].upper() + text[1:]
+    if COMPARISON in member.accuracy:
+        return choose.choice(COMPARERS)
     kind = kinds[0]
     if kind.descriptions and choose.random() < 0.35:
         return choose.choice(kind.descriptions)
@@ -295,11 +320,13 @@ def _aliases(members: Sequence[Member], style: str, choose: random.Random) -> li
 
 
 def _topical_name(member: Member, choose: random.Random) -> str:
-    if not set(member.accuracy) - {TWO_HOP} <= set(KINDS) or not member.accuracy:
+    if not _has_words(member):
         return member.descriptor.name
     if member.role != "specialist":
         words = {"generalist": ("generalist", "all-round", "general", "big", "know-it-all"), "chat": ("smol", "chat")}
         return choose.choice(words[member.role])
+    if COMPARISON in member.accuracy:
+        return choose.choice(COMPARER_NAMES)
     kind = KINDS[next(iter(member.accuracy))]
     if choose.random() < 0.5:
         return _own(kind)
@@ -333,7 +360,7 @@ def simulated(
     def reply(messages: object) -> AIMessage:
         text = messages if isinstance(messages, str) else messages[-1].text  # type: ignore[index]
         query = text.removeprefix(CALL_PROMPT.format(query=""))
-        found = _answers().get(fold(query))
+        found = _answers().get(fold(query)) or _comparison(query)
         if found is None or (found[0] not in accuracy and not others):
             return AIMessage("I do not know.")
         kind, answer, facts = found
@@ -342,6 +369,12 @@ def simulated(
         return AIMessage(answer if is_right else chance.choice([fact for fact in facts if fact != answer]))
 
     return RunnableLambda(reply)
+
+
+def _comparison(query: str) -> tuple[str, str, tuple[str, ...]] | None:
+    """Return kind, answer and all answers of a comparison of two numbers."""
+    higher = higher_of(query)
+    return None if higher == UNKNOWN else (COMPARISON, higher, (higher, "Neither."))
 
 
 @functools.cache

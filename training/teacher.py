@@ -36,7 +36,7 @@ from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.testing import ScriptedEngine
 from langgraph_router_r1.transcript import Segment, sampled_mask, token_ids
 from training.kinds import KINDS, STRANGERS, Kind
-from training.pools import TWO_HOP, DrawnPool, Member, draw_pool, worth
+from training.pools import TWO_HOP, DrawnPool, Member, draw_pool
 
 WEIGHTS = (0.0, 0.0, 0.0, 0.3, 0.3, 0.6, 0.6, 0.9)
 """Cost weights of demonstrations, each as often as another: at 0 there is most to learn."""
@@ -224,7 +224,7 @@ def plan(
     if (knows and finds and cost_weight > 0) or _given_up(asked, cost_weight, knows or finds):
         return partial(_turn, [], _final("I answer from memory.", memory[_key(asked)])), True
 
-    best = _best(pool, asked.kind.name, cost_weight)
+    best = pool.best(asked.kind.name, cost_weight)
     if best is None:
         return None
     thought = _reasons(pool, asked.kind, cost_weight, f"country, by its {asked.kind.noun}" if asked.is_reversed else "")
@@ -237,7 +237,7 @@ def plan(
         country = asked.country.name
         steps = [_search(f"I know the country: {country}. {thought}", best, wording.format(country))]
         return partial(_turn, steps, _final("The answer is {}.", "{}")), True
-    finder = _best(pool, asked.through.name, cost_weight)
+    finder = pool.best(asked.through.name, cost_weight)
     if finder is None:
         return None
     if (
@@ -280,19 +280,9 @@ def _given_up(asked: Asked, cost_weight: float, knows_a_step: bool) -> bool:
     return cost_weight > (0.5 if asked.kind.name in CODES else 0.8)
 
 
-def _best(pool: DrawnPool, kind: str, cost_weight: float) -> Member | None:
-    """Return the candidate that is worth most; of several the cheapest."""
-    among = pool.candidates(kind)
-    return max(
-        among,
-        key=lambda member: (round(worth(member, kind, cost_weight, among), 6), -member.descriptor.price.prompt),
-        default=None,
-    )
-
-
 def _reasons(pool: DrawnPool, kind: Kind, cost_weight: float, needed: str = "") -> str:
     """Return the thought that leads from the descriptors to a name; `needed` says more exactly what is asked for."""
-    best = _best(pool, kind.name, cost_weight)
+    best = pool.best(kind.name, cost_weight)
     assert best is not None
     among = pool.candidates(kind.name)
     compared = "; ".join(_told(member, kind.name) for member in among)

@@ -142,6 +142,29 @@ CHATS = (
     "Conversation.",
     "An untrained little model, fast and almost free, which guesses a lot.",
 )
+COMPARERS = (
+    "Compares two numbers.",
+    "Says which of two numbers is higher.",
+    "Tells the larger of two numbers.",
+    "Numbers: which one is more?",
+    "Which is higher? Ask here.",
+    "Comparisons of numbers, and nothing else.",
+    "A specialist in comparing figures.",
+    "Trained to find the greater of two values.",
+    "Give it two figures and it names the larger one.",
+    "Small and quick, for comparisons only.",
+    "It looks at two numbers and says whose is higher.",
+    "Knows no facts, but can tell more from less.",
+    "A model for questions like: which of these has the higher number?",
+    "Higher or lower: this one decides.",
+    "Puts two quantities in order.",
+    "Arithmetic of the simplest kind: greater than, less than.",
+    "Made to compare; the figures must be in the question.",
+    "Finds out who has more.",
+)
+"""Descriptions of a specialist that compares numbers."""
+
+COMPARER_NAMES = ("numbers", "numbers", "comparer", "higher", "comparisons", "figures", "more-or-less", "arithmetic")
 
 FAMILIES = ("llama-3.1", "qwen2.5", "mistral", "gemma-2", "phi-3", "granite", "falcon", "command", "yi", "olmo", "nova")
 SIZES = ("1b", "3b", "7b", "8b", "9b", "14b", "27b", "70b", "small", "large", "mini", "instruct", "7b-instruct", "pro")
