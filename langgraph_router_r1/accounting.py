@@ -56,24 +56,43 @@ def account(
         bill["cost_usd"] += call["cost_usd"]
         bill["prompt_tokens"] += call["usage"]["prompt_tokens"]
         bill["completion_tokens"] += call["usage"]["completion_tokens"]
-    router_cost = sum(cost(usage, router_price) for usage in router_usage)
+    router_cost = router_cost_usd(router_usage, router_price)
     own: CostParts = {**NO_COST, "router": router_cost}
-    cost_usd = sum(call["cost_usd"] for call in calls) + router_cost + earlier["cost_usd"]
+    spent = total_spent(calls, router_cost, earlier)
     return {
         "turns": turns,
         "calls": calls,
-        "cost_usd": cost_usd,
+        "cost_usd": spent["cost_usd"],
         "router_cost_usd": router_cost,
         "list_cost_parts": add_cost_parts([*(call["list_cost_parts"] for call in calls), own]),
         "earlier_cost_usd": earlier["cost_usd"],
-        "maybe_cost_usd": add_bounds(earlier["maybe_cost_usd"], *(call["maybe_cost_usd"] for call in calls)),
+        "maybe_cost_usd": spent["maybe_cost_usd"],
         "maybe_billed_twice": sum(call["maybe_billed_twice"] for call in calls),
-        "thread_cost_usd": before["cost_usd"] + cost_usd,
+        "thread_cost_usd": before["cost_usd"] + spent["cost_usd"],
         "by_model": by_model,
         "router_tokens": add_usage(router_usage),
         "candidate_tokens": add_usage(call["usage"] for call in calls),
         "stop_reason": stop_reason,
     }
+
+
+def router_cost_usd(router_usage: Iterable[Usage], router_price: Price) -> float:
+    """Return what the router's own tokens cost, in dollars; see `account`."""
+    return sum(cost(usage, router_price) for usage in router_usage)
+
+
+def total_spent(calls: Sequence[RoutedCall], router_cost: float, earlier: Spending) -> Spending:
+    """Return what a run has spent, without the rest of its account.
+
+    Args:
+        calls: The routed calls, in call order.
+        router_cost: What the router's own tokens cost, in dollars.
+        earlier: What attempts at the same question spent that broke off.
+    """
+    return spending(
+        sum(call["cost_usd"] for call in calls) + router_cost + earlier["cost_usd"],
+        add_bounds(earlier["maybe_cost_usd"], *(call["maybe_cost_usd"] for call in calls)),
+    )
 
 
 def in_call_order(calls: Iterable[RoutedCall]) -> list[RoutedCall]:

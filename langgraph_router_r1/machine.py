@@ -29,7 +29,9 @@ from langgraph_router_r1.accounting import (
     empty_account,
     in_call_order,
     refuse_expensive,
+    router_cost_usd,
     spending,
+    total_spent,
 )
 from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.calls.approval import Approval
@@ -318,7 +320,7 @@ class RouterMachine:
 
     def _left_behind(self, state: RouterState) -> Spending:
         """Return what the run spent that the state holds, with what its calls in flight may have cost."""
-        spent = self._account(state)
+        spent = self._spent_by(state)
         in_flight = state.get("in_flight_usd", 0.0) if not has_ended(state) and calls_are_missing(state) else 0.0
         return spending(spent["cost_usd"], add_bounds(spent["maybe_cost_usd"], in_flight))
 
@@ -334,6 +336,10 @@ class RouterMachine:
             again = state.get("question_id") == question_of(state).id
             spent = self._left_behind(state) if again else spending(0.0, 0.0)
         else:
-            routing = self._account(state)
-            spent = spending(routing["cost_usd"], routing["maybe_cost_usd"])
+            spent = self._spent_by(state)
         return at_most(spent)
+
+    def _spent_by(self, state: RouterState) -> Spending:
+        """Return what the run spent that the state holds: the sums of its account alone."""
+        router_cost = router_cost_usd(state.get("router_usage", []), self.strategy.price)
+        return total_spent(in_call_order(state.get("calls", [])), router_cost, add_spending(state.get("earlier")))

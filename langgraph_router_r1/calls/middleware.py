@@ -98,10 +98,14 @@ class Retry(CallMiddleware):
 
     @override
     def wrap_call(self, call: ModelCall, proceed: Send) -> AIMessage:
+        if not call.model.retries:  # tenacity takes a twentieth of a run's own time
+            return proceed(call)
         return Retrying(**_retries(call.model))(proceed, call)
 
     @override
     async def awrap_call(self, call: ModelCall, proceed: AsyncSend) -> AIMessage:
+        if not call.model.retries:
+            return await proceed(call)
         reply: AIMessage = await AsyncRetrying(**_retries(call.model))(proceed, call)
         return reply
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.messages import AIMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, LLMResult
@@ -26,7 +27,8 @@ from langgraph_router_r1.transcript import Segment
 
 def generate(engine: RouterEngine, transcript: Sequence[Segment], **options: Any) -> Generation:
     """Sample a turn, as a child of the run that is under way; see `RouterEngine.generate`."""
-    if isinstance(engine, ChatModelEngine):  # its chat model is a run already
+    # A chat model is a run already.
+    if isinstance(engine, ChatModelEngine) or _is_unheard():
         return engine.generate(transcript, **options)
     manager = get_callback_manager_for_config(_config(engine))
     if not manager.handlers:
@@ -43,7 +45,7 @@ def generate(engine: RouterEngine, transcript: Sequence[Segment], **options: Any
 
 async def agenerate(engine: RouterEngine, transcript: Sequence[Segment], **options: Any) -> Generation:
     """Sample a turn without blocking; see `generate`."""
-    if isinstance(engine, ChatModelEngine):
+    if isinstance(engine, ChatModelEngine) or _is_unheard():
         return await engine.agenerate(transcript, **options)
     manager = get_async_callback_manager_for_config(_config(engine))
     if not manager.handlers:
@@ -56,6 +58,12 @@ async def agenerate(engine: RouterEngine, transcript: Sequence[Segment], **optio
         raise
     await run.on_llm_end(_result(engine, generation))
     return generation
+
+
+def _is_unheard() -> bool:
+    """Return whether this is part of a run that has no callbacks: LangChain settles them when the run begins."""
+    callbacks = ensure_config().get("callbacks")
+    return isinstance(callbacks, BaseCallbackManager) and not callbacks.handlers
 
 
 def _config(engine: RouterEngine) -> RunnableConfig:
