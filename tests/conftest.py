@@ -121,12 +121,12 @@ LEAVES_CLIENTS = [
 
 @pytest.fixture(scope="session")
 def pocket() -> Iterator[Any]:
-    """The pocket pool and the extractor on a real vLLM, once for all tests that need them."""
+    """The pocket pool, the decomposer and the extractor on a real vLLM, once for all tests that need them."""
     pytest.importorskip("vllm", reason="the [pocket] extra is not installed")
     from langgraph_router_r1.evaluation import extractor
-    from langgraph_router_r1.pocket import ADAPTERS, pocket_server
+    from langgraph_router_r1.pocket import ADAPTERS, PLANNER_ADAPTERS, pocket_server
 
-    with pocket_server(adapters=(ADAPTERS, extractor.ADAPTERS)) as server:
+    with pocket_server(adapters=(ADAPTERS, PLANNER_ADAPTERS, extractor.ADAPTERS)) as server:
         yield server
 
 

@@ -22,8 +22,15 @@ from langgraph_router_r1 import create_router, protocol
 from langgraph_router_r1.calls.client import build_chat_model
 from langgraph_router_r1.engines import EngineError, VLLMEngine
 from langgraph_router_r1.evaluation.metrics import exact_match
-from langgraph_router_r1.pocket import ADAPTERS, ROUTER_NAME, pocket_registry, pocket_router, pocket_server
-from langgraph_router_r1.pocket.world import countries, questions
+from langgraph_router_r1.pocket import (
+    ADAPTERS,
+    ROUTER_NAME,
+    pocket_planner,
+    pocket_registry,
+    pocket_router,
+    pocket_server,
+)
+from langgraph_router_r1.pocket.world import countries, joined_questions, questions
 from langgraph_router_r1.serving.vllm import ServerError, VLLMServer
 from langgraph_router_r1.transcript import sampled_mask, token_ids
 
@@ -111,6 +118,28 @@ def test_two_hop_questions_take_two_routes_and_specialists_know_their_facts(pock
     )
     assert [routed["model"] for routed in result["routing"]["calls"]] == ["capitals", "currencies"]
     assert result["answer"] == "Sol"
+
+
+@pytest.mark.vllm
+@pytest.mark.usefixtures("collected")
+@pytest.mark.filterwarnings("ignore:unclosed (transport|<socket):ResourceWarning")
+async def test_the_planner_answers_questions_about_countries_it_never_saw(pocket: Any) -> None:
+    every = [*questions(countries("test")), *joined_questions(countries("test"))]
+    chosen = random.Random(1).sample(every, 30)
+    gate = asyncio.Semaphore(20)
+    planner = pocket_planner(pocket.base_url)
+
+    async def run(text: str) -> Any:
+        async with gate:
+            return await planner.ainvoke({"messages": [("user", text)]})
+
+    results = await asyncio.gather(*(run(question.text) for question in chosen))
+    both = list(zip(results, chosen, strict=True))
+    right = [exact_match(result["answer"], list(question.answers)) for result, question in both]
+    assert sum(right) >= 0.85 * len(chosen)
+    # Both facts of a named country are asked for side by side.
+    assert {result["routing"]["turns"] for result, one in both if one.also and not one.through} == {1}
+    assert all(result["routing"]["cost_usd"] > 0 for result in results)
 
 
 @pytest.mark.vllm

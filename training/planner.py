@@ -54,6 +54,9 @@ from training.allocation_samples import PLANS_PER_POOL, Allocated, compare_searc
 from training.plan_samples import Solver, best_plan, score
 from training.pocket import IN_FLIGHT, report
 
+REPLIES_FILE = Path("runs/planner/replies.jsonl")
+"""What `measure` has asked so far; it goes on from there when it was stopped."""
+
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
 
@@ -130,7 +133,8 @@ def measure(
     seed: int = 0,
 ) -> None:
     """Ask the planner's pool, through vLLM, what the shipped profile lacks of its steps; write its profile."""
-    kept = profile_file.with_suffix(".partial.jsonl")
+    kept = REPLIES_FILE
+    kept.parent.mkdir(parents=True, exist_ok=True)
     if not kept.exists():
         shutil.copy(PROFILE_FILE, kept)
     tasks = [*RecordedPool.from_file(PROFILE_FILE).tasks.values(), *_comparisons(sample, random.Random(seed))]
