@@ -177,6 +177,7 @@ def test_decisions_that_can_not_be_used_are_asked_again_with_what_was_written(op
     choose(small, model="small")
     page.get_by_role("group", name="large").get_by_role("button", name="Deny").click()
     expect(answer_of(page)).to_have_text("Both.")
+    expect(page.get_by_role("button", name="Replay")).to_be_visible()  # only then the record is kept
     found = [(call["query"], call["status"]) for call in calls(page)]
     assert found == [("One, edited?", "ok"), ("Two?", "rejected")]
 
