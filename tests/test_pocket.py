@@ -24,13 +24,14 @@ from langgraph_router_r1.engines import EngineError, VLLMEngine
 from langgraph_router_r1.evaluation.metrics import exact_match
 from langgraph_router_r1.pocket import (
     ADAPTERS,
+    PLANNER_PROFILE_FILE,
     ROUTER_NAME,
     pocket_planner,
     pocket_registry,
     pocket_router,
     pocket_server,
 )
-from langgraph_router_r1.pocket.world import countries, joined_questions, questions
+from langgraph_router_r1.pocket.world import countries, joined_questions, questions, true_steps
 from langgraph_router_r1.serving.vllm import ServerError, VLLMServer
 from langgraph_router_r1.transcript import sampled_mask, token_ids
 
@@ -72,6 +73,20 @@ def test_descriptors_carry_prices_and_measured_figures() -> None:
         ("internet-domains", 0.1, 0.1), ("generalist", 1.0, 1.0),
     ]  # fmt: skip
     assert all(model.skills and model.latency_s for model in registry)
+
+
+@pytest.mark.usefixtures("collected")
+def test_the_planners_profile_gives_steps_about_countries_it_never_saw_to_their_specialists() -> None:
+    pytest.importorskip("sklearn", reason="the [eval] extra is not installed")
+    from langgraph_router_r1.strategies.knn import KNNStrategy
+
+    every = [*questions(countries("test")), *joined_questions(countries("test"))]
+    steps = dict(random.Random(0).sample(sorted({step for one in every for step in true_steps(one)}), 200))
+    knn = KNNStrategy.from_profile(PLANNER_PROFILE_FILE, pocket_registry(planning=True))
+    for weight, least in ((0.0, 0.8), (0.3, 0.95)):
+        chosen = [ranking[0] for ranking in knn.rank_all(list(steps), cost_weight=weight)]
+        right = sum(name == specialist for name, specialist in zip(chosen, steps.values(), strict=True))
+        assert right >= least * len(steps)
 
 
 # On a real vLLM
