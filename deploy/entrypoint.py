@@ -15,5 +15,5 @@ for name, value in list(os.environ.items()):
             os.environ[name.removesuffix("_FILE")] = Path(value).read_text(encoding="utf-8").rstrip("\r\n")
         except OSError as error:
             sys.exit(f"{name} is {value!r}, which can't be read: {error.strerror}")
-# In the place of this process: signals reach the server.
+# In the place of this process: signals reach the server. The name is looked up in the image's PATH, without a shell.
 os.execvp("router-r1", ["router-r1", *sys.argv[1:]])  # noqa: S606, S607

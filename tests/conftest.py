@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from postgres import find_postgres, serve_postgres
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
@@ -128,6 +129,17 @@ def pocket() -> Iterator[Any]:
 
     with pocket_server(adapters=(ADAPTERS, PLANNER_ADAPTERS, extractor.ADAPTERS)) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """The address of a PostgreSQL of our own."""
+    programs = find_postgres()
+    if programs is None and "CI" not in os.environ:
+        pytest.skip("PostgreSQL is not installed: apt install postgresql")
+    assert programs is not None, "PostgreSQL is not installed, and .ci/run must not skip its tests"
+    with serve_postgres(programs) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

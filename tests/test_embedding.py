@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +21,12 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.types import Command
-from postgres import find_postgres, serve_postgres
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypedDict
 
 from langgraph_router_r1 import RouterContext, create_router
 from langgraph_router_r1.testing import ScriptedEngine
 
-POSTGRES = find_postgres()
 QUESTION: Any = {"messages": [("user", "Capital of Peru?")]}
 
 
@@ -56,15 +53,6 @@ CONTEXTS: dict[str, Any] = {"no context": None, "its own": Own(), "the router's"
 MODES = ["invoke", "values", "updates", "messages", "custom"]
 
 
-@pytest.fixture(scope="session")
-def database() -> Iterator[str]:
-    if POSTGRES is None and "CI" not in os.environ:
-        pytest.skip("PostgreSQL is not installed: apt install postgresql")
-    assert POSTGRES is not None, "PostgreSQL is not installed, and .ci/run must not skip its tests"
-    with serve_postgres(POSTGRES) as address:
-        yield address
-
-
 @pytest.fixture
 async def savers(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Any]:
     """A function that opens a saver by its name, for blocking or asynchronous use."""
@@ -80,7 +68,7 @@ async def savers(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
                 if is_async:
                     return await stack.enter_async_context(AsyncSqliteSaver.from_conn_string(path))
                 return stack.enter_context(SqliteSaver.from_conn_string(path))
-            address = request.getfixturevalue("database")
+            address = request.getfixturevalue("postgres")
             if is_async:
                 saver: Any = await stack.enter_async_context(AsyncPostgresSaver.from_conn_string(address))
                 await saver.setup()

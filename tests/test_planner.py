@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
+from rich.console import Console
 
 from langgraph_router_r1 import (
     RECORD_KEYS,
@@ -29,6 +31,7 @@ from langgraph_router_r1.strategies.allocators import Allocation, Allocator, rea
 from langgraph_router_r1.strategies.planner import Planner
 from langgraph_router_r1.strategies.plans import Plan
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
+from langgraph_router_r1.trace import ConsoleTrace
 
 QUESTION: Any = {"messages": [("user", "What currency is used in the country whose capital is Lima?")]}
 TWO = "1. Which country has the capital Lima?\n2. What currency is used in #1?"
@@ -472,7 +475,7 @@ def test_the_decomposer_of_a_broken_server_is_replaced_by_the_fallback() -> None
 
 
 def test_the_record_names_the_policy() -> None:
-    assert Planner(ScriptedEngine([]), allocator=None).note()["policy"] == "scripted"  # type: ignore[arg-type]
+    assert Planner(ScriptedEngine([]), Expects(0.9)).note()["policy"] == "scripted"
 
 
 def test_a_pool_without_prices_has_no_better_model() -> None:
@@ -489,3 +492,16 @@ async def test_a_function_may_write_the_plan(way: str) -> None:
     planner = create_planner(decompose, registry(small=says("Peru", "Sol")), allocator=always("small"))
     result = await invoked(planner, way, QUESTION)
     assert (result["answer"], result["routing"]["router_tokens"]["completion_tokens"]) == ("Sol", 0)
+
+
+def test_a_plan_is_drawn_in_the_terminal_without_what_could_control_it() -> None:
+    planner = create_planner(
+        ScriptedEngine(["1. Capital of Peru?\x1b[2J"]), registry(small=says("Lima")), allocator=always("small")
+    )
+    console = Console(record=True, width=80, file=io.StringIO())
+    trace = ConsoleTrace(console)
+    for event in planner.stream(QUESTION, stream_mode="custom"):
+        trace.show(event)
+    shown = console.export_text()
+    assert "# 1. Capital of Peru?[2J   (small)" in shown
+    assert "\x1b" not in shown

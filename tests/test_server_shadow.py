@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import re
 import threading
 import time
@@ -18,7 +17,6 @@ import httpx
 import numpy as np
 import pytest
 from conftest import LEAVES_CLIENTS, answer, pool, search
-from postgres import find_postgres, serve_postgres
 from typer.testing import CliRunner
 
 pytest.importorskip("fastapi", reason="the [serve] extra is not installed")
@@ -74,7 +72,7 @@ class HeldEngine(ScriptedEngine):
     """An engine that writes when it is let."""
 
     async def agenerate(self, *arguments: Any, **options: Any) -> Any:
-        while not LET.is_set():  # noqa: ASYNC110
+        while not LET.is_set():  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.01)
         return await super().agenerate(*arguments, **options)
 
@@ -338,18 +336,6 @@ def test_fifty_requests_at_once_do_not_exceed_the_cap(start: Any) -> None:
         LET.set()
         settled(server, 50)
         assert spent(server) == pytest.approx(5 * SHADOW_COST), "what was spent takes the place of what was reserved"
-
-
-POSTGRES = find_postgres()
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    if POSTGRES is None and "CI" not in os.environ:
-        pytest.skip("PostgreSQL is not installed: apt install postgresql")
-    assert POSTGRES is not None, "PostgreSQL is not installed, and .ci/run must not skip its tests"
-    with serve_postgres(POSTGRES) as address:
-        yield address
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

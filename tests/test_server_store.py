@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import answer, pool
-from postgres import find_postgres, serve_postgres
 
 pytest.importorskip("sqlalchemy", reason="the [serve] extra is not installed")
 
@@ -25,16 +23,6 @@ from langgraph_router_r1.serving.store import Allowance, OverBudgetError, Store,
 from langgraph_router_r1.testing import ScriptedEngine
 
 ASKED: Any = {"messages": [("user", "Which?")]}
-POSTGRES = find_postgres()
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    if POSTGRES is None and "CI" not in os.environ:
-        pytest.skip("PostgreSQL is not installed: apt install postgresql")
-    assert POSTGRES is not None, "PostgreSQL is not installed, and .ci/run must not skip its tests"
-    with serve_postgres(POSTGRES) as address:
-        yield address
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -35,7 +35,7 @@ from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.profile import profile
 from langgraph_router_r1.evaluation.recorded import RecordedPool
-from langgraph_router_r1.evaluation.tasks import Task
+from langgraph_router_r1.evaluation.tasks import Split, Task
 from langgraph_router_r1.pocket import (
     DECOMPOSER_NAME,
     MAX_PLAN_TOKENS,
@@ -106,7 +106,9 @@ def _write(output: Path, rows: Sequence[dict[str, Any]]) -> float:
     return round(statistics.mean(len(row["token_ids"]) for row in rows), 1)
 
 
-def sample_of_kinds(split: str, count: int, choose: random.Random, *, only: Iterable[str] = ()) -> list[PocketQuestion]:
+def sample_of_kinds(
+    split: Split, count: int, choose: random.Random, *, only: Iterable[str] = ()
+) -> list[PocketQuestion]:
     """Return questions about the countries of a split, of each kind as many, in a mixed order.
 
     Args:
@@ -115,7 +117,7 @@ def sample_of_kinds(split: str, count: int, choose: random.Random, *, only: Iter
         choose: Draws them.
         only: The kinds (`PocketQuestion.hops`); all by default.
     """
-    lands = countries(split)  # type: ignore[arg-type]
+    lands = countries(split)
     of_kind: dict[str, list[PocketQuestion]] = defaultdict(list)
     for asked in (*questions(lands), *joined_questions(lands)):
         if not only or asked.hops in only:
@@ -168,7 +170,7 @@ def _comparisons(count: int, choose: random.Random) -> list[Task]:
 def check(
     decomposer: Annotated[Path, typer.Argument(help="Adapter of the decomposer.")] = ADAPTERS / DECOMPOSER_NAME,
     sample: int = 200,
-    split: str = "test",
+    split: Split = "test",
     seed: int = 0,
 ) -> None:
     """Let a decomposer plan questions about countries that it never saw, and do the steps without a mistake."""
@@ -229,11 +231,11 @@ def _allocation_chat(one: Allocated, control_tokens: Collection[str]) -> list[di
 def search_compare(
     pools: Annotated[int, typer.Option(help=f"How many drawn pools, {PLANS_PER_POOL} plans each.")] = 100,
     plain: Annotated[float, typer.Option(help="Share of them that are the planner's pool as it ships.")] = 0.2,
-    split: str = "train",
+    split: Split = "train",
     seed: int = 0,
 ) -> None:
     """Compare the searches for the cheapest right models, exact and grouped, over drawn pools of simulated models."""
-    lands = countries(split)  # type: ignore[arg-type]
+    lands = countries(split)
     drawn = list(draw_allocations([*questions(lands), *joined_questions(lands)], pools=pools, plain=plain, seed=seed))
     models = statistics.mean(len(one.pool.members) for one in drawn)
     report(plans=len(drawn), mean_models=round(models, 1), **compare_searches(drawn))
@@ -243,7 +245,7 @@ def search_compare(
 def check_allocator(
     allocator: Annotated[Path, typer.Argument(help="Adapter of the allocator.")] = ADAPTERS / "allocator",
     pools: Annotated[int, typer.Option(help=f"How many drawn pools, {PLANS_PER_POOL} plans each.")] = 25,
-    split: str = "test",
+    split: Split = "test",
     seed: int = 1_000_000,
 ) -> None:
     """Let an allocator give the steps of plans to models: of countries that it never saw, in pools that are new."""
@@ -253,7 +255,7 @@ def check_allocator(
 
     dtype = getattr(torch, fastest_dtype("cpu"))
     engine = TransformersEngine(base_model_dir(), adapter=allocator, batch_size=PLANS_PER_POOL, dtype=dtype)
-    lands = countries(split)  # type: ignore[arg-type]
+    lands = countries(split)
     drawn = list(draw_allocations([*questions(lands), *joined_questions(lands)], pools=pools, seed=seed))
     written = asyncio.run(_allocated(engine, drawn))
     texts = [generation.segment["text"] for generation in written]

@@ -13,7 +13,7 @@ from rich.text import Text
 from langgraph_router_r1.cli.app import cli
 from langgraph_router_r1.cli.output import failing_clearly, results_console
 from langgraph_router_r1.cli.pool import chat_model_engine, check_packages, is_chat_model
-from langgraph_router_r1.cli.stored import reading
+from langgraph_router_r1.cli.stored import DatabaseOption, reading
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import AnswerStyle, RouterSettings
 from langgraph_router_r1.trace import printable
@@ -85,9 +85,7 @@ def _engine(
 
 @cli.command("shadow-report")
 def shadow_report(
-    database: Annotated[
-        str, typer.Option(help="The database of `router-r1 serve`: a SQLite file, or postgresql://...")
-    ] = "router-r1.sqlite",
+    database: DatabaseOption = "router-r1.sqlite",
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array with an object for each shadow.")] = False,
 ) -> None:
     """Compare each shadow of a server with the router that answered: costs, seconds and answers, request by request."""

@@ -33,6 +33,9 @@ from langgraph_router_r1.trace import ConsoleTrace, printable
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+DatabaseOption = Annotated[
+    str, typer.Option(help="Where `router-r1 serve` keeps its runs: a SQLite file, or postgresql://...")
+]
 ThreadOption = Annotated[str | None, typer.Option(help="The thread of the database to read.")]
 
 
@@ -109,9 +112,7 @@ def export_preferences(
 
 @cli.command("export-runs")
 def export_runs(
-    database: Annotated[
-        str, typer.Option(help="Where `router-r1 serve` keeps its runs: a SQLite file, or postgresql://...")
-    ] = "router-r1.sqlite",
+    database: DatabaseOption = "router-r1.sqlite",
     scored: Annotated[bool, typer.Option("--scored", help="Only runs that a user has rated.")] = False,
     output: Annotated[
         Path | None, typer.Option(help="File to write, as a whole or not at all; by default standard output.")

@@ -113,7 +113,7 @@ class Shadow:
             await self.runs.start(asked, target, self._settings.account, run_id=f"{SHADOW_ID}{run.id}")
         except ApiError as error:
             self._metrics.refused(error.code)
-        except Exception:
+        except Exception:  # whatever it is, it must not reach the server
             logger.exception("%s has no shadow", run.id)
             self._metrics.refused("server_failed")
 

@@ -98,6 +98,7 @@ function ask() {
   const budget = byId("budget").value;
   follow("v1/runs", {
     question,
+    ...(byId("decider").value && { model: byId("decider").value }),
     cost_weight: Number(byId("weight").value),
     budget_usd: budget === "" ? null : Number(budget),
     approve: byId("approve").checked,
@@ -360,10 +361,18 @@ function runItem({ id, question, status, cost_usd, created_at }) {
 async function listPool() {
   const { data } = await loading("pool-note", "Loading.", get("v1/models"));
   pool = data.filter((model) => model.router_r1);
+  listDeciders(data.filter(({ id, router_r1 }) => !router_r1 && !id.includes("@")).map(({ id }) => id));
   const all = sum(pool.map(callsOf));
   byId("pool").replaceChildren(...pool.map((model) => poolItem(model, all)));
   if (!pool.length) byId("pool-note").textContent = "No model of the pool can be asked for by name.";
   drawPlot();
+}
+
+function listDeciders(names) {
+  const select = byId("decider");
+  byId("decider-part").hidden = names.length < 2;
+  if (names.join() === [...select.options].map(({ value }) => value).join()) return; // what is chosen stays
+  select.replaceChildren(...names.map((name) => make("option", { value: name, text: name })));
 }
 
 function drawPlot() {
