@@ -126,3 +126,9 @@ def test_an_edited_plan_names_only_models_that_the_key_may_use(tmp_path: Path, m
         refused = httpx.post(f"{server.url}/v1/runs/{run_id}/decisions", json={"decisions": [edit]}, **as_alice)
         assert refused.status_code == 403
         assert "large" in refused.json()["error"]["message"]
+
+
+def test_a_shadow_is_given_requests_of_the_router_and_none_of_the_planner(served: Served) -> None:
+    targets = served.api.runs.targets
+    assert targets.find("router-r1@0.3").is_repeatable
+    assert not targets.find("planner").is_repeatable  # a shadow has no planner
