@@ -377,6 +377,27 @@ def test_the_frontier_is_the_upper_hull_and_its_area_the_mean_over_budgets(tmp_p
     assert area.low < area.mean < area.high
 
 
+def test_rows_are_told_what_mixing_single_models_at_their_cost_would_score(tmp_path: Path) -> None:
+    rows = '[[rows]]\nrouter = "models"\n[[rows]]\nrouter = "random"\n'
+    file = recorded(tmp_path, rows=rows)
+    file.write_text(file.read_text().replace('reference = "best"\n', ""))
+    results = run(Bench.from_file(file, tmp_path / "runs"))
+    assert [row.row for row in report.single_models(results)] == ["good", "poor"]
+    (cheap, cheap_cost), (dear, dear_cost) = sorted(
+        (results[name].estimate("contains").mean, sum(results[name].costs) / len(results.tasks))
+        for name in ("good", "poor")
+    )
+    assert cheap_cost < dear_cost
+    half = report.mixture(results, (cheap_cost + dear_cost) / 2)
+    assert half == pytest.approx((cheap + dear) / 2)
+    assert report.mixture(results, 9 * dear_cost) == pytest.approx(dear)
+    line = dict(zip(report.columns(results), report.cells(results, results["random"]), strict=True))
+    cost = sum(results["random"].costs) / len(results.tasks)
+    assert line[report.MIXTURE_COLUMN] == f"{report.mixture(results, cost):.3f}"
+    alone = dict(zip(report.columns(results), report.cells(results, results["good"]), strict=True))
+    assert alone[report.MIXTURE_COLUMN] == ""
+
+
 def test_a_page_is_made_from_result_files_and_says_what_was_not_run(tmp_path: Path) -> None:
     file = recorded(tmp_path)
     results = run(Bench.from_file(file, tmp_path / "runs"))

@@ -13,6 +13,8 @@ from conftest import pool
 
 from langgraph_router_r1.evaluation.tasks import Task
 from langgraph_router_r1.pocket.world import PocketQuestion, countries, joined_questions, questions, true_steps
+from langgraph_router_r1.strategies.allocators import ProfileAllocator
+from langgraph_router_r1.strategies.fallback import knn_of
 from langgraph_router_r1.strategies.plans import parse_plan
 from langgraph_router_r1.testing import ScriptedEngine
 from langgraph_router_r1.transcript import trajectories
@@ -25,6 +27,7 @@ from test_grpo import tiny_trainer
 from training.parts import allocator, decomposer
 from training.plan_samples import Solver, best_plan, broken_pairs, draw_plans, score
 from training.planner import sample_of_kinds
+from training.pools import simulated_pocket
 from training.rollout import Rollout, roll_out
 
 TWO = "1. Capital of Peru?\n2. River of #1?"
@@ -140,6 +143,16 @@ def test_grpo_trains_a_part_of_a_planner_on_what_it_sampled(tmp_path: Path, whic
         assert rollout.record is not None
         own = [segment for segment in rollout.record.segments if segment.get("policy") == "router"]
         assert rollout.completion_ids == [token for segment in own for token in segment["token_ids"]]
+
+
+def test_two_parts_of_one_name_are_refused_because_their_tokens_could_not_be_told_apart() -> None:
+    for part in (decomposer(named("router", "1. small")), allocator(named("router", TWO))):
+        with pytest.raises(ValueError, match="both named 'router'"):
+            part.create(named("router", TWO), pool(small="Lima"))
+
+
+def test_the_planners_simulated_pool_has_the_profile_that_gives_steps_to_models() -> None:
+    assert ProfileAllocator(knn_of(simulated_pocket(planning=True), "allocator")).knn.registry.names[-1] == "numbers"
 
 
 def test_the_plans_command_writes_what_supervised_training_reads(

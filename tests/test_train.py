@@ -14,10 +14,14 @@ import pytest
 pytest.importorskip("trl", reason="the [train] extra is not installed")
 
 import torch
+import typer
 from accelerate import PartialState
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from test_grpo import log_of, tiny_model, tiny_trainer, tokenizer_at, wanted_share
 
+from training.sft import LORA_TARGETS, save_adapter
+from training.train import train
 from training.watch import JsonLog
 
 ROOT = Path(__file__).parents[1]
@@ -96,34 +100,82 @@ def test_two_processes_make_rollouts_of_their_own_and_end_with_the_same_weights(
     assert [line["step"] for line in log_of(tmp_path)] == [1, 2]
 
 
-def test_the_script_of_the_papers_setting_trains_a_tiny_model(tmp_path: Path) -> None:
-    model = tmp_path / "model"
+def written_setting(directory: Path) -> dict[str, str]:
+    """Write a tiny base model, tasks, and a pool whose models don't answer; return what tells the scripts of them."""
+    model = directory / "model"
     tokenizer_at(model)
     tiny_model().save_pretrained(model)
-    tasks = tmp_path / "tasks.jsonl"
+    tasks = directory / "tasks.jsonl"
     rows = (
         {"id": f"t{n}", "question": f"question {n}?", "golden_answers": ["x"], "dataset": "mine"} for n in range(99)
     )
     tasks.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pool = tmp_path / "pool.toml"
+    pool = directory / "pool.toml"
     pool.write_text('[models.small]\nmodel = "openai:none"\nbase_url = "http://127.0.0.1:9/v1"\nprice = 0.1\n')
-    said = run(
-        ROOT / "training/recipes/qwen2.5-3b/train.sh",
-        *("--in-process", "--groups", "2", "--generations", "2", "--micro-batch", "4", "--max-tokens", "8"),
-        LAUNCH="--cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no",
-        OUTPUT=str(tmp_path / "run"),
-        MODEL=str(model),
-        TASKS=str(tasks),
-        POOL=str(pool),
-        STEPS="2",
-        OPENAI_API_KEY="none",
-    )
+    return {
+        "LAUNCH": "--cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no",
+        "OUTPUT": str(directory / "run"),
+        "MODEL": str(model),
+        "TASKS": str(tasks),
+        "POOL": str(pool),
+        "STEPS": "2",
+        "OPENAI_API_KEY": "none",
+    }
+
+
+TINY = ("--in-process", "--groups", "2", "--generations", "2", "--micro-batch", "4", "--max-tokens", "8")
+
+
+def has_learned(adapter: Path) -> bool:
+    weights = load_file(adapter / "adapter_model.safetensors")
+    return any(weight.any() for name, weight in weights.items() if "lora_B" in name)
+
+
+def test_the_script_of_the_papers_setting_trains_a_tiny_model(tmp_path: Path) -> None:
+    said = run(ROOT / "training/recipes/qwen2.5-3b/train.sh", *TINY, **written_setting(tmp_path))
     assert json.loads(said.splitlines()[-1])["steps"] == 2
     assert [line["step"] for line in log_of(tmp_path / "run")] == [1, 2]
-    weights = load_file(tmp_path / "run/adapter/router/adapter_model.safetensors")
-    assert any(weight.any() for name, weight in weights.items() if "lora_B" in name), "a new adapter says nothing"
+    assert has_learned(tmp_path / "run/adapter/router"), "a new adapter says nothing"
     told = [json.loads(line) for line in (tmp_path / "run/rollouts.jsonl").read_text().splitlines()]
     assert len(told) == 2 * 4
     assert {rollout["cost_weight"] for rollout in told} <= {0, 0.3, 0.6, 0.9}
     assert all(rollout["record"]["question"].startswith("question") for rollout in told)
     assert all(rollout["reward"] is not None for rollout in told)
+
+
+def test_the_script_of_the_planners_setting_trains_both_parts_each_beside_the_other(tmp_path: Path) -> None:
+    setting = written_setting(tmp_path)
+    start = get_peft_model(tiny_model(), LoraConfig(r=8, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"))
+    save_adapter(start, tmp_path / "start")
+    said = run(
+        ROOT / "training/recipes/r2/qwen2.5-7b_gpu.sh",
+        *TINY,
+        **setting,
+        DECOMPOSER=str(tmp_path / "start"),
+        ALLOCATOR=str(tmp_path / "start"),
+        ROUNDS="1",
+    )
+    ended = [json.loads(line) for line in said.splitlines() if line.startswith('{"adapter"')]
+    assert [one["steps"] for one in ended] == [2, 2]
+    for part, other in (("decomposer", "allocator"), ("allocator", "decomposer")):
+        of_part = tmp_path / "run/round1" / part
+        assert has_learned(of_part / "adapter/router")
+        told = [json.loads(line) for line in (of_part / "rollouts.jsonl").read_text().splitlines()]
+        wrote = {segment.get("policy") for rollout in told for segment in rollout["record"]["segments"]} - {None}
+        assert wrote == {"router", "frozen"}, f"the {part} is trained, the {other} is frozen"
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"frozen": "knn"}, "a router has no other part"),
+        ({"part": "allocator", "frozen": "knn"}, "a decomposer writes plans"),
+        ({"part": "decomposer", "drawn": 0.5}, "a drawn pool has no profile"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused_before_anything_is_loaded(
+    tmp_path: Path, options: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(typer.BadParameter, match=problem):
+        train(tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()

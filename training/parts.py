@@ -63,6 +63,7 @@ def decomposer(allocator: Any = "knn") -> Part:
     """Return the part that plans, while an allocator stays as it is: any of those that `create_planner` takes."""
 
     def create(engine: RouterEngine, registry: ModelRegistry, **settings: Any) -> Runnable[Any, Any]:
+        _tell_apart(engine, allocator)
         return create_planner(engine, registry, allocator=allocator, **settings)
 
     def chat(
@@ -78,6 +79,7 @@ def allocator(decomposer: RouterEngine | Callable[[str], str]) -> Part:
     """Return the part that gives steps to models, while a decomposer stays as it is."""
 
     def create(engine: RouterEngine, registry: ModelRegistry, **settings: Any) -> Runnable[Any, Any]:
+        _tell_apart(engine, decomposer)
         return create_planner(decomposer, registry, allocator=engine, **settings)
 
     def chat(
@@ -87,6 +89,17 @@ def allocator(decomposer: RouterEngine | Callable[[str], str]) -> Part:
         return allocation_chat(plan, registry, cost_weight=group.cost_weight, control_tokens=control_tokens)
 
     return Part(create, chat, _allocation_fault)
+
+
+def _tell_apart(trained: RouterEngine, frozen: object) -> None:
+    """Refuse two policies of one name: a rollout's tokens are told apart by the name of who wrote them.
+
+    Raises:
+        ValueError: They have the same.
+    """
+    if isinstance(frozen, RouterEngine) and frozen.model == trained.model:
+        msg = f"decomposer and allocator are both named {frozen.model!r}: give one of the engines another `model`"
+        raise ValueError(msg)
 
 
 def _plan_fault(record: RunRecord, _: ModelRegistry) -> str | None:

@@ -182,7 +182,8 @@ def simulated_pocket(*, planning: bool = False) -> ModelRegistry:
         answers = simulated(model.name, model.skills, others=0.5 * (_role_of(model) == "generalist"))
         return model.model_copy(update={"model": answers, "base_url": None, "params": {}})
 
-    return ModelRegistry(map(stand_in, pocket_registry(planning=planning)))
+    pool = pocket_registry(planning=planning)
+    return ModelRegistry(map(stand_in, pool), profile=pool.profile)
 
 
 def _members(choose: random.Random, kinds: Sequence[Kind], comparing: bool) -> list[Member]:

@@ -1,6 +1,7 @@
 """GRPO from the command line: any router, pool and tasks. The same command goes on where it was stopped.
 
     python -m training.train runs/mine --pool pocket --start ADAPTER             # the pocket pool
+    python -m training.train runs/mine --part decomposer --pool simulated ...    # one part of a planner
     python -m training.train runs/mine --pool pool.toml --tasks nq --tasks hotpotqa --model Qwen/Qwen2.5-3B-Instruct
     accelerate launch --num_processes 4 -m training.train runs/mine --url http://a:8000/v1 --url http://b:8000/v1 ...
 
@@ -18,7 +19,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -28,15 +29,27 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from langgraph_router_r1.engines import TransformersEngine, VLLMEngine
+from langgraph_router_r1.engines.base import RouterEngine
+from langgraph_router_r1.engines.precision import fastest_dtype
+from langgraph_router_r1.evaluation.extractor import adapter_version
 from langgraph_router_r1.evaluation.recorded import RecordedPool
-from langgraph_router_r1.evaluation.tasks import Task, distinct, draw, load_tasks, read_tasks
+from langgraph_router_r1.evaluation.tasks import POCKET_SETS, Task, distinct, draw, load_tasks, read_tasks
 from langgraph_router_r1.ledger import Price
-from langgraph_router_r1.pocket import ADAPTERS, BASE_NAME, MAX_ROUTER_TOKENS, pocket_registry
+from langgraph_router_r1.pocket import (
+    ADAPTERS,
+    BASE_NAME,
+    DECOMPOSER_NAME,
+    MAX_PLAN_TOKENS,
+    MAX_ROUTER_TOKENS,
+    PLANNER_ADAPTERS,
+    pocket_registry,
+)
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.serving.vllm import VLLMServer
 from training.groups import make_groups
 from training.grpo import GraphGRPOTrainer, last_checkpoint
+from training.parts import ROUTER, allocator, decomposer
 from training.pools import Draw, draw_pool, redraw, simulated_pocket
 from training.rewards import COST_WEIGHTS, Basis, Mode, Score, rewards
 from training.rollout import Calls, share_calls
@@ -49,6 +62,15 @@ POCKET = "pocket"
 
 SIMULATED = "simulated"
 """The pocket pool with simulated models, which need no server: see pools.py."""
+
+KNN = "knn"
+"""The allocator that reads the pool's profile."""
+
+FROZEN = "frozen"
+"""How the name of the planner's other part begins in transcripts, and on a server."""
+
+PartName = Literal["router", "decomposer", "allocator"]
+"""What is trained: a router LLM, or one of a planner's two parts."""
 
 RECORDED = ".jsonl"
 """How the name of a file with recorded answers or tasks ends."""
@@ -63,6 +85,14 @@ def train(
         list[str] | None,
         typer.Option(help="A task set or a .jsonl file; may be given several times; by default those of the pool."),
     ] = None,
+    part: Annotated[PartName, typer.Option(help="What is trained: a router, or one part of a planner.")] = "router",
+    frozen: Annotated[
+        str,
+        typer.Option(
+            help="The planner's other part, which stays as it is: 'knn' as allocator, the directory of an adapter, or "
+            "the name of a model on the server. By default 'knn', and the decomposer that ships."
+        ),
+    ] = "",
     model: Annotated[str, typer.Option(help="Base model: directory or hub id; by default the pocket one.")] = "",
     start: Annotated[Path | None, typer.Option(help="Adapter to go on from; by default a new one.")] = None,
     rank: Annotated[int, typer.Option(help="Of a new adapter.")] = 8,
@@ -92,8 +122,10 @@ def train(
     drawn: Annotated[
         float, typer.Option(help="Share of questions with a drawn pool: other order, names, words, members.")
     ] = 0.0,
-    max_tokens: Annotated[int, typer.Option(help="Most tokens of a turn.")] = MAX_ROUTER_TOKENS,
-    max_turns: Annotated[int, typer.Option(help="Most turns that ask models.")] = 4,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of a turn, or of a plan; by default what the pocket's take.")
+    ] = None,
+    max_turns: Annotated[int, typer.Option(help="Most turns of a router that ask models.")] = 4,
     timeout: Annotated[
         float, typer.Option(help="Most seconds of a rollout; one that takes longer isn't scored.")
     ] = 120.0,
@@ -113,12 +145,20 @@ def train(
         )
     if len(url or []) > processes:
         raise typer.BadParameter(f"there are {len(url or [])} servers (--url) for {processes} processes: each uses one")
+    plans = part != "router"
+    frozen = frozen or {"decomposer": KNN, "allocator": str(PLANNER_ADAPTERS / DECOMPOSER_NAME)}.get(part, "")
+    if frozen and not plans:
+        raise typer.BadParameter(f"--frozen is {frozen!r}, but a router has no other part: give --part too")
+    if frozen == KNN and (part == "allocator" or drawn):
+        why = "a drawn pool has no profile to read" if drawn else "a decomposer writes plans"
+        raise typer.BadParameter(f"--frozen is {KNN!r}, but {why}: give the directory of an adapter")
     base = model or str(base_model_dir())
     output.mkdir(parents=True, exist_ok=True)
     calls = Calls()
     set_seed(seed)  # a new adapter begins with random numbers
     tokenizer = AutoTokenizer.from_pretrained(base)
-    network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    dtype = fastest_dtype(state.device.type)
+    network = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
     # PEFT takes the adapter in float32: updates of this size would round to nothing in bfloat16. ZeRO-3 can't have two
     # types in one model (github.com/huggingface/trl/issues/6089); not run here.
     in_float32 = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") != "3"
@@ -132,8 +172,11 @@ def train(
         )
     )
     rank = policy.peft_config["default"].r
-    with _served(pool, base, url or [], state, rank=rank, log=output / "vllm.log", start=not in_process) as base_url:
-        registry, own_tasks = _pool(pool, base_url)
+    adapters = {path.parent.name: path.parent for path in ADAPTERS.glob("*/adapter_config.json")}
+    adapters = adapters if pool == POCKET else {}
+    server = VLLMServer(base, served_name=BASE_NAME, adapters=adapters, lora_rank=rank, log_file=output / "vllm.log")
+    with _address(server, url or [], state, needed=not in_process or pool == POCKET) as base_url:
+        registry, own_tasks = _pool(pool, base_url, planning=plans)
         chosen = distinct(task for name in tasks or () for task in _tasks(name)) or own_tasks
         sync: Sync
         if in_process:
@@ -146,6 +189,13 @@ def train(
         else:
             engine = VLLMEngine(base_url, BASE_NAME, tokenizer=base, temperature=1.0, logprobs=True)
             sync = VLLMSync(engine, output / "adapters" / str(process), name=f"router-p{process}")
+        own: dict[str, object] = {"max_tokens": max_tokens or (MAX_PLAN_TOKENS if plans else MAX_ROUTER_TOKENS)}
+        trained = ROUTER
+        if plans:
+            other = _frozen(frozen, base, "" if in_process else base_url)
+            trained = decomposer(other) if part == "decomposer" else allocator(other)
+        else:
+            own["max_turns"] = max_turns
         log = RolloutLog(output / "rollouts.jsonl", tokenizer)
         score: Score = functools.partial(rewards, mode=mode, metric=metric, basis=basis)
         trainer = GraphGRPOTrainer(
@@ -165,15 +215,15 @@ def train(
                 scale_rewards=scale,
                 entropy_coef=entropy,
                 vllm_importance_sampling_mode=ratio,
-                bf16=True,
+                bf16=dtype == "bfloat16",
                 save_steps=save_every,
                 save_total_limit=2,
                 report_to=["tensorboard"] if tensorboard else [],
                 seed=seed,
             ),
+            part=trained,
             router_settings={
-                "max_tokens": max_tokens,
-                "max_turns": max_turns,
+                **own,
                 "router_price": Price.parse(router_price),
                 # A recorded reply belongs to a task, not to what was asked in words; and it costs nothing to ask again.
                 "middleware": ()
@@ -186,7 +236,7 @@ def train(
                 ),
             },
             score=score if process else log.watching(score),
-            draw=draw_of(drawn, pool),
+            draw=draw_of(drawn, pool, planning=plans),
             in_flight=groups * generations,
             timeout_s=timeout,
             calls=None if pool.endswith(RECORDED) else calls,
@@ -202,32 +252,46 @@ def train(
 
 
 @contextmanager
-def _served(
-    pool: str, base: str, urls: list[str], state: PartialState, *, rank: int, log: Path, start: bool
-) -> Iterator[str]:
-    """Give the address of the server for this process; start one when there is none."""
-    if urls or not (start or pool == POCKET):
+def _address(server: VLLMServer, urls: list[str], state: PartialState, *, needed: bool) -> Iterator[str]:
+    """Give the address of the server for this process; start this one when there is none."""
+    if urls or not needed:
         yield urls[state.process_index % len(urls)] if urls else ""
         return
     if state.num_processes > 1:
         raise typer.BadParameter("several processes need a server that is up already: give its address with --url")
-    adapters = {path.parent.name: path.parent for path in ADAPTERS.glob("*/adapter_config.json")}
-    with VLLMServer(
-        base,
-        served_name=BASE_NAME,
-        adapters=adapters if pool == POCKET else {},
-        lora_rank=rank,
-        log_file=log,
-    ) as server:
+    with server:
         yield server.base_url
 
 
-def _pool(pool: str, base_url: str) -> tuple[ModelRegistry, list[Task]]:
-    """Return a pool, and the tasks that come with it."""
-    if pool == POCKET:
-        return pocket_registry(base_url), load_tasks(POCKET, split="train")
-    if pool == SIMULATED:
-        return simulated_pocket(), load_tasks(POCKET, split="train")
+def _frozen(frozen: str, base: str, base_url: str) -> RouterEngine | Literal["knn"]:
+    """Return the part of a planner that stays as it is, on the server if there is one.
+
+    Raises:
+        EngineError: The server can't load its adapter.
+    """
+    if frozen == KNN:
+        return "knn"
+    if not base_url:
+        dtype = getattr(torch, fastest_dtype("cuda" if torch.cuda.is_available() else "cpu"))
+        return TransformersEngine(base, model=FROZEN, adapter=frozen, dtype=dtype)
+    adapter = Path(frozen).absolute()
+    if not adapter.is_dir():
+        return VLLMEngine(base_url, frozen, tokenizer=base)
+    # Another adapter gets another name: vLLM keeps what it made of a prompt by that.
+    engine = VLLMEngine(base_url, f"{FROZEN}-{adapter_version(adapter)}", tokenizer=base)
+    if engine.model not in engine.served_models():
+        engine.post("load_lora_adapter", {"lora_name": engine.model, "lora_path": str(adapter)})
+    return engine
+
+
+def _pool(pool: str, base_url: str, *, planning: bool) -> tuple[ModelRegistry, list[Task]]:
+    """Return a pool, and the tasks that come with it; with `planning`, those of a planner."""
+    if pool in {POCKET, SIMULATED}:
+        sets = POCKET_SETS if planning else (POCKET,)
+        tasks = [task for name in sets for task in load_tasks(name, split="train")]
+        if pool == POCKET:
+            return pocket_registry(base_url, planning=planning), tasks
+        return simulated_pocket(planning=planning), tasks
     if pool.endswith(RECORDED):
         recorded = RecordedPool.from_file(pool)
         return recorded.registry(), draw(recorded.complete(), split="train")
@@ -239,7 +303,7 @@ def _tasks(name: str) -> list[Task]:
     return draw(read_tasks(name), split="train") if name.endswith(RECORDED) else load_tasks(name, split="train")
 
 
-def draw_of(share: float, pool: str) -> Draw | None:
+def draw_of(share: float, pool: str, *, planning: bool = False) -> Draw | None:
     """Return what makes the pool of a group; None where all have the pool as it is.
 
     Simulated models are drawn at random; the descriptors of real ones are reworded; the pocket pool has half of each.
@@ -251,7 +315,9 @@ def draw_of(share: float, pool: str) -> Draw | None:
     def draw(registry: ModelRegistry, choose: random.Random) -> ModelRegistry:
         if choose.random() >= share:
             return registry
-        return draw_pool(choose).registry if choose.random() < simulated else redraw(registry, choose)
+        if choose.random() < simulated:
+            return draw_pool(choose, comparing=planning).registry
+        return redraw(registry, choose)
 
     return draw
 

@@ -32,6 +32,7 @@ ON_THE_REPLY = frozenset({"contains", "number"})
 
 COST_COLUMN = "prompt + cached + completion + router"
 SHARE_COLUMN = "most asked (entropy, bits)"
+MIXTURE_COLUMN = "single models mixed, at that cost"
 
 MICRO = 1e6
 """Costs are shown in millionths of a dollar."""
@@ -271,6 +272,7 @@ def columns(results: Results) -> list[str]:
         "router",
         *(f"{metric} [95 %]" for metric in results.metrics),
         "µ$ a question",
+        *([MIXTURE_COLUMN] if single_models(results) else []),
         COST_COLUMN,
         "calls",
         "turns",
@@ -293,6 +295,7 @@ def cells(results: Results, row: Scores) -> list[str]:
         short(row.row),
         *(str(row.estimate(metric)) for metric in results.metrics),
         f"{cost.mean:.1f} [{cost.low:.1f}, {cost.high:.1f}]",
+        *([_mixed(results, row)] if single_models(results) else []),
         parts,
         f"{asked / len(row.turns):.2f}",
         f"{np.mean(row.turns):.2f}",
@@ -307,10 +310,20 @@ def cells(results: Results, row: Scores) -> list[str]:
     return line
 
 
+def _mixed(results: Results, row: Scores) -> str:
+    return "" if _is_single(row) else f"{mixture(results, float(np.mean(row.costs))):.3f}"
+
+
 def terminal_table(results: Results, console: Console) -> Table:
     """Return the table for a terminal: where it is too narrow for all columns, without those that matter least."""
     kept = columns(results)
-    spare = [COST_COLUMN, "failures", "turns", *(f"{metric} [95 %]" for metric in results.metrics[:0:-1])]
+    spare = [
+        COST_COLUMN,
+        "failures",
+        "turns",
+        MIXTURE_COLUMN,
+        *(f"{metric} [95 %]" for metric in results.metrics[:0:-1]),
+    ]
     spare += [SHARE_COLUMN, "s, median", "calls"]
     rows = [dict(zip(kept, cells(results, row), strict=True)) for row in results.rows]
     left_out: list[str] = []
@@ -453,6 +466,27 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
             hull.pop()
         hull.append((float(cost), float(quality)))
     return hull
+
+
+def single_models(results: Results) -> list[Scores]:
+    """Return the rows that ask the model they are named after, and no other."""
+    return [row for row in results.rows if _is_single(row)]
+
+
+def _is_single(row: Scores) -> bool:
+    return set(row.calls) == {row.row}
+
+
+def mixture(results: Results, cost_usd: float) -> float:
+    """Return what asking single models at random scores on average at this cost, with the best shares.
+
+    It needs no knowledge of a question, so a router that is not above it has learned nothing about questions. The
+    shares are chosen on the questions that are reported, which favours the mixture. Nobody asked at no cost scores 0.
+    """
+    singles = single_models(results)
+    hull = frontier([(float(np.mean(row.costs)), float(np.mean(row.metrics[results.metric]))) for row in singles])
+    costs, quality = zip(*hull, strict=True)
+    return float(np.interp(cost_usd, costs, quality))
 
 
 def _slope(start: tuple[float, float], end: tuple[float, float]) -> float:
