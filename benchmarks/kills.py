@@ -1,8 +1,10 @@
 """What SIGKILL does to runs: replies lost, answers changed, calls made twice, and whether the run says so.
 
     python benchmarks/kills.py --kills 300
+    python benchmarks/kills.py --kills 300 --strategy planner
 
 A run makes three calls in parallel and then three in series, to a provider on loopback that counts what it is asked.
+A router decides on them in four turns, a planner in one plan.
 Each run is a process of its own that is killed after a random time, resumed from its SQLite checkpoint, killed again,
 and so on until it ends. Half of the kills hit synchronous runs, half asynchronous ones. The exit code is 1 when a
 reply was lost, an answer differs from that of an undisturbed run, or a call was made twice and the run does not report
@@ -40,11 +42,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
+from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_planner, create_router
 from langgraph_router_r1.state import RunReport
 from langgraph_router_r1.testing import ScriptedEngine
 
 Way = Literal["sync", "async"]
+StrategyName = Literal["router", "planner"]
 
 REPLY_S = 0.02
 """How long the provider takes for a reply, at most."""
@@ -120,12 +123,26 @@ def write(transcript: Sequence[Any]) -> str:
     return f"<think> ask </think><search> {calls} </search>"
 
 
-def take_part(way: Way, url: str, database: Path, name: str, result: Connection) -> None:
+def plan(question: str) -> str:
+    """Play the decomposer: three steps that need no other, and three that each need the one before."""
+    name = question.split()[0]
+    steps = [f"{name} parallel {number}" for number in range(PARALLEL)]
+    steps += [f"{name} serial {number} after #{PARALLEL - 1 + number}" for number in range(1, SERIAL + 1)]
+    return "\n".join(f"{number}. {step}" for number, step in enumerate(steps, start=1))
+
+
+def create(strategy: StrategyName, registry: ModelRegistry, checkpointer: Any) -> Any:
+    """Return the router or planner of the runs."""
+    if strategy == "planner":
+        return create_planner(plan, registry, allocator=lambda *_: "m", checkpointer=checkpointer)
+    return create_router(ScriptedEngine(write), registry, checkpointer=checkpointer, max_turns=SERIAL + 1)
+
+
+def take_part(strategy: StrategyName, way: Way, url: str, database: Path, name: str, result: Connection) -> None:
     """Begin the run of this name, or resume it; send its answer and account when it ends."""
     registry = ModelRegistry([ModelDescriptor(name="m", model="openai:m", base_url=url, price=1.0, max_retries=0)])
     config: Any = {"configurable": {"thread_id": name}}
     question: Any = {"messages": [("user", f"{name} ?")]}
-    settings: Any = {"max_turns": SERIAL + 1}
 
     def rest(saved: Any) -> Any:
         """Return what to invoke with: nothing when there is a checkpoint to go on from."""
@@ -133,7 +150,7 @@ def take_part(way: Way, url: str, database: Path, name: str, result: Connection)
 
     if way == "sync":
         with SqliteSaver.from_conn_string(str(database)) as saver:
-            router = create_router(ScriptedEngine(write), registry, checkpointer=saver, **settings)
+            router = create(strategy, registry, saver)
             if not _ended(router.get_state(config).values):
                 router.invoke(rest(saver.get_tuple(config)), config)
             values = router.get_state(config).values
@@ -141,7 +158,7 @@ def take_part(way: Way, url: str, database: Path, name: str, result: Connection)
 
         async def run() -> Any:
             async with AsyncSqliteSaver.from_conn_string(str(database)) as saver:
-                router = create_router(ScriptedEngine(write), registry, checkpointer=saver, **settings)
+                router = create(strategy, registry, saver)
                 if not _ended((await router.aget_state(config)).values):
                     await router.ainvoke(rest(await saver.aget_tuple(config)), config)
                 return (await router.aget_state(config)).values
@@ -155,6 +172,16 @@ def _ended(values: dict[str, Any]) -> bool:
 
 
 # The harness
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended."""
+
+    name: str
+    """The first word of its question and of all of its calls."""
+    answer: str
+    routing: RunReport
 
 
 @dataclass
@@ -175,33 +202,41 @@ class Tally:
     different: list[str] = field(default_factory=list)
     """Runs whose answer is not that of an undisturbed run."""
 
-    def add(self, name: str, answer: str, routing: RunReport, asked: dict[str, int]) -> None:
-        """Compare one run with what the provider counted."""
-        expected = [f"{name} parallel {number}" for number in range(PARALLEL)]
-        expected += [f"{name} serial {number}" for number in range(1, SERIAL + 1)]
+    def add(self, run: Run, undisturbed: Run, asked: dict[str, int]) -> None:
+        """Compare one run with an undisturbed one, and with what the provider counted."""
+        name, answer, routing = run.name, run.answer, run.routing
+        expected = [call["query"].replace(undisturbed.name, name) for call in undisturbed.routing["calls"]]
         routed_calls = {routed["query"]: routed for routed in routing["calls"]}
         self.runs += 1
-        if answer != " | ".join(sorted(expected)):
+        if answer != undisturbed.answer.replace(undisturbed.name, name):
             self.different.append(f"{name}: {answer!r}")
         for question in expected:
             self.calls += 1
             routed = routed_calls.get(question)
-            if routed is None or routed["response"] != f"reply to {question}":
+            asked_last = question.splitlines()[-1]  # what a planner quotes of earlier results stands before
+            if routed is None or routed["response"] != f"reply to {asked_last}":
                 self.lost.append(question)
                 continue
-            self.twice += asked[question] > 1
-            if asked[question] > 1 and not routed["maybe_billed_twice"]:
+            self.twice += asked[asked_last] > 1
+            if asked[asked_last] > 1 and not routed["maybe_billed_twice"]:
                 self.unreported.append(question)
-            self.false_alarms += asked[question] == 1 and routed["maybe_billed_twice"]
+            self.false_alarms += asked[asked_last] == 1 and routed["maybe_billed_twice"]
 
 
 def run_once(
-    context: Any, way: Way, url: str, database: Path, name: str, lives: Callable[[], float | None], tally: Tally
-) -> tuple[str, RunReport]:
+    context: Any,
+    strategy: StrategyName,
+    way: Way,
+    url: str,
+    database: Path,
+    name: str,
+    lives: Callable[[], float | None],
+    tally: Tally,
+) -> Run:
     """Start the run and resume it until it ends; kill each process after the seconds that `lives` gives."""
     while True:
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=take_part, args=(way, url, database, name, theirs))
+        process = context.Process(target=take_part, args=(strategy, way, url, database, name, theirs))
         process.start()
         theirs.close()
         life = lives()
@@ -212,15 +247,14 @@ def run_once(
             tally.kills += 1
         if ours.poll():
             try:
-                result: tuple[str, RunReport] = ours.recv()
+                return Run(name, *ours.recv())
             except EOFError:
                 continue
-            return result
         if process.exitcode not in (0, -signal.SIGKILL):
             raise SystemExit(f"{name}: a resumed run ended with exit code {process.exitcode}")
 
 
-def main(kills: int = 300, seed: int = 0) -> None:
+def main(kills: int = 300, strategy: StrategyName = "router", seed: int = 0) -> None:
     draw = random.Random(seed)
     # Processes are forked from one that has imported everything, and has no threads yet. OpenAI's package imports
     # the rest of itself with its first client.
@@ -233,10 +267,16 @@ def main(kills: int = 300, seed: int = 0) -> None:
     tallies: dict[Way, Tally] = {"sync": Tally(), "async": Tally()}
     with tempfile.TemporaryDirectory() as folder:
         lengths: dict[Way, float] = {}
+        undisturbed: dict[Way, Run] = {}
         for way in tallies:
             started = time.monotonic()
-            run_once(context, way, url, Path(folder) / f"{way}.sqlite", f"{way}-undisturbed", lambda: None, Tally())
+            database = Path(folder) / f"{way}.sqlite"
+            undisturbed[way] = run_once(
+                context, strategy, way, url, database, f"{way}-undisturbed", lambda: None, Tally()
+            )
             lengths[way] = time.monotonic() - started
+            if len(undisturbed[way].routing["calls"]) != PARALLEL + SERIAL:
+                raise SystemExit(f"an undisturbed run made other calls: {undisturbed[way]}")
         # A thread of the progress bar would be forked along.
         progress = Progress(console=Console(stderr=True), auto_refresh=False)
         bar = progress.add_task("kills", total=kills)
@@ -246,9 +286,9 @@ def main(kills: int = 300, seed: int = 0) -> None:
             name = f"{way}-{number}"
             number += 1
             life = functools.partial(draw.uniform, 0, LONGEST_LIFE * lengths[way])
-            answer, routing = run_once(context, way, url, Path(folder) / f"{way}.sqlite", name, life, tallies[way])
+            run = run_once(context, strategy, way, url, Path(folder) / f"{way}.sqlite", name, life, tallies[way])
             pipe.send("counts")
-            tallies[way].add(name, answer, routing, pipe.recv())
+            tallies[way].add(run, undisturbed[way], pipe.recv())
             progress.update(bar, completed=done)
             progress.refresh()
         progress.update(bar, completed=kills)

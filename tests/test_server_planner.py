@@ -69,6 +69,15 @@ def test_the_planner_is_listed_and_answers_by_openais_api_with_all_tokens_on_the
     assert reply["choices"][0]["message"]["content"] == "from the router"
 
 
+def test_the_trace_of_a_planner_begins_with_its_plan_and_the_most_that_it_costs(served: Served) -> None:
+    body = {"model": "planner+trace", "messages": [{"role": "user", "content": QUESTION}]}
+    reply = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=30).json()
+    first, second, most, *rest = reply["choices"][0]["message"]["reasoning_content"].splitlines()
+    assert [first, second] == [f"{step} (small)" for step in PLAN.splitlines()]
+    assert most.startswith("at most $0.00")
+    assert "→ small: What currency is used in Peru?" in rest
+
+
 def test_a_server_without_a_planner_knows_no_such_name_and_a_model_may_have_it(tmp_path: Path) -> None:
     own = ModelRegistry([ModelDescriptor(name="planner", model=ScriptedChatModel(["a model"]), price="free")])
     with serving(ScriptedEngine(lambda _: answer("x")), own, tmp_path / "runs.sqlite") as server:

@@ -174,9 +174,7 @@ def check(
     seed: int = 0,
 ) -> None:
     """Let a decomposer plan questions about countries that it never saw, and do the steps without a mistake."""
-    from langgraph_router_r1.engines.transformers import TransformersEngine
-
-    engine = TransformersEngine(base_model_dir(), adapter=decomposer)
+    engine = _on_this_machine(decomposer)
     solver = Solver(countries())
     chosen = sample_of_kinds(split, sample, random.Random(seed))
     written = asyncio.run(_written(engine, chosen))
@@ -191,6 +189,15 @@ def check(
         **{f"right {hops}": round(statistics.mean(of), 4) for hops, of in sorted(right.items())},
         mean_tokens=round(statistics.mean(tokens), 1),
     )
+
+
+def _on_this_machine(adapter: Path, **options: Any) -> RouterEngine:
+    """Return an engine that samples an adapter on the CPU, in the type of number that it computes fastest in."""
+    import torch
+
+    from langgraph_router_r1.engines.transformers import TransformersEngine
+
+    return TransformersEngine(base_model_dir(), adapter=adapter, dtype=getattr(torch, fastest_dtype("cpu")), **options)
 
 
 async def _written(engine: RouterEngine, chosen: Iterable[PocketQuestion]) -> list[Generation]:
@@ -249,12 +256,7 @@ def check_allocator(
     seed: int = 1_000_000,
 ) -> None:
     """Let an allocator give the steps of plans to models: of countries that it never saw, in pools that are new."""
-    import torch
-
-    from langgraph_router_r1.engines.transformers import TransformersEngine
-
-    dtype = getattr(torch, fastest_dtype("cpu"))
-    engine = TransformersEngine(base_model_dir(), adapter=allocator, batch_size=PLANS_PER_POOL, dtype=dtype)
+    engine = _on_this_machine(allocator, batch_size=PLANS_PER_POOL)
     lands = countries(split)
     drawn = list(draw_allocations([*questions(lands), *joined_questions(lands)], pools=pools, seed=seed))
     written = asyncio.run(_allocated(engine, drawn))

@@ -138,6 +138,10 @@ class ReplyStream:
                 return event["text"]
             case "router_r1.think" if self._thought_turn != event["turn"]:
                 return f"{event['text']}\n"
+            case "router_r1.plan":
+                steps = [f"{place}. {step['text']} ({step['model']})" for place, step in enumerate(event["steps"], 1)]
+                most = [] if event["worst_case_usd"] is None else [f"at most ${event['worst_case_usd']:.6f}"]
+                return "\n".join([*steps, *most, ""])
             case "router_r1.route":
                 return f"\n→ {event['model']}: {event['query']}\n"
             case "router_r1.info":
