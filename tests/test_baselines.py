@@ -16,13 +16,14 @@ from sklearn.neighbors import KNeighborsRegressor
 
 from langgraph_router_r1 import RECORD_KEYS, ModelDescriptor, ModelRegistry, RouterContext, RunRecord
 from langgraph_router_r1.evaluation.baselines import create_baseline
+from langgraph_router_r1.evaluation.escalation import stated_answer
 from langgraph_router_r1.evaluation.extractor import Extractor
 from langgraph_router_r1.evaluation.plain_run import PlainRouter
 from langgraph_router_r1.evaluation.recorded import RecordedPool, quality
 from langgraph_router_r1.strategies.knn import MiniLM, embed
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
-LEARNING = ("knn", "logistic", "mlp", "contrastive", "cascade")
+LEARNING = ("knn", "logistic", "mlp", "contrastive", "cascade", "escalation")
 
 
 class Words(Embeddings):
@@ -152,6 +153,55 @@ def test_a_cascade_goes_on_while_replies_look_wrong() -> None:
     calls = [len(asked(result)) for _, result in results]
     assert min(calls) == 1
     assert max(calls) > 1
+
+
+def of_unknown_difficulty(tasks: int = 120) -> RecordedPool:
+    """Nothing in a question says whether it is hard; on hard ones the cheap models differ, and `big` alone is right."""
+
+    def outcome(answer: str, golden: str, cost: float) -> dict[str, Any]:
+        right = float(answer == golden)
+        return {"response": f"The answer is ({answer}).", "completion_tokens": 9, "cost_usd": cost, "score": right}
+
+    rows = []
+    for n in range(tasks):
+        golden, is_hard = "ABCD"[n % 4], n % 3 == 0
+        said = ("E", "F") if is_hard else (golden, golden)
+        rows.append(
+            {
+                "id": f"t{n}",
+                "question": f"Number {n + 1000}?",
+                "golden_answers": [golden],
+                "outcomes": {
+                    "small": outcome(said[0], golden, 1e-6),
+                    "other": outcome(said[1], golden, 1e-6),
+                    "big": outcome(golden, golden, 1e-4),
+                },
+            }
+        )
+    return RecordedPool.from_rows(rows)
+
+
+def test_escalation_asks_scouts_side_by_side_and_the_big_model_where_they_differ() -> None:
+    results = runs("escalation", of_unknown_difficulty(), weight=0.2)
+    assert len(results) > 30
+    for task, result in results:
+        calls = result["routing"]["calls"]
+        is_hard = int(task.id[1:]) % 3 == 0
+        assert [call["model"] for call in calls] == ["small", "other", *(["big"] if is_hard else [])]
+        assert [call["turn"] for call in calls] == [0, 0, *([1] if is_hard else [])]
+        assert f"({task.golden_answers[0]})" in result["answer"]
+
+
+def test_escalation_pays_for_no_scout_that_changes_nothing_and_for_no_big_model_when_only_money_counts() -> None:
+    assert {tuple(asked(result)) for _, result in runs("escalation", of_unknown_difficulty(), weight=0.0)} == {("big",)}
+    for _, result in runs("escalation", of_unknown_difficulty(), weight=1.0):
+        assert asked(result) in (["small"], ["other"])
+
+
+def test_replies_are_compared_by_what_they_state_as_the_answer() -> None:
+    assert stated_answer("No.\nThe answer is (C).") == stated_answer("Answer: c") == "c"
+    assert stated_answer("It is\n**Lima**") == stated_answer("lima")
+    assert stated_answer("The answer is (A). No: the answer is (B).") == "b"
 
 
 def test_sync_and_async_agree() -> None:

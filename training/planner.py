@@ -4,6 +4,8 @@
     python -m training.planner plans        plans that are drawn and scored, for the decomposer
     python -m training.sft ...              the decomposer's adapter, from those
     python -m training.planner check        plans of test countries, beside those that lead to the answer
+    python -m training.planner compare ADAPTER ...
+                                            reward, exact match and cost of decomposers on the same questions
     python -m training.planner allocations  plans over drawn pools with the best model for each step, for the allocator
     python -m training.sft ...              the allocator's adapter, from those
     python -m training.planner search-compare
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import shutil
 import statistics
@@ -33,9 +36,11 @@ from langgraph_router_r1.engines.base import Generation, RouterEngine
 from langgraph_router_r1.engines.precision import fastest_dtype
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.evaluation.files import replace_file
+from langgraph_router_r1.evaluation.metrics import bootstrap, paired_p_value
 from langgraph_router_r1.evaluation.profile import profile
 from langgraph_router_r1.evaluation.recorded import RecordedPool
-from langgraph_router_r1.evaluation.tasks import Split, Task
+from langgraph_router_r1.evaluation.report import MICRO
+from langgraph_router_r1.evaluation.tasks import POCKET_SETS, Split, Task, distinct, draw, load_tasks
 from langgraph_router_r1.pocket import (
     DECOMPOSER_NAME,
     MAX_PLAN_TOKENS,
@@ -51,8 +56,13 @@ from langgraph_router_r1.prompts import allocation_chat, plan_chat
 from langgraph_router_r1.strategies.allocators import TOKENS_A_STEP
 from langgraph_router_r1.strategies.plans import MAX_STEPS
 from training.allocation_samples import PLANS_PER_POOL, Allocated, compare_searches, draw_allocations, judge_allocations
+from training.parts import decomposer as decomposer_part
 from training.plan_samples import Solver, best_plan, score
 from training.pocket import IN_FLIGHT, report
+from training.pools import simulated_pocket
+from training.rewards import CostScale, reward
+from training.robustness import ROUTER_PRICE
+from training.rollout import Rollout, roll_out
 
 REPLIES_FILE = Path("runs/planner/replies.jsonl")
 """What `measure` has asked so far; it goes on from there when it was stopped."""
@@ -262,6 +272,53 @@ def check_allocator(
     written = asyncio.run(_allocated(engine, drawn))
     texts = [generation.segment["text"] for generation in written]
     report(allocator=allocator.name, plans=len(drawn), **judge_allocations(drawn, texts))
+
+
+@cli.command()
+def compare(
+    adapters: Annotated[
+        list[Path], typer.Argument(help="Adapters of decomposers; others are compared with the first.")
+    ],
+    sample: int = 200,
+    cost_weight: float = 0.3,
+    split: Split = "test",
+    seed: int = 0,
+) -> None:
+    """Let decomposers plan the same questions about countries that they never saw; the profile gives steps to models.
+
+    The models are simulated, and plans are greedy. Costs are with the tokens of the plan. For the reward, the cost
+    scale has seen the costs of all of these decomposers.
+    """
+    tasks = distinct(task for name in POCKET_SETS for task in load_tasks(name))
+    chosen = draw(tasks, split=split, sample=sample, seed=seed)
+    rolled = {adapter: _rolled(adapter, chosen, cost_weight) for adapter in adapters}
+    scale = CostScale(len(adapters) * sample)
+    scale.add(one.cost_usd() for rollouts in rolled.values() for one in rollouts)
+    scored = {adapter: [reward(one, scale) for one in rollouts] for adapter, rollouts in rolled.items()}
+    first = [one.outcome for one in scored[adapters[0]]]
+    for adapter, rewarded in scored.items():
+        right = [one.outcome for one in rewarded]
+        of_kind: dict[str, list[float]] = defaultdict(list)
+        for task, outcome in zip(chosen, right, strict=True):
+            of_kind[task.meta["hops"]].append(outcome)
+        cost = bootstrap([one.cost_usd() * MICRO for one in rolled[adapter]])
+        report(
+            decomposer=str(adapter),
+            questions=len(chosen),
+            reward=str(bootstrap([one.total or 0.0 for one in rewarded])),
+            exact_match=str(bootstrap(right)),
+            micro_dollars=f"{cost.mean:.2f} [{cost.low:.2f}, {cost.high:.2f}]",
+            malformed=sum(one.format < 0 for one in rewarded),
+            p_against_first=None if adapter == adapters[0] else round(paired_p_value(right, first), 4),
+            by_kind={kind: round(statistics.mean(outcomes), 3) for kind, outcomes in sorted(of_kind.items())},
+        )
+
+
+def _rolled(adapter: Path, tasks: Sequence[Task], cost_weight: float) -> list[Rollout]:
+    registry, part = simulated_pocket(planning=True), decomposer_part(allocator="knn")
+    router = part.create(_on_this_machine(adapter), registry, max_tokens=MAX_PLAN_TOKENS, router_price=ROUTER_PRICE)
+    asked = [(task, cost_weight) for task in tasks]
+    return asyncio.run(roll_out(router, registry, asked, timeout_s=math.inf, part=part))
 
 
 async def _allocated(engine: RouterEngine, drawn: Iterable[Allocated]) -> list[Generation]:

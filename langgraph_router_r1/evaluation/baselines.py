@@ -25,6 +25,7 @@ from typing_extensions import override
 
 from langgraph_router_r1.calls import CallMiddleware
 from langgraph_router_r1.calls.client import Clients
+from langgraph_router_r1.evaluation.escalation import Escalation
 from langgraph_router_r1.evaluation.extractor import Extraction, Extractor
 from langgraph_router_r1.evaluation.metrics import normalise
 from langgraph_router_r1.evaluation.predictors import ContrastivePredictor, LogisticPredictor, mlp
@@ -44,6 +45,7 @@ Kind = Literal[
     "oracle",
     "majority",
     "cascade",
+    "escalation",
     "knn",
     "logistic",
     "mlp",
@@ -51,11 +53,12 @@ Kind = Literal[
 ]
 """`best`: the single model that did best on the train split. `oracle`: for each question the cheapest model that was
 right, which nobody can know beforehand. `majority`: the answer most models give. `cascade`: by price until a
-reply looks right (in the style of FrugalGPT, arXiv 2305.05176). `knn`, `logistic`, `mlp`, `contrastive`: the model
+reply looks right (in the style of FrugalGPT, arXiv 2305.05176). `escalation`: cheap models side by side, and then at
+most one more (escalation.py). `knn`, `logistic`, `mlp`, `contrastive`: the model
 that does best on questions like this one, by sentence embeddings (the last in the style of RouterDC, arXiv 2409.19886).
 """
 
-LEARNING = frozenset({"best", "oracle", "cascade", "knn", "logistic", "mlp", "contrastive"})
+LEARNING = frozenset({"best", "oracle", "cascade", "escalation", "knn", "logistic", "mlp", "contrastive"})
 """Those that need records of what the models said before."""
 
 BY_QUESTION = frozenset({"knn", "logistic", "mlp", "contrastive"})
@@ -370,6 +373,7 @@ _STRATEGIES: dict[str, Callable[[_Setting], Strategy]] = {
     "oracle": _oracle,
     "majority": _majority,
     "cascade": _cascade,
+    "escalation": lambda setting: Escalation(setting.train, setting.registry, setting.embeddings),
     "knn": _by_prediction,
     "logistic": lambda setting: _by_prediction(setting, LogisticPredictor),
     "mlp": lambda setting: _by_prediction(setting, functools.partial(mlp, setting.seed)),

@@ -9,19 +9,20 @@ set -euo pipefail
 cd "$(dirname "$0")/../../.."
 python=${PYTHON:-.venv/bin/python}
 out=${OUTPUT:-runs/planner_grpo}
-steps=${STEPS:-30}
+steps=${STEPS:-15}
 [ $# -gt 0 ] || set -- 0 1 2
 mkdir -p "$out/adapters"
 
 cold=$out/adapters/cold
 [ -d "$cold" ] || {
   "$python" -m training.planner plans --examples "${PLANS:-60}" --output "$out/plans.jsonl"
-  "$python" -m training.sft "$out/plans.jsonl" "$cold"
+  "$python" -m training.sft "$out/plans.jsonl" "$cold" --epochs 3
 }
 
 train() { # DIRECTORY PART OWN-ADAPTER OTHER-ADAPTER SEED
   "$python" -m training.train "$1" --part "$2" --start "$3" --frozen "$4" --seed "$5" --steps "$steps" \
-    --pool simulated --in-process --router-price 0.01 --groups 8 --generations 8 --learning-rate 1e-4
+    --pool simulated --in-process --router-price 0.01 --groups 4 --generations 8 --learning-rate 2e-4 \
+    --max-tokens 80 --timeout 900
 }
 
 for seed; do
