@@ -169,7 +169,7 @@ def of_unknown_difficulty(tasks: int = 120) -> RecordedPool:
         rows.append(
             {
                 "id": f"t{n}",
-                "question": f"Number {n + 1000}?",
+                "question": f"Number {n + 1000} in {('lima', 'capital')[n % 2]}?",
                 "golden_answers": [golden],
                 "outcomes": {
                     "small": outcome(said[0], golden, 1e-6),

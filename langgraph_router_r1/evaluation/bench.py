@@ -236,8 +236,11 @@ class Bench:
     # Running it
 
     def finished(self, *, retry_failed: bool = False) -> dict[tuple[str, str], dict[str, Any]]:
-        """Return the runs so far, by row and task id; see `RunStore.finished`."""
-        return self._store.finished({row.name: row.settings for row in self.rows}, retry_failed=retry_failed)
+        """Return the runs so far of the benchmark's rows, by row and task id; see `RunStore.finished`."""
+        rows = {row.name: row.settings for row in self.rows}
+        found = self._store.finished(rows, retry_failed=retry_failed)
+        # A row that the file had before may have been taken out of it since.
+        return {key: run for key, run in found.items() if key[0] in rows}
 
     def _fingerprint(self) -> dict[str, Any]:
         """Return what runs depend on but for the rows: those may be added to."""

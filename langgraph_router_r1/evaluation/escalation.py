@@ -33,6 +33,9 @@ MOST_SCOUTS = 3
 LEAST_GAIN = 0.001
 """By how much a scout has to improve the mean utility of the train split."""
 
+DIRECTIONS = 64
+"""To how many a question's embedding is reduced: many sets of scouts are tried, and few questions are known."""
+
 FOLDS = 5
 """Each train question is predicted by what was learned from the other four fifths."""
 
@@ -109,9 +112,10 @@ class Escalation(Strategy):
             return Answer(view.latest[0]["response"])
         said = {call["model"]: call for call in view.calls}
         heard = [_heard(said[names[scout]]) for scout in scouts]
-        question = features(view.question, embed(self.embeddings, [view.question])[0], heard)
+        vector = self._known.reduction.transform(embed(self.embeddings, [view.question]))[0]
+        question = features(view.question, vector, heard)
         expected, costs = self._split(self._predictor(scouts).predict(question[None]))
-        paid = np.array([sum(call["list_cost_usd"] for call in view.calls)])
+        paid = np.array([math.fsum(call["list_cost_usd"] for call in view.calls)])
         worth = self._worth(expected, costs, paid, scouts, weight)[0]
         for place in np.argsort(-worth):
             if names[place] in replies:
@@ -131,8 +135,11 @@ class Escalation(Strategy):
         chosen: Scouts = ()
         best = self._utility(chosen, cost_weight)
         while len(chosen) < min(MOST_SCOUTS, len(self.registry)):
-            more = [tuple(sorted((*chosen, place))) for place in range(len(self.registry)) if place not in chosen]
-            utility, found = max((self._utility(scouts, cost_weight), scouts) for scouts in more)
+            left = [place for place in range(len(self.registry)) if place not in chosen]
+            # One reply may say nothing where two do, by being the same or not.
+            more = [*itertools.combinations(left, 1), *itertools.combinations(left, 2)]
+            sets = [tuple(sorted((*chosen, *new))) for new in more if len(chosen) + len(new) <= MOST_SCOUTS]
+            utility, found = max((self._utility(scouts, cost_weight), scouts) for scouts in sets)
             if utility < best + LEAST_GAIN:
                 break
             best, chosen = utility, found
@@ -210,7 +217,9 @@ class _Known:
     """The records as arrays."""
 
     questions: Sequence[str]
-    embeddings: Matrix
+    vectors: Matrix
+    """Embeddings of the questions, reduced."""
+    reduction: Any
     heard: Sequence[Sequence[Heard]]
     """By question, then by model."""
     scores: Matrix
@@ -225,14 +234,19 @@ class _Known:
         Raises:
             ValueError: There are fewer than two.
         """
+        from sklearn.decomposition import PCA
+
         tasks = [task for task in records.complete() if set(registry.names) <= set(records.outcomes[task.id])]
         if len(tasks) < 2:
             msg = f"{records.source} has {len(tasks)} tasks with a reply of each model; it takes 2 to learn from"
             raise ValueError(msg)
+        vectors = embed(embeddings, [task.question for task in tasks])
+        reduction = PCA(min(DIRECTIONS, *vectors.shape), random_state=0).fit(vectors)
         rows = [[(task, records.outcomes[task.id][model.name], model.price) for model in registry] for task in tasks]
         return cls(
             [task.question for task in tasks],
-            embed(embeddings, [task.question for task in tasks]),
+            reduction.transform(vectors),
+            reduction,
             [
                 [Heard(stated_answer(done.response or ""), done.completion_tokens or 0) for _, done, _ in row]
                 for row in rows
@@ -251,6 +265,6 @@ class _Known:
         return np.array(
             [
                 features(question, vector, [heard[scout] for scout in scouts])
-                for question, vector, heard in zip(self.questions, self.embeddings, self.heard, strict=True)
+                for question, vector, heard in zip(self.questions, self.vectors, self.heard, strict=True)
             ]
         )
