@@ -1,6 +1,6 @@
 """Wall time of the pocket planner beside the pocket router's, on questions that join several facts, through one vLLM.
 
-    python benchmarks/planner_latency.py --questions 32 --at-once 4
+    python benchmarks/planner_latency.py --questions 32 --at-once 4 --kind compound
 
 So many questions are asked at once, first by the one, then by the other, in turns; nothing is cached but vLLM's
 prefixes, which both have warmed up. Questions are about countries that neither has seen in training.
@@ -65,18 +65,20 @@ def ratio(first: list[float], second: list[float]) -> str:
     return f"{one.mean() / other.mean():.2f} [{low:.2f}, {high:.2f}]"
 
 
-def main(questions: int = 32, at_once: int = 4, seed: int = 0) -> None:
+def main(questions: int = 32, at_once: int = 4, kind: str = "compound", seed: int = 0) -> None:
     tasks = [task for name in POCKET_SETS for task in load_tasks(name, split="test")]
+    of_kind = [task for task in tasks if task.meta["hops"] == kind]
+    if len(of_kind) < questions + at_once:
+        kinds = ", ".join(sorted({task.meta["hops"] for task in tasks}))
+        raise typer.BadParameter(f"there are {len(of_kind)} questions of the kind {kind!r}; the kinds are: {kinds}")
+    drawn = random.Random(seed).sample(of_kind, questions + at_once)
     with pocket_server(adapters=(ADAPTERS, PLANNER_ADAPTERS)) as server:
-        for kind in ("compound", "two-hop"):
-            of_kind = [task for task in tasks if task.meta["hops"] == kind]
-            drawn = random.Random(seed).sample(of_kind, questions + at_once)
-            found = asyncio.run(measure(server.base_url, drawn, at_once))
-            table = Table("", "s, median", "s, mean", "exact match", title=f"{questions} {kind}, {at_once} at once")
-            for name, (seconds, right) in found.items():
-                table.add_row(name, f"{np.median(seconds):.2f}", f"{np.mean(seconds):.2f}", f"{np.mean(right):.3f}")
-            Console().print(table)
-            Console().print(f"planner's time over the router's: {ratio(found['planner'][0], found['router'][0])}")
+        found = asyncio.run(measure(server.base_url, drawn, at_once))
+    table = Table("", "s, median", "s, mean", "exact match", title=f"{questions} {kind}, {at_once} at once")
+    for name, (seconds, right) in found.items():
+        table.add_row(name, f"{np.median(seconds):.2f}", f"{np.mean(seconds):.2f}", f"{np.mean(right):.3f}")
+    Console().print(table)
+    Console().print(f"planner's time over the router's: {ratio(found['planner'][0], found['router'][0])}")
 
 
 if __name__ == "__main__":

@@ -193,7 +193,11 @@ def train(
         trained = ROUTER
         if plans:
             other = _frozen(frozen, base, "" if in_process else base_url)
-            trained = decomposer(other) if part == "decomposer" else allocator(other)
+            if part == "decomposer":
+                trained = decomposer(other)
+            else:
+                assert not isinstance(other, str)  # refused above
+                trained = allocator(other)
         else:
             own["max_turns"] = max_turns
         log = RolloutLog(output / "rollouts.jsonl", tokenizer)

@@ -165,7 +165,8 @@ class Escalation(Strategy):
 
     def _relative(self, dollars: Matrix) -> Matrix:
         """Return costs beside that of the most expensive model's mean, as square roots: as the reward counts them."""
-        return np.sqrt(dollars / max(self._known.costs.mean(0).max(), 1e-12))
+        relative: Matrix = np.sqrt(dollars / max(self._known.costs.mean(0).max(), 1e-12))
+        return relative
 
     # What is learned
 

@@ -12,7 +12,7 @@
 #     --url http://127.0.0.1:8000/v1
 #
 # Deviations from the paper: LoRA of rank 16 for all weights, our reward (format, outcome and cost at four cost weights),
-# and rollouts of the whole graph, with real replies of the pool.
+# a small entropy bonus, and rollouts of the whole graph, with real replies of the pool.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 python=${PYTHON:-.venv/bin/python}
@@ -26,7 +26,7 @@ train() { # DIRECTORY PART OWN-ADAPTER OTHER-ADAPTER [OPTION...]
   # shellcheck disable=SC2086  # LAUNCH holds several words
   "$python" -m accelerate.commands.launch ${LAUNCH:---num_processes 1} -m training.train "$1" --part "$2" --start "$3" \
     --frozen "$4" --model "${MODEL:-Qwen/Qwen2.5-7B-Instruct}" --pool "${POOL:-benchmarks/pools/paper.toml}" \
-    "${tasks[@]}" --rank 16 --learning-rate 1e-5 --beta 0.001 --basis completion --groups 64 --generations 4 \
+    "${tasks[@]}" --rank 16 --learning-rate 1e-5 --beta 0.001 --entropy 0.001 --basis completion --groups 64 --generations 4 \
     --micro-batch 4 --steps "${STEPS:-256}" --save-every 16 --max-tokens 512 "${@:5}"
 }
 
