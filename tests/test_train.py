@@ -17,6 +17,7 @@ import torch
 import typer
 from accelerate import PartialState
 from peft import LoraConfig, get_peft_model
+from provider import Provider
 from safetensors.torch import load_file
 from test_grpo import log_of, tiny_model, tiny_trainer, tokenizer_at, wanted_share
 
@@ -100,8 +101,8 @@ def test_two_processes_make_rollouts_of_their_own_and_end_with_the_same_weights(
     assert [line["step"] for line in log_of(tmp_path)] == [1, 2]
 
 
-def written_setting(directory: Path) -> dict[str, str]:
-    """Write a tiny base model, tasks, and a pool whose models don't answer; return what tells the scripts of them."""
+def written_setting(directory: Path, provider: str = "http://127.0.0.1:9/v1") -> dict[str, str]:
+    """Write a tiny base model, tasks, and a pool at this provider; return what tells the scripts of them."""
     model = directory / "model"
     tokenizer_at(model)
     tiny_model().save_pretrained(model)
@@ -111,7 +112,7 @@ def written_setting(directory: Path) -> dict[str, str]:
     )
     tasks.write_text("".join(json.dumps(row) + "\n" for row in rows))
     pool = directory / "pool.toml"
-    pool.write_text('[models.small]\nmodel = "openai:none"\nbase_url = "http://127.0.0.1:9/v1"\nprice = 0.1\n')
+    pool.write_text(f'[models.small]\nmodel = "openai:none"\nbase_url = "{provider}"\nprice = 0.1\n')
     return {
         "LAUNCH": "--cpu --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no",
         "OUTPUT": str(directory / "run"),
@@ -144,17 +145,17 @@ def test_the_script_of_the_papers_setting_trains_a_tiny_model(tmp_path: Path) ->
 
 
 def test_the_script_of_the_planners_setting_trains_both_parts_each_beside_the_other(tmp_path: Path) -> None:
-    setting = written_setting(tmp_path)
     start = get_peft_model(tiny_model(), LoraConfig(r=8, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"))
     save_adapter(start, tmp_path / "start")
-    said = run(
-        ROOT / "training/recipes/r2/qwen2.5-7b_gpu.sh",
-        *TINY,
-        **setting,
-        DECOMPOSER=str(tmp_path / "start"),
-        ALLOCATOR=str(tmp_path / "start"),
-        ROUNDS="1",
-    )
+    with Provider() as provider:
+        said = run(
+            ROOT / "training/recipes/r2/qwen2.5-7b_gpu.sh",
+            *TINY,
+            **written_setting(tmp_path, provider.base_url),
+            DECOMPOSER=str(tmp_path / "start"),
+            ALLOCATOR=str(tmp_path / "start"),
+            ROUNDS="1",
+        )
     ended = [json.loads(line) for line in said.splitlines() if line.startswith('{"adapter"')]
     assert [one["steps"] for one in ended] == [2, 2]
     for part, other in (("decomposer", "allocator"), ("allocator", "decomposer")):
