@@ -198,6 +198,18 @@ def test_escalation_pays_for_no_scout_that_changes_nothing_and_for_no_big_model_
         assert asked(result) in (["small"], ["other"])
 
 
+def test_escalation_passes_on_a_scouts_reply_when_the_big_model_fails() -> None:
+    pool = of_unknown_difficulty()
+    broken = pool.registry()["big"].model_copy(update={"model": ScriptedChatModel([RuntimeError("down")] * 99)})
+    registry = ModelRegistry([*pool.registry().without("big"), broken])
+    router = create_baseline("escalation", registry, records=pool, embeddings=Words(), cost_weight=0.2)
+    hard = next(task for task in pool.of_split("test").tasks.values() if int(task.id[1:]) % 3 == 0)
+    given = {"messages": [("user", hard.question)]}, {"metadata": {"task_id": hard.id}}
+    result = router.invoke(*given)
+    assert [call["status"] for call in result["routing"]["calls"]] == ["ok", "ok", "error"]
+    assert result["answer"] in ("The answer is (E).", "The answer is (F).")
+
+
 def test_replies_are_compared_by_what_they_state_as_the_answer() -> None:
     assert stated_answer("No.\nThe answer is (C).") == stated_answer("Answer: c") == "c"
     assert stated_answer("It is\n**Lima**") == stated_answer("lima")

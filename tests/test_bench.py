@@ -104,6 +104,13 @@ def test_what_was_run_is_not_run_again_and_rows_can_be_added(tmp_path: Path) -> 
     assert {run["row"] for run in ended} == {"good", "poor", "random", "most_expensive", "majority", "oracle"}
 
 
+def test_runs_of_a_row_that_was_taken_out_of_the_file_are_left_out(tmp_path: Path) -> None:
+    run(Bench.from_file(recorded(tmp_path), tmp_path / "runs"))
+    fewer = Bench.from_file(recorded(tmp_path, rows='[[rows]]\nrouter = "best"\n'), tmp_path / "runs")
+    assert {row for row, _ in fewer.finished()} == {"best"}
+    assert {row for row, _ in read_runs(tmp_path / "runs")} > {"best"}
+
+
 def test_runs_of_another_benchmark_are_not_mixed_in(tmp_path: Path) -> None:
     run(Bench.from_file(recorded(tmp_path), tmp_path / "runs"))
     changed = Bench.from_file(recorded(tmp_path, head="seed = 1\n"), tmp_path / "runs")

@@ -192,7 +192,7 @@ def train(
         own: dict[str, object] = {"max_tokens": max_tokens or (MAX_PLAN_TOKENS if plans else MAX_ROUTER_TOKENS)}
         trained = ROUTER
         if plans:
-            other = _frozen(frozen, base, "" if in_process else base_url)
+            other = _frozen(frozen, base, "" if in_process else base_url, state.device)
             if part == "decomposer":
                 trained = decomposer(other)
             else:
@@ -267,7 +267,7 @@ def _address(server: VLLMServer, urls: list[str], state: PartialState, *, needed
         yield server.base_url
 
 
-def _frozen(frozen: str, base: str, base_url: str) -> RouterEngine | Literal["knn"]:
+def _frozen(frozen: str, base: str, base_url: str, device: torch.device) -> RouterEngine | Literal["knn"]:
     """Return the part of a planner that stays as it is, on the server if there is one.
 
     Raises:
@@ -276,8 +276,10 @@ def _frozen(frozen: str, base: str, base_url: str) -> RouterEngine | Literal["kn
     if frozen == KNN:
         return "knn"
     if not base_url:
-        dtype = getattr(torch, fastest_dtype("cuda" if torch.cuda.is_available() else "cpu"))
-        return TransformersEngine(base, model=FROZEN, adapter=frozen, dtype=dtype)
+        network = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, fastest_dtype(device.type))).to(
+            device
+        )
+        return TransformersEngine(network, model=FROZEN, tokenizer=base, adapter=frozen)
     adapter = Path(frozen).absolute()
     if not adapter.is_dir():
         return VLLMEngine(base_url, frozen, tokenizer=base)
