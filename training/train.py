@@ -276,9 +276,8 @@ def _frozen(frozen: str, base: str, base_url: str, device: torch.device) -> Rout
     if frozen == KNN:
         return "knn"
     if not base_url:
-        network = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, fastest_dtype(device.type))).to(
-            device
-        )
+        dtype = getattr(torch, fastest_dtype(device.type))
+        network = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).to(device)
         return TransformersEngine(network, model=FROZEN, tokenizer=base, adapter=frozen)
     adapter = Path(frozen).absolute()
     if not adapter.is_dir():
