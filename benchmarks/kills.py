@@ -37,6 +37,7 @@ import typer
 from langchain_openai import ChatOpenAI
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from langgraph.types import StateSnapshot
 from pydantic import SecretStr
 from rich.console import Console
 from rich.progress import Progress
@@ -151,7 +152,7 @@ def take_part(strategy: StrategyName, way: Way, url: str, database: Path, name: 
     if way == "sync":
         with SqliteSaver.from_conn_string(str(database)) as saver:
             router = create(strategy, registry, saver)
-            if not _ended(router.get_state(config).values):
+            if not _ended(router.get_state(config)):
                 router.invoke(rest(saver.get_tuple(config)), config)
             values = router.get_state(config).values
     else:
@@ -159,7 +160,7 @@ def take_part(strategy: StrategyName, way: Way, url: str, database: Path, name: 
         async def run() -> Any:
             async with AsyncSqliteSaver.from_conn_string(str(database)) as saver:
                 router = create(strategy, registry, saver)
-                if not _ended((await router.aget_state(config)).values):
+                if not _ended(await router.aget_state(config)):
                     await router.ainvoke(rest(await saver.aget_tuple(config)), config)
                 return (await router.aget_state(config)).values
 
@@ -167,8 +168,9 @@ def take_part(strategy: StrategyName, way: Way, url: str, database: Path, name: 
     result.send((values["answer"], values["routing"]))
 
 
-def _ended(values: dict[str, Any]) -> bool:
-    return bool(values.get("answer"))
+def _ended(state: StateSnapshot) -> bool:
+    # A node that has ended leaves its answer before its step is stored: such a run has a node to run next.
+    return bool(state.values.get("answer")) and not state.next
 
 
 # The harness
