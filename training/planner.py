@@ -305,10 +305,11 @@ def compare(
         report(
             decomposer=str(adapter),
             questions=len(chosen),
-            reward=str(bootstrap([one.total or 0.0 for one in rewarded])),
+            reward=str(bootstrap([one.total for one in rewarded if one.total is not None])),
             exact_match=str(bootstrap(right)),
             micro_dollars=f"{cost.mean:.2f} [{cost.low:.2f}, {cost.high:.2f}]",
             malformed=sum(one.format < 0 for one in rewarded),
+            without_reward=sum(one.total is None for one in rewarded),
             p_against_first=None if adapter == adapters[0] else round(paired_p_value(right, first), 4),
             by_kind={kind: round(statistics.mean(outcomes), 3) for kind, outcomes in sorted(of_kind.items())},
         )

@@ -14,7 +14,7 @@ steps=${STEPS:-15}
 mkdir -p "$out/adapters"
 
 cold=$out/adapters/cold
-[ -d "$cold" ] || {
+[ -f "$cold/adapter_model.safetensors" ] || {
   "$python" -m training.planner plans --examples "${PLANS:-60}" --output "$out/plans.jsonl"
   "$python" -m training.sft "$out/plans.jsonl" "$cold" --epochs 3
 }
