@@ -188,7 +188,8 @@ def test_decomposers_are_compared_on_the_same_questions_with_all_of_their_tokens
         save_adapter(fresh, adapter)
     planner.compare(adapters, sample=4)
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
-    assert (first["questions"], first["malformed"], first["without_reward"]) == (4, 4, 0)  # random weights write no plan
+    assert (first["questions"], first["without_reward"]) == (4, 0)
+    assert first["malformed"] == 4  # random weights write no plan
     assert first["reward"].startswith("-1.000")
     assert float(first["micro_dollars"].split()[0]) > 0
     assert second["p_against_first"] == 1
