@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -463,6 +464,14 @@ def test_a_model_that_was_not_profiled_is_judged_by_its_skills(skills: dict[str,
     ranking = knn().refit(POOL.with_model(newcomer)).rank(CAPITAL)
     assert ranking.index("newcomer") == place
     assert set(ranking) == {"capitals", "generalist", "newcomer"}
+
+
+def test_a_newcomer_is_asked_for_the_kinds_of_question_that_its_skills_name_and_for_no_others() -> None:
+    known = [replace(one, kind="capital" if one.question == CAPITAL else "currency") for one in PROFILE]
+    newcomer = ModelDescriptor(name="new", model=ScriptedChatModel(["x"]), price=0.5, skills={"currency": 0.95})
+    strategy = knn(POOL.with_model(newcomer), known)
+    assert strategy.expected_quality([CAPITAL, CURRENCY])[:, 2].tolist() == [0.0, pytest.approx(0.95)]
+    assert [ranking[0] for ranking in strategy.rank_all([CAPITAL, CURRENCY])] == ["capitals", "new"]
 
 
 def test_a_model_that_was_not_profiled_costs_what_its_price_suggests() -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from conftest import pool
 
+from langgraph_router_r1.evaluation.metrics import exact_match
+from langgraph_router_r1.evaluation.recorded import RecordedPool
 from langgraph_router_r1.evaluation.tasks import Task
 from langgraph_router_r1.pocket.world import PocketQuestion, countries, joined_questions, questions, true_steps
 from langgraph_router_r1.strategies.allocators import ProfileAllocator
@@ -28,6 +30,7 @@ from test_grpo import tiny_model, tiny_trainer, tokenizer_at
 from training.parts import allocator, decomposer
 from training.plan_samples import Solver, best_plan, broken_pairs, draw_plans, score
 from training.planner import sample_of_kinds
+from training.pool_change import changes, questions_for
 from training.pools import simulated_pocket
 from training.rollout import Rollout, roll_out
 from training.sft import LORA_TARGETS, save_adapter
@@ -196,3 +199,33 @@ def test_decomposers_are_compared_on_the_same_questions_with_all_of_their_tokens
     assert {key: first[key] for key in ("reward", "micro_dollars")} == {
         key: second[key] for key in ("reward", "micro_dollars")
     }
+
+
+def test_a_pool_changes_by_one_specialist_and_the_newcomer_is_profiled_on_the_same_questions(tmp_path: Path) -> None:
+    before = simulated_pocket(planning=True)
+    pools = dict(changes(before, "currencies", tmp_path, profiled=True))
+    assert [*pools] == ["as it is", "one out", "another in", "another in, profiled"]
+    assert [*pools["one out"].names] == [name for name in before.names if name != "currencies"]
+    assert [*pools["another in"].names] == [*pools["one out"].names, "belin"]
+    assert pools["another in"].profile == before.profile
+    assert pools["another in, profiled"].profile is not None
+    old, new = (RecordedPool.from_file(pools[name].profile) for name in ("as it is", "another in, profiled"))
+    assert {task: {*outcomes} - {"belin"} for task, outcomes in new.outcomes.items()} == {
+        task: {*outcomes} for task, outcomes in old.outcomes.items()
+    }
+    right = [
+        exact_match(new.outcomes[name]["belin"].response or "", task.golden_answers)
+        for name, task in new.tasks.items()
+        if task.kind == "currency"
+    ]
+    assert 0.8 < sum(right) / len(right) <= 1
+    others = [outcomes["belin"].response for name, outcomes in new.outcomes.items() if new.tasks[name].kind == "domain"]
+    assert set(others) == {"I do not know."}
+
+
+def test_the_questions_of_a_change_all_need_the_specialist_that_goes() -> None:
+    asked = questions_for("capitals", split="test", sample=30, choose=random.Random(0))
+    lands = countries("test")
+    steps = {one.id: true_steps(one) for one in (*questions(lands), *joined_questions(lands))}
+    assert len({task.id for task in asked}) == 30
+    assert all("capitals" in {who for _, who in steps[task.id]} for task in asked)

@@ -6,6 +6,7 @@
     python -m training.planner check        plans of test countries, beside those that lead to the answer
     python -m training.planner compare ADAPTER ...
                                             reward, exact match and cost of decomposers on the same questions
+    python -m training.planner change-pool  the planner before and after a specialist goes and another comes
     python -m training.planner allocations  plans over drawn pools with the best model for each step, for the allocator
     python -m training.sft ...              the allocator's adapter, from those
     python -m training.planner search-compare
@@ -24,6 +25,7 @@ import math
 import random
 import shutil
 import statistics
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -36,7 +38,7 @@ from langgraph_router_r1.engines.base import Generation, RouterEngine
 from langgraph_router_r1.engines.precision import fastest_dtype
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.evaluation.files import replace_file
-from langgraph_router_r1.evaluation.metrics import bootstrap, paired_p_value
+from langgraph_router_r1.evaluation.metrics import bootstrap, exact_match, paired_p_value
 from langgraph_router_r1.evaluation.profile import profile
 from langgraph_router_r1.evaluation.recorded import RecordedPool
 from langgraph_router_r1.evaluation.report import MICRO
@@ -53,12 +55,14 @@ from langgraph_router_r1.pocket import PLANNER_ADAPTERS as ADAPTERS
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.pocket.world import HIGHER, PocketQuestion, countries, joined_questions, questions
 from langgraph_router_r1.prompts import allocation_chat, plan_chat
+from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.strategies.allocators import TOKENS_A_STEP
 from langgraph_router_r1.strategies.plans import MAX_STEPS
 from training.allocation_samples import PLANS_PER_POOL, Allocated, compare_searches, draw_allocations, judge_allocations
 from training.parts import decomposer as decomposer_part
 from training.plan_samples import Solver, best_plan, score
 from training.pocket import IN_FLIGHT, report
+from training.pool_change import NEWCOMERS, changes, questions_for
 from training.pools import simulated_pocket
 from training.rewards import CostScale, reward
 from training.robustness import ROUTER_PRICE
@@ -66,6 +70,9 @@ from training.rollout import Rollout, roll_out
 
 REPLIES_FILE = Path("runs/planner/replies.jsonl")
 """What `measure` has asked so far; it goes on from there when it was stopped."""
+
+KNN = "knn"
+"""The allocator that goes by the registry's profile."""
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -291,7 +298,8 @@ def compare(
     """
     tasks = distinct(task for name in POCKET_SETS for task in load_tasks(name))
     chosen = draw(tasks, split=split, sample=sample, seed=seed)
-    rolled = {adapter: _rolled(adapter, chosen, cost_weight) for adapter in adapters}
+    pool = simulated_pocket(planning=True)
+    rolled = {adapter: _rolled(_on_this_machine(adapter), pool, chosen, cost_weight) for adapter in adapters}
     scale = CostScale(len(adapters) * sample)
     scale.add(one.cost_usd() for rollouts in rolled.values() for one in rollouts)
     scored = {adapter: [reward(one, scale) for one in rollouts] for adapter, rollouts in rolled.items()}
@@ -301,13 +309,12 @@ def compare(
         of_kind: dict[str, list[float]] = defaultdict(list)
         for task, outcome in zip(chosen, right, strict=True):
             of_kind[task.meta["hops"]].append(outcome)
-        cost = bootstrap([one.cost_usd() * MICRO for one in rolled[adapter]])
         report(
             decomposer=str(adapter),
             questions=len(chosen),
             reward=str(bootstrap([one.total for one in rewarded if one.total is not None])),
             exact_match=str(bootstrap(right)),
-            micro_dollars=f"{cost.mean:.2f} [{cost.low:.2f}, {cost.high:.2f}]",
+            micro_dollars=_micro_dollars(rolled[adapter]),
             malformed=sum(one.format < 0 for one in rewarded),
             without_reward=sum(one.total is None for one in rewarded),
             p_against_first=None if adapter == adapters[0] else round(paired_p_value(right, first), 4),
@@ -315,9 +322,57 @@ def compare(
         )
 
 
-def _rolled(adapter: Path, tasks: Sequence[Task], cost_weight: float) -> list[Rollout]:
-    registry, part = simulated_pocket(planning=True), decomposer_part(allocator="knn")
-    router = part.create(_on_this_machine(adapter), registry, max_tokens=MAX_PLAN_TOKENS, router_price=ROUTER_PRICE)
+@cli.command()
+def change_pool(
+    decomposer: Annotated[Path, typer.Option(help="Adapter of the decomposer.")] = ADAPTERS / DECOMPOSER_NAME,
+    allocator: Annotated[str, typer.Option(help="An adapter, or knn: the profile.")] = KNN,
+    sample: Annotated[int, typer.Option(help="Questions for each specialist that goes.")] = 40,
+    cost_weight: float = 0.3,
+    split: Split = "test",
+    seed: int = 0,
+) -> None:
+    """Let one specialist after the other go, and another come in its place; nothing is trained again.
+
+    Asked are questions that need who goes, about countries that nobody was trained on. The models are simulated, and
+    costs are with the tokens of decomposer and allocator.
+    """
+    planning = _on_this_machine(decomposer)
+    allocating: Any = KNN if allocator == KNN else _on_this_machine(Path(allocator), model="allocator")
+    choose, found = random.Random(seed), defaultdict[str, list[Rollout]](list)
+    asked: dict[str, Counter[str]] = defaultdict(Counter)
+    with tempfile.TemporaryDirectory() as directory:
+        for gone, (newcomer, _) in NEWCOMERS.items():
+            tasks = questions_for(gone, split=split, sample=sample, choose=choose)
+            pools = changes(simulated_pocket(planning=True), gone, Path(directory), profiled=allocator == KNN)
+            roles = {gone: "who goes", newcomer: "newcomer", "generalist": "generalist"}
+            for form, pool in pools:
+                rollouts = _rolled(planning, pool, tasks, cost_weight, allocating)
+                found[form] += rollouts
+                asked[form].update(roles.get(call["model"], "others") for one in rollouts for call in one.calls)
+    for form, rollouts in found.items():
+        right = [exact_match(one.answer, one.task.golden_answers) for one in rollouts]
+        report(
+            pool=form,
+            allocator=allocator,
+            questions=len(rollouts),
+            exact_match=str(bootstrap(right)),
+            micro_dollars=_micro_dollars(rollouts),
+            calls=dict(asked[form]),
+        )
+
+
+def _micro_dollars(rollouts: Iterable[Rollout]) -> str:
+    """Return what rollouts cost on average, in millionths of a dollar, with its interval."""
+    cost = bootstrap([one.cost_usd() * MICRO for one in rollouts])
+    return f"{cost.mean:.2f} [{cost.low:.2f}, {cost.high:.2f}]"
+
+
+def _rolled(
+    engine: RouterEngine, registry: ModelRegistry, tasks: Sequence[Task], cost_weight: float, allocator: Any = KNN
+) -> list[Rollout]:
+    """Return what comes of tasks when an engine plans them, greedily."""
+    part = decomposer_part(allocator=allocator)
+    router = part.create(engine, registry, max_tokens=MAX_PLAN_TOKENS, router_price=ROUTER_PRICE)
     asked = [(task, cost_weight) for task in tasks]
     return asyncio.run(roll_out(router, registry, asked, timeout_s=math.inf, part=part))
 

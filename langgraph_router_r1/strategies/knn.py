@@ -24,6 +24,7 @@ from langchain_core.embeddings import Embeddings
 from numpy.typing import NDArray
 from typing_extensions import override
 
+from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.ledger import PER_MILLION, estimate_tokens
 from langgraph_router_r1.prompts import context_messages
 from langgraph_router_r1.registry import ModelRegistry
@@ -54,6 +55,8 @@ class Observation:
     """0 to 1, by model."""
     cost_usd: Mapping[str, float]
     """Dollars, by model."""
+    kind: str = ""
+    """What it asks for, as descriptors tell skills; empty where nobody said."""
 
 
 class Predictor(Protocol):
@@ -70,6 +73,7 @@ class KNNStrategy(Strategy):
     """Ranks the models of a registry for a question, by expected quality and cost, and asks the best that replies.
 
     Models that were not profiled are judged by the skills in their descriptor, and are the last choice without any.
+    Where these are kinds of question that the profile has, nothing is expected of them for its other kinds.
     The first ranking embeds the observations; after that a pool that has changed only takes `knn.refit(registry)`.
     May be used from several threads.
     """
@@ -189,12 +193,19 @@ class KNNStrategy(Strategy):
         for column, model in enumerate(self.registry):
             missing = np.isnan(quality[:, column])
             if missing.all():
-                quality[:, column] = statistics.mean(model.skills.values()) if model.skills else 0.0
+                quality[:, column] = self._told(model)
             else:
                 quality[missing, column] = quality[~missing, column].mean()
         predictor = self._make_predictor()
         predictor.fit(self._embedded, quality)
         return predictor
+
+    def _told(self, model: ModelDescriptor) -> list[float]:
+        """Return how well a model is expected to do on each observed question, by its descriptor alone."""
+        kinds = [observation.kind for observation in self.observations]
+        if model.skills.keys() & set(kinds):
+            return [model.skills.get(kind, 0.0) for kind in kinds]
+        return [statistics.mean(model.skills.values()) if model.skills else 0.0] * len(kinds)
 
     @functools.cached_property
     def _costs(self) -> Matrix:
@@ -224,6 +235,7 @@ def observations(pool: RecordedPool, registry: ModelRegistry) -> list[Observatio
                     task.question,
                     {name: quality(task, outcome) for name, outcome in outcomes.items()},
                     {name: outcome_cost(outcome, registry[name].price) for name, outcome in outcomes.items()},
+                    task.kind,
                 )
             )
     return found
