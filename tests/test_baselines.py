@@ -47,7 +47,7 @@ def two_specialists(tasks: int = 120) -> RecordedPool:
     rows = []
     for n in range(tasks):
         capital = n % 2 == 0
-        question, golden = (f"capital number {n}?", "Lima") if capital else (f"currency number {n}?", "Sol")
+        question, golden = (f"capital number {n:03}?", "Lima") if capital else (f"currency number {n:03}?", "Sol")
         outcomes = {
             "caps": outcome(capital, golden, 1e-6),
             "money": outcome(not capital, golden, 1e-6),

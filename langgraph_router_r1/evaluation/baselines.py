@@ -373,7 +373,7 @@ _STRATEGIES: dict[str, Callable[[_Setting], Strategy]] = {
     "oracle": _oracle,
     "majority": _majority,
     "cascade": _cascade,
-    "escalation": lambda setting: Escalation(setting.train, setting.registry, setting.embeddings),
+    "escalation": lambda setting: Escalation(setting.train, setting.registry),
     "knn": _by_prediction,
     "logistic": lambda setting: _by_prediction(setting, LogisticPredictor),
     "mlp": lambda setting: _by_prediction(setting, functools.partial(mlp, setting.seed)),

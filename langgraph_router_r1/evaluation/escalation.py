@@ -1,9 +1,10 @@
 """Scouts first: cheap models answer side by side, and their replies tell whether to ask one more model, and which.
 
 A cascade asks one model after the other and looks at one reply at a time. Here the replies of several scouts are looked
-at together: a linear model predicts, from the question and from what the scouts said of it, how likely each model of
-the pool is to be right and what it would cost. The run ends with a scout's reply, or with that of one more model,
-whichever is worth most at the run's cost weight (compare cascade routing, arXiv 2410.10347).
+at together. A forest of random trees predicts, from the question and from what the scouts said of it, how good the
+answer will be if the run ends now or after one more model, and what that model would cost. The answer is the reply that
+is likeliest to be right, by all replies together: the last one is not always the best (compare cascade routing,
+arXiv 2410.10347).
 """
 
 from __future__ import annotations
@@ -13,19 +14,18 @@ import itertools
 import math
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from langchain_core.embeddings import Embeddings
 from typing_extensions import override
 
 from langgraph_router_r1.evaluation.recorded import RecordedPool, outcome_cost, quality
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.state import RoutedCall
 from langgraph_router_r1.strategies import Answer, Ask, Call, Decision, Strategy, View
-from langgraph_router_r1.strategies.knn import Matrix, embed
+from langgraph_router_r1.strategies.knn import Matrix
 
 MOST_SCOUTS = 3
 """How many scouts there are at most: each is paid for every question."""
@@ -34,26 +34,48 @@ LEAST_GAIN = 0.001
 """By how much a scout has to improve the mean utility of the train split."""
 
 DIRECTIONS = 64
-"""To how many a question's embedding is reduced: many sets of scouts are tried, and few questions are known."""
+"""To how many numbers the words of a question are reduced."""
 
-FOLDS = 5
-"""Each train question is predicted by what was learned from the other four fifths."""
+TREES = 200
+"""Of a forest that decides; those that only compare sets of scouts have a quarter."""
 
-ALPHAS = (30.0, 100.0, 300.0, 1000.0, 3000.0)
-"""How much weights are shrunk towards nothing; which, the train questions decide."""
+QUESTIONS_A_LEAF = 8
+"""How many train questions a leaf of a tree has at least."""
+
+CANDIDATES = 20
+"""Of how many features a split of a tree takes the best."""
+
+LEAST_ASKED = 0.01
+"""Share of the train questions for which a model has to look worth asking, to be considered after the scouts."""
+
+REMEMBERED = 16384
+"""How many predictions are kept: the same question comes again at other cost weights."""
 
 _STATED = re.compile(r"answer(?:\s+is)?\s*:?\s*([^.\n]+)", re.IGNORECASE)
+_OPTION = re.compile(r"^\s*\(?([A-Z])[).:]\s", re.MULTILINE)
+_CHOSEN = re.compile(
+    r"\b(?:answer|option|choice)\b(?:[^A-Za-z\n]|\bis\b|\bare\b|\boption\b|\bchoice\b)*([A-Z])\b(?!')"
+    r"|boxed\{\W*(?:\\?text\{\W*)?([A-Z])\b"
+)
 
 
-def stated_answer(reply: str) -> str:
+def stated_answer(reply: str, question: str = "") -> str:
     r"""Return what a reply states as its answer, without punctuation: to be compared with another's.
+
+    Of a question with lettered options it is the letter of the last one that is called the answer, or nothing.
 
     Example:
         >>> stated_answer("Both mate rarely.\nThe answer is (J).")
         'j'
+        >>> stated_answer("So it is $\\boxed{\\text{B}}$", "Which?\n(A) 1\n(B) 2")
+        'b'
         >>> stated_answer("Lima")
         'lima'
     """
+    options = set(_OPTION.findall(question))
+    if len(options) > 1:
+        chosen = [one or other for one, other in _CHOSEN.findall(reply)]
+        return next((letter.casefold() for letter in reversed(chosen) if letter in options), "")
     found = _STATED.findall(reply)
     stated = found[-1] if found else reply.strip().rpartition("\n")[2]
     return "".join(letter for letter in stated.casefold() if letter.isalnum() or letter == " ").strip()
@@ -61,44 +83,58 @@ def stated_answer(reply: str) -> str:
 
 @dataclass(frozen=True)
 class Heard:
-    """What one scout replied to one question."""
+    """What one model replied to one question."""
 
     answer: str
     """Stated; empty for a call that failed."""
     completion_tokens: int
 
 
-def features(question: str, embedding: Matrix, heard: Sequence[Heard]) -> Matrix:
-    """Return what the predictions are made from: of the question, of each scout's reply, and of each pair of them."""
-    own = [math.log1p(len(question)), sum(map(str.isdigit, question)) / max(1, len(question))]
+def features(question: str, words: Matrix, heard: Sequence[Heard]) -> Matrix:
+    """Return what the predictions are made from: of the question, of each model's reply, and of each pair of them."""
+    own = [math.log1p(len(question)), sum(map(str.isdigit, question)) / max(1, len(question)), question.count("\n")]
     for one in heard:
         own += [math.log1p(one.completion_tokens), float(not one.answer)]
     own += [float(bool(one.answer) and one.answer == other.answer) for one, other in itertools.combinations(heard, 2)]
-    return np.concatenate([embedding, own])
+    return np.concatenate([words, own])
 
 
-Scouts = tuple[int, ...]
-"""Models by their places in the registry, in that order."""
+Models = tuple[int, ...]
+"""Models by their places in the registry."""
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """What can be done once the scouts have replied, and the forest that tells what comes of it."""
+
+    more: Models
+    """Who can be asked."""
+    forest: Any
+    """Predicts the score of ending now (with scouts only) and of ending after each of them; then the logarithms of
+    what each costs."""
 
 
 @dataclass
 class Escalation(Strategy):
     """Asks scouts side by side, and then at most one more model; learned from recorded answers.
 
-    Which models are the scouts depends on the cost weight: one is added as long as that improves the mean utility of
-    the train questions. Where none does, one model is chosen by the question alone.
+    What a run is worth is `(1 - w) score - w cost / c`, where `w` is the cost weight and `c` the mean cost of the most
+    expensive model. Which models are the scouts depends on the cost weight: one or two are added as long as that
+    improves the mean worth of the train questions. Where none does, one model is chosen by the question alone.
+
+    Each forest predicts a train question by those of its trees that did not see it, so what is learned from these
+    predictions is not learned from memory.
 
     Example:
-        >>> strategy = Escalation(records.of_split("train"), registry, MiniLM())           # doctest: +SKIP
+        >>> strategy = Escalation(records.of_split("train"), registry)                     # doctest: +SKIP
         >>> router = create_router(strategy=strategy, registry=registry, cost_weight=0.1)  # doctest: +SKIP
     """
 
     records: RecordedPool
     """What it learns from: those of its tasks for which all models are recorded."""
     registry: ModelRegistry
-    embeddings: Embeddings
-    _learned: dict[Scouts, Any] = field(default_factory=dict, init=False, repr=False)
-    _chosen: dict[float, Scouts] = field(default_factory=dict, init=False, repr=False)
+    _forests: dict[tuple[Any, ...], Any] = field(default_factory=dict, init=False, repr=False)
+    _chosen: dict[float, Models] = field(default_factory=dict, init=False, repr=False)
     _lock: Any = field(default_factory=threading.RLock, init=False, repr=False)
 
     @override
@@ -107,32 +143,43 @@ class Escalation(Strategy):
         scouts = self.scouts(weight)
         if not view.turn and scouts:
             return Ask([Call(names[scout], view.question) for scout in scouts])
-        replies = {call["model"]: call["response"] for call in view.calls if call["status"] == "ok"}
-        if view.turn > bool(scouts) and view.latest[0]["status"] == "ok":
-            return Answer(view.latest[0]["response"])
-        said = {call["model"]: call for call in view.calls}
-        heard = [_heard(said[names[scout]]) for scout in scouts]
-        vector = self._known.reduction.transform(embed(self.embeddings, [view.question]))[0]
-        question = features(view.question, vector, heard)
-        expected, costs = self._split(self._predictor(scouts).predict(question[None]))
-        paid = np.array([math.fsum(call["list_cost_usd"] for call in view.calls)])
-        worth = self._worth(expected, costs, paid, scouts, weight)[0]
+        said = {names.index(call["model"]): call for call in view.calls}
+        replies = {place: call["response"] for place, call in said.items() if call["status"] == "ok"}
+        if view.turn > bool(scouts):
+            return self._answer(view, said, replies)
+        choices = self._choices(scouts, weight)
+        predicted = self._predict(choices.forest, view.question, [_heard(said[scout], view) for scout in scouts])
+        worth = self._worth(predicted[None], scouts, choices.more, weight)[0]
         for place in np.argsort(-worth):
-            if names[place] in replies:
-                return Answer(replies[names[place]])
-            if names[place] not in said and names[place] in view.offered and view.turn <= bool(scouts):
-                return Ask.one(names[place], view.question)
-        return Answer("", stop_reason="no_answer")
+            if scouts and not place:
+                if replies:
+                    return self._answer(view, said, replies)
+                continue
+            name = names[choices.more[place - bool(scouts)]]
+            if name in view.offered:
+                return Ask.one(name, view.question)
+        return self._answer(view, said, replies)
 
-    def scouts(self, cost_weight: float) -> Scouts:
-        """Return the scouts for a cost weight."""
+    def _answer(self, view: View, said: dict[int, RoutedCall], replies: dict[int, str]) -> Decision:
+        """End with the reply that is likeliest to be right, as all that were asked let expect."""
+        if not replies:
+            return Answer("", stop_reason="no_answer")
+        asked = tuple(sorted(said))
+        if len(replies) == 1:
+            return Answer(next(iter(replies.values())))
+        heard = [_heard(said[place], view) for place in asked]
+        expected = self._predict(self._of_scores(asked, TREES), view.question, heard)
+        return Answer(replies[max(replies, key=lambda place: expected[place])])
+
+    def scouts(self, cost_weight: float) -> Models:
+        """Return the scouts for a cost weight; the first time, this takes minutes for thousands of questions."""
         with self._lock:
             if cost_weight not in self._chosen:
                 self._chosen[cost_weight] = self._choose(cost_weight)
             return self._chosen[cost_weight]
 
-    def _choose(self, cost_weight: float) -> Scouts:
-        chosen: Scouts = ()
+    def _choose(self, cost_weight: float) -> Models:
+        chosen: Models = ()
         best = self._utility(chosen, cost_weight)
         while len(chosen) < min(MOST_SCOUTS, len(self.registry)):
             left = [place for place in range(len(self.registry)) if place not in chosen]
@@ -145,72 +192,101 @@ class Escalation(Strategy):
             best, chosen = utility, found
         return chosen
 
-    def _utility(self, scouts: Scouts, cost_weight: float) -> float:
-        """Return the mean utility of the train questions, each predicted by what was learned from others."""
-        known = self._known
-        expected, costs = self._split(self._out_of_fold(scouts))
-        paid = known.costs[:, list(scouts)].sum(1)
-        choice = self._worth(expected, costs, paid, scouts, cost_weight).argmax(1)
-        rows = np.arange(len(paid))
-        spent = paid + np.where(np.isin(choice, scouts), 0.0, known.costs[rows, choice])
-        cheap = 1 - self._relative(spent)
-        return float(np.mean((1 - cost_weight) * known.scores[rows, choice] + cost_weight * cheap))
+    def _utility(self, scouts: Models, cost_weight: float) -> float:
+        """Return the mean worth of the train questions, where one reply ends each run, of a scout or of one more."""
+        known, rows = self._known, np.arange(len(self._known.scores))
+        choice = self._simple_choice(scouts, cost_weight)
+        spent = known.costs[:, list(scouts)].sum(1) + np.where(np.isin(choice, scouts), 0.0, known.costs[rows, choice])
+        score = known.scores[rows, choice]
+        return float(np.mean((1 - cost_weight) * score - cost_weight * spent / known.scale))
 
-    def _worth(self, expected: Matrix, costs: Matrix, paid: Matrix, scouts: Scouts, cost_weight: float) -> Matrix:
-        """Return what ending with each model's reply is worth, questions x models: a scout's is paid for already."""
-        spent = np.repeat(paid[:, None], expected.shape[1], axis=1)
-        others = [place for place in range(expected.shape[1]) if place not in scouts]
-        spent[:, others] += costs[:, others]
-        return (1 - cost_weight) * expected + cost_weight * (1 - self._relative(spent))
+    def _simple_choice(self, scouts: Models, cost_weight: float) -> Matrix:
+        """Return whose reply looks worth most for each train question, as its scouts let expect."""
+        models = range(len(self.registry))
+        expected = self._of_scores(scouts, TREES // 4).oob_prediction_
+        costs = np.exp(expected[:, len(models) :])
+        costs[:, list(scouts)] = 0.0
+        worth = (1 - cost_weight) * expected[:, : len(models)] - cost_weight * costs / self._known.scale
+        choice: Matrix = worth.argmax(1)
+        return choice
 
-    def _relative(self, dollars: Matrix) -> Matrix:
-        """Return costs beside that of the most expensive model's mean, as square roots: as the reward counts them."""
-        relative: Matrix = np.sqrt(dollars / max(self._known.costs.mean(0).max(), 1e-12))
-        return relative
+    def _worth(self, predicted: Matrix, scouts: Models, more: Models, cost_weight: float) -> Matrix:
+        """Return what each choice is worth beyond what is paid, questions x choices."""
+        ends = bool(scouts) + len(more)
+        costs = np.exp(predicted[:, ends:])
+        if scouts:
+            costs = np.concatenate([np.zeros((len(costs), 1)), costs], axis=1)
+        worth: Matrix = (1 - cost_weight) * predicted[:, :ends] - cost_weight * costs / self._known.scale
+        return worth
 
     # What is learned
 
     @functools.cached_property
     def _known(self) -> _Known:
-        return _Known.of(self.records, self.registry, self.embeddings)
+        return _Known.of(self.records, self.registry)
 
-    def _predictor(self, scouts: Scouts) -> Any:
-        """Return the predictor of scores and costs from what these scouts said."""
+    def _of_scores(self, asked: Models, trees: int) -> Any:
+        """Return a forest that predicts all models' scores, and the logarithms of their costs, from some replies."""
+        return self._forest(asked, ("scores",), self._known.targets, trees)
+
+    def _choices(self, scouts: Models, cost_weight: float) -> _Choices:
+        """Return what can be done once these scouts have replied."""
+        known = self._known
         with self._lock:
-            if scouts not in self._learned:
-                self._learned[scouts] = _ridge().fit(self._known.features(scouts), self._known.targets)
-            return self._learned[scouts]
+            share = np.bincount(self._simple_choice(scouts, cost_weight), minlength=len(self.registry))
+            worthy = [place for place in np.flatnonzero(share >= LEAST_ASKED * share.sum()) if place not in scouts]
+            more = tuple(map(int, worthy)) or (() if scouts else (int(share.argmax()),))
+            scores = [self._ended(scouts)] if scouts else []
+            scores += [self._ended(tuple(sorted((*scouts, one)))) for one in more]
+            targets = np.stack([*scores, *(np.log(np.maximum(known.costs[:, one], 1e-12)) for one in more)], axis=1)
+            return _Choices(more, self._forest(scouts, more, targets, TREES))
+
+    def _ended(self, asked: Models) -> Matrix:
+        """Return the score of each train question that ends once these were asked."""
+        scores = self._known.scores[:, list(asked)]
+        if len(asked) == 1:
+            return scores[:, 0]
+        expected = self._of_scores(asked, TREES).oob_prediction_[:, list(asked)]
+        ended: Matrix = scores[np.arange(len(scores)), expected.argmax(1)]
+        return ended
+
+    def _forest(self, asked: Models, what: tuple[Any, ...], targets: Matrix, trees: int) -> Any:
+        from sklearn.ensemble import ExtraTreesRegressor
+
+        with self._lock:
+            if (asked, what, trees) not in self._forests:
+                known = self._known.features(asked)
+                forest = ExtraTreesRegressor(
+                    trees,
+                    min_samples_leaf=min(QUESTIONS_A_LEAF, max(1, len(targets) // 10)),
+                    max_features=min(CANDIDATES, known.shape[1]),
+                    bootstrap=True,
+                    oob_score=True,
+                    random_state=0,
+                    n_jobs=-1,
+                )
+                forest.fit(known, targets)
+                forest.set_params(n_jobs=1)  # for one question, threads cost more than they save
+                self._forests[asked, what, trees] = forest
+            return self._forests[asked, what, trees]
+
+    def _predict(self, forest: Any, question: str, heard: Sequence[Heard]) -> Matrix:
+        return self._predicted(forest, question, tuple(heard))
 
     @functools.cached_property
-    def _out_of_fold(self) -> Callable[[Scouts], Matrix]:
-        from sklearn.model_selection import KFold, cross_val_predict
-
-        folds = KFold(min(FOLDS, len(self._known.scores)), shuffle=True, random_state=0)
-
-        @functools.cache
-        def predicted(scouts: Scouts) -> Matrix:
-            return np.asarray(cross_val_predict(_ridge(), self._known.features(scouts), self._known.targets, cv=folds))
+    def _predicted(self) -> Any:
+        @functools.lru_cache(maxsize=REMEMBERED)
+        def predicted(forest: Any, question: str, heard: tuple[Heard, ...]) -> Matrix:
+            row: Matrix = forest.predict(features(question, self._known.words_of(question), heard)[None])[0]
+            return row
 
         return predicted
 
-    def _split(self, predicted: Matrix) -> tuple[Matrix, Matrix]:
-        """Return the scores and the dollars of a prediction, questions x models each."""
-        models = len(self.registry)
-        return predicted[:, :models], np.exp(predicted[:, models:])
 
-
-def _heard(call: RoutedCall) -> Heard:
+def _heard(call: RoutedCall, view: View) -> Heard:
     if call["status"] != "ok":
         return Heard("", 0)
-    return Heard(stated_answer(call["response"]), call["usage"]["completion_tokens"])
-
-
-def _ridge() -> Any:
-    from sklearn.linear_model import RidgeCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    return make_pipeline(StandardScaler(), RidgeCV(ALPHAS, alpha_per_target=True))
+    return Heard(stated_answer(call["response"], view.question), call["usage"]["completion_tokens"])
 
 
 @dataclass(frozen=True)
@@ -218,9 +294,10 @@ class _Known:
     """The records as arrays."""
 
     questions: Sequence[str]
-    vectors: Matrix
-    """Embeddings of the questions, reduced."""
+    words: Matrix
+    """Of the questions: questions x directions."""
     reduction: Any
+    """From texts to their words."""
     heard: Sequence[Sequence[Heard]]
     """By question, then by model."""
     scores: Matrix
@@ -229,43 +306,65 @@ class _Known:
     """Dollars."""
 
     @classmethod
-    def of(cls, records: RecordedPool, registry: ModelRegistry, embeddings: Embeddings) -> _Known:
+    def of(cls, records: RecordedPool, registry: ModelRegistry) -> _Known:
         """Return the records of tasks that all models did.
 
         Raises:
             ValueError: There are fewer than two.
         """
-        from sklearn.decomposition import PCA
-
         tasks = [task for task in records.complete() if set(registry.names) <= set(records.outcomes[task.id])]
         if len(tasks) < 2:
             msg = f"{records.source} has {len(tasks)} tasks with a reply of each model; it takes 2 to learn from"
             raise ValueError(msg)
-        vectors = embed(embeddings, [task.question for task in tasks])
-        reduction = PCA(min(DIRECTIONS, *vectors.shape), random_state=0).fit(vectors)
+        questions = [task.question for task in tasks]
+        reduction = _reduction(questions)
         rows = [[(task, records.outcomes[task.id][model.name], model.price) for model in registry] for task in tasks]
         return cls(
-            [task.question for task in tasks],
-            reduction.transform(vectors),
+            questions,
+            reduction.transform(questions),
             reduction,
             [
-                [Heard(stated_answer(done.response or ""), done.completion_tokens or 0) for _, done, _ in row]
+                [
+                    Heard(stated_answer(done.response or "", task.question), done.completion_tokens or 0)
+                    for task, done, _ in row
+                ]
                 for row in rows
             ],
             np.array([[quality(task, done) for task, done, _ in row] for row in rows]),
             np.array([[outcome_cost(done, price) for _, done, price in row] for row in rows]),
         )
 
+    @functools.cached_property
+    def scale(self) -> float:
+        """The mean cost of the most expensive model, in dollars."""
+        return float(max(self.costs.mean(0).max(), 1e-12))
+
     @property
     def targets(self) -> Matrix:
         """Scores and logarithms of dollars, questions x twice the models."""
         return np.concatenate([self.scores, np.log(np.maximum(self.costs, 1e-12))], axis=1)
 
-    def features(self, scouts: Scouts) -> Matrix:
-        """Return the features of all questions, as if these scouts had been asked."""
+    def words_of(self, question: str) -> Matrix:
+        """Return the words of one question, reduced."""
+        row: Matrix = self.reduction.transform([question])[0]
+        return row
+
+    def features(self, asked: Models) -> Matrix:
+        """Return the features of all questions, as if these models had been asked."""
         return np.array(
             [
-                features(question, vector, [heard[scout] for scout in scouts])
-                for question, vector, heard in zip(self.questions, self.vectors, self.heard, strict=True)
+                features(question, words, [heard[place] for place in asked])
+                for question, words, heard in zip(self.questions, self.words, self.heard, strict=True)
             ]
         )
+
+
+def _reduction(questions: Sequence[str]) -> Any:
+    """Return what reduces the words of a question to a few numbers (latent semantic analysis), fitted on these."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_pipeline
+
+    words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+|[^\w\s]+")  # noqa: S106 - no password
+    directions = min(DIRECTIONS, *words.fit_transform(questions).shape, max(1, len(questions) // QUESTIONS_A_LEAF))
+    return make_pipeline(words, TruncatedSVD(directions, random_state=0)).fit(questions)
