@@ -16,7 +16,7 @@ from sklearn.neighbors import KNeighborsRegressor
 
 from langgraph_router_r1 import RECORD_KEYS, ModelDescriptor, ModelRegistry, RouterContext, RunRecord
 from langgraph_router_r1.evaluation.baselines import create_baseline
-from langgraph_router_r1.evaluation.escalation import stated_answer
+from langgraph_router_r1.evaluation.escalation import Escalation, stated_answer
 from langgraph_router_r1.evaluation.extractor import Extractor
 from langgraph_router_r1.evaluation.plain_run import PlainRouter
 from langgraph_router_r1.evaluation.recorded import RecordedPool, quality
@@ -210,10 +210,49 @@ def test_escalation_passes_on_a_scouts_reply_when_the_big_model_fails() -> None:
     assert result["answer"] in ("The answer is (E).", "The answer is (F).")
 
 
+def test_escalation_answers_with_the_likeliest_of_all_replies_not_with_the_last_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def outcome(letter: str, right: str, cost: float) -> dict[str, Any]:
+        reply = f"The answer is ({letter})."
+        return {"response": reply, "completion_tokens": 10, "cost_usd": cost, "score": float(letter == right)}
+
+    rows = []
+    for n in range(150):
+        # The big model agrees with who is right; in each fifth question with nobody, and then the small one is right.
+        right, said = ("A", "C") if n % 5 == 0 else ("A", "A") if n % 2 else ("B", "B")
+        outcomes = {
+            "small": outcome("A", right, 1e-6),
+            "other": outcome("B", right, 1e-6),
+            "big": outcome(said, right, 5e-6),
+        }
+        question = f"Which is it, {n:03}?\n(A) one\n(B) two\n(C) three"
+        rows.append({"id": f"t{n}", "question": question, "golden_answers": [right], "outcomes": outcomes})
+    pool = RecordedPool.from_rows(rows)
+    places = tuple(pool.registry().names.index(name) for name in ("small", "other"))
+    monkeypatch.setattr(Escalation, "scouts", lambda *_: places)
+    last = 0
+    for task, result in runs("escalation", pool, weight=0.05):
+        assert asked(result) == ["small", "other", "big"]
+        assert f"({task.golden_answers[0]})" in result["answer"]
+        last += result["answer"] == result["routing"]["calls"][-1]["response"]
+    assert last < len(pool.of_split("test").tasks)
+
+
 def test_replies_are_compared_by_what_they_state_as_the_answer() -> None:
     assert stated_answer("No.\nThe answer is (C).") == stated_answer("Answer: c") == "c"
     assert stated_answer("It is\n**Lima**") == stated_answer("lima")
     assert stated_answer("The answer is (A). No: the answer is (B).") == "b"
+    options = "Which?\n(A) one\n(B) two"
+    for reply in (
+        "Answer: B",
+        "the answer is option **B**",
+        "$\\boxed{\\text{(B)}}$",
+        "The answer is A. No, the answer is B",
+    ):
+        assert stated_answer(reply, options) == "b"
+    for reply in ("A Tale of Two Cities", "The answer is a matter of taste.", "The answer is (C).", ""):
+        assert stated_answer(reply, options) == ""
 
 
 def test_sync_and_async_agree() -> None:

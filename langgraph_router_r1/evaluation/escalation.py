@@ -54,7 +54,7 @@ REMEMBERED = 16384
 _STATED = re.compile(r"answer(?:\s+is)?\s*:?\s*([^.\n]+)", re.IGNORECASE)
 _OPTION = re.compile(r"^\s*\(?([A-Z])[).:]\s", re.MULTILINE)
 _CHOSEN = re.compile(
-    r"\b(?:answer|option|choice)\b(?:[^A-Za-z\n]|\bis\b|\bare\b|\boption\b|\bchoice\b)*([A-Z])\b(?!')"
+    r"\b(?i:answer|option|choice)\b(?:[^A-Za-z\n]|\bis\b|\bare\b|\boption\b|\bchoice\b)*([A-Z])\b(?!')"
     r"|boxed\{\W*(?:\\?text\{\W*)?([A-Z])\b"
 )
 
@@ -265,7 +265,7 @@ class Escalation(Strategy):
                     random_state=0,
                     n_jobs=-1,
                 )
-                forest.fit(known, targets)
+                forest.fit(known, targets if targets.shape[1] > 1 else targets[:, 0])
                 forest.set_params(n_jobs=1)  # for one question, threads cost more than they save
                 self._forests[asked, what, trees] = forest
             return self._forests[asked, what, trees]
@@ -277,8 +277,8 @@ class Escalation(Strategy):
     def _predicted(self) -> Any:
         @functools.lru_cache(maxsize=REMEMBERED)
         def predicted(forest: Any, question: str, heard: tuple[Heard, ...]) -> Matrix:
-            row: Matrix = forest.predict(features(question, self._known.words_of(question), heard)[None])[0]
-            return row
+            row = features(question, self._known.words_of(question), heard)
+            return np.atleast_1d(forest.predict(row[None])[0])
 
         return predicted
 
