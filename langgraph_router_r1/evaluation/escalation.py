@@ -14,7 +14,7 @@ import itertools
 import math
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,8 +133,9 @@ class Escalation(Strategy):
     records: RecordedPool
     """What it learns from: those of its tasks for which all models are recorded."""
     registry: ModelRegistry
-    _forests: dict[tuple[Any, ...], Any] = field(default_factory=dict, init=False, repr=False)
-    _chosen: dict[float, Models] = field(default_factory=dict, init=False, repr=False)
+    _scouts_at: dict[float, Models] = field(default_factory=dict, init=False, repr=False)
+    _choices_at: dict[float, _Choices] = field(default_factory=dict, init=False, repr=False)
+    _judges: dict[Models, Any] = field(default_factory=dict, init=False, repr=False)
     _lock: Any = field(default_factory=threading.RLock, init=False, repr=False)
 
     @override
@@ -148,8 +149,8 @@ class Escalation(Strategy):
         if view.turn > bool(scouts):
             return self._answer(view, said, replies)
         choices = self._choices(scouts, weight)
-        predicted = self._predict(choices.forest, view.question, [_heard(said[scout], view) for scout in scouts])
-        worth = self._worth(predicted[None], scouts, choices.more, weight)[0]
+        predicted = self._predict(choices.forest, view.question, tuple(_heard(said[one], view) for one in scouts))
+        worth = self._worth(predicted, scouts, choices.more, weight)
         for place in np.argsort(-worth):
             if scouts and not place:
                 if replies:
@@ -167,16 +168,16 @@ class Escalation(Strategy):
         asked = tuple(sorted(said))
         if len(replies) == 1:
             return Answer(next(iter(replies.values())))
-        heard = [_heard(said[place], view) for place in asked]
-        expected = self._predict(self._of_scores(asked, TREES), view.question, heard)
+        heard = tuple(_heard(said[place], view) for place in asked)
+        expected = self._predict(self._judge(asked), view.question, heard)
         return Answer(replies[max(replies, key=lambda place: expected[place])])
 
     def scouts(self, cost_weight: float) -> Models:
         """Return the scouts for a cost weight; the first time, this takes minutes for thousands of questions."""
         with self._lock:
-            if cost_weight not in self._chosen:
-                self._chosen[cost_weight] = self._choose(cost_weight)
-            return self._chosen[cost_weight]
+            if cost_weight not in self._scouts_at:
+                self._scouts_at[cost_weight] = self._choose(cost_weight)
+            return self._scouts_at[cost_weight]
 
     def _choose(self, cost_weight: float) -> Models:
         chosen: Models = ()
@@ -202,21 +203,29 @@ class Escalation(Strategy):
 
     def _simple_choice(self, scouts: Models, cost_weight: float) -> Matrix:
         """Return whose reply looks worth most for each train question, as its scouts let expect."""
-        models = range(len(self.registry))
-        expected = self._of_scores(scouts, TREES // 4).oob_prediction_
-        costs = np.exp(expected[:, len(models) :])
+        models = len(self.registry)
+        expected = self._expected(scouts)
+        costs = np.exp(expected[:, models:])
         costs[:, list(scouts)] = 0.0
-        worth = (1 - cost_weight) * expected[:, : len(models)] - cost_weight * costs / self._known.scale
+        worth = (1 - cost_weight) * expected[:, :models] - cost_weight * costs / self._known.scale
         choice: Matrix = worth.argmax(1)
         return choice
 
+    def _choices(self, scouts: Models, cost_weight: float) -> _Choices:
+        """Return what can be done once these scouts have replied."""
+        with self._lock:
+            if cost_weight not in self._choices_at:
+                share = np.bincount(self._simple_choice(scouts, cost_weight), minlength=len(self.registry))
+                worthy = [place for place in np.flatnonzero(share >= LEAST_ASKED * share.sum()) if place not in scouts]
+                more = tuple(map(int, worthy)) or (() if scouts else (int(share.argmax()),))
+                self._choices_at[cost_weight] = _Choices(more, self._comes_of(scouts, more))
+            return self._choices_at[cost_weight]
+
     def _worth(self, predicted: Matrix, scouts: Models, more: Models, cost_weight: float) -> Matrix:
-        """Return what each choice is worth beyond what is paid, questions x choices."""
+        """Return what each choice is worth beyond what is paid: first to end now, where there are scouts."""
         ends = bool(scouts) + len(more)
-        costs = np.exp(predicted[:, ends:])
-        if scouts:
-            costs = np.concatenate([np.zeros((len(costs), 1)), costs], axis=1)
-        worth: Matrix = (1 - cost_weight) * predicted[:, :ends] - cost_weight * costs / self._known.scale
+        costs = np.concatenate([np.zeros(int(bool(scouts))), np.exp(predicted[ends:])])
+        worth: Matrix = (1 - cost_weight) * predicted[:ends] - cost_weight * costs / self._known.scale
         return worth
 
     # What is learned
@@ -225,62 +234,67 @@ class Escalation(Strategy):
     def _known(self) -> _Known:
         return _Known.of(self.records, self.registry)
 
-    def _of_scores(self, asked: Models, trees: int) -> Any:
-        """Return a forest that predicts all models' scores, and the logarithms of their costs, from some replies."""
-        return self._forest(asked, ("scores",), self._known.targets, trees)
+    @functools.cached_property
+    def _expected(self) -> Callable[[Models], Matrix]:
+        """All models' scores and logarithms of costs, expected of each train question from some models' replies."""
 
-    def _choices(self, scouts: Models, cost_weight: float) -> _Choices:
-        """Return what can be done once these scouts have replied."""
-        known = self._known
+        @functools.cache
+        def expected(asked: Models) -> Matrix:
+            found: Matrix = _forest(self._known.features(asked), self._known.targets, TREES // 4).oob_prediction_
+            return found
+
+        return expected
+
+    def _judge(self, asked: Models) -> Any:
+        """Return a forest that predicts all models' scores from the replies of these."""
         with self._lock:
-            share = np.bincount(self._simple_choice(scouts, cost_weight), minlength=len(self.registry))
-            worthy = [place for place in np.flatnonzero(share >= LEAST_ASKED * share.sum()) if place not in scouts]
-            more = tuple(map(int, worthy)) or (() if scouts else (int(share.argmax()),))
-            scores = [self._ended(scouts)] if scouts else []
-            scores += [self._ended(tuple(sorted((*scouts, one)))) for one in more]
-            targets = np.stack([*scores, *(np.log(np.maximum(known.costs[:, one], 1e-12)) for one in more)], axis=1)
-            return _Choices(more, self._forest(scouts, more, targets, TREES))
+            if asked not in self._judges:
+                self._judges[asked] = _forest(self._known.features(asked), self._known.scores, TREES)
+            return self._judges[asked]
+
+    def _comes_of(self, scouts: Models, more: Models) -> Any:
+        """Return a forest that predicts, from the replies of scouts, what comes of each choice (see `_Choices`)."""
+        ends = [scouts, *(tuple(sorted((*scouts, one))) for one in more)]
+        scores = [self._ended(asked) for asked in ends if asked]
+        costs = [np.log(np.maximum(self._known.costs[:, one], 1e-12)) for one in more]
+        return _forest(self._known.features(scouts), np.stack([*scores, *costs], axis=1), TREES)
 
     def _ended(self, asked: Models) -> Matrix:
         """Return the score of each train question that ends once these were asked."""
         scores = self._known.scores[:, list(asked)]
         if len(asked) == 1:
             return scores[:, 0]
-        expected = self._of_scores(asked, TREES).oob_prediction_[:, list(asked)]
+        expected = self._judge(asked).oob_prediction_[:, list(asked)]
         ended: Matrix = scores[np.arange(len(scores)), expected.argmax(1)]
         return ended
 
-    def _forest(self, asked: Models, what: tuple[Any, ...], targets: Matrix, trees: int) -> Any:
-        from sklearn.ensemble import ExtraTreesRegressor
-
-        with self._lock:
-            if (asked, what, trees) not in self._forests:
-                known = self._known.features(asked)
-                forest = ExtraTreesRegressor(
-                    trees,
-                    min_samples_leaf=min(QUESTIONS_A_LEAF, max(1, len(targets) // 10)),
-                    max_features=min(CANDIDATES, known.shape[1]),
-                    bootstrap=True,
-                    oob_score=True,
-                    random_state=0,
-                    n_jobs=-1,
-                )
-                forest.fit(known, targets if targets.shape[1] > 1 else targets[:, 0])
-                forest.set_params(n_jobs=1)  # for one question, threads cost more than they save
-                self._forests[asked, what, trees] = forest
-            return self._forests[asked, what, trees]
-
-    def _predict(self, forest: Any, question: str, heard: Sequence[Heard]) -> Matrix:
-        return self._predicted(forest, question, tuple(heard))
-
     @functools.cached_property
-    def _predicted(self) -> Any:
+    def _predict(self) -> Callable[[Any, str, tuple[Heard, ...]], Matrix]:
+        """What a forest predicts of a question and what was heard of it."""
+
         @functools.lru_cache(maxsize=REMEMBERED)
-        def predicted(forest: Any, question: str, heard: tuple[Heard, ...]) -> Matrix:
+        def predict(forest: Any, question: str, heard: tuple[Heard, ...]) -> Matrix:
             row = features(question, self._known.words_of(question), heard)
             return np.atleast_1d(forest.predict(row[None])[0])
 
-        return predicted
+        return predict
+
+
+def _forest(known: Matrix, targets: Matrix, trees: int) -> Any:
+    """Return a fitted forest of random trees; `oob_prediction_` is what it predicts of its own questions."""
+    from sklearn.ensemble import ExtraTreesRegressor
+
+    forest = ExtraTreesRegressor(
+        trees,
+        min_samples_leaf=min(QUESTIONS_A_LEAF, max(1, len(targets) // 10)),
+        max_features=min(CANDIDATES, known.shape[1]),
+        bootstrap=True,
+        oob_score=True,
+        random_state=0,
+        n_jobs=-1,
+    )
+    forest.fit(known, targets if targets.shape[1] > 1 else targets[:, 0])
+    return forest.set_params(n_jobs=1)  # for one question, threads cost more than they save
 
 
 def _heard(call: RoutedCall, view: View) -> Heard:
