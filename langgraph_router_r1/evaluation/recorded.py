@@ -153,7 +153,8 @@ class RecordedPool:
 
     def complete(self) -> list[Task]:
         """Return the tasks for which every model is recorded."""
-        return [task for task in self.tasks.values() if len(self.outcomes[task.id]) == len(self.models)]
+        models = len(self.models)  # it looks at all outcomes: once, not for each task
+        return [task for task in self.tasks.values() if len(self.outcomes[task.id]) == models]
 
     def save(self, path: Path) -> None:
         """Write the records, one line a task."""
