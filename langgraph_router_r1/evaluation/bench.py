@@ -213,15 +213,16 @@ class Bench:
         return chosen
 
     def _rows(self) -> Iterator[Row]:
+        forms = list(self._forms()) if self.spec.forms else []
         for spec in self.spec.rows:
             for kind in self.names if spec.router == "models" else (spec.router,):
                 family = spec.name or (kind if spec.router != "prompted" else f"prompted {spec.model}")
                 for weight in spec.cost_weights:
                     several = len(spec.cost_weights) > 1
                     name = f"{family} {weight:g}" if several else family
-                    if not self.spec.forms:
+                    if not forms:
                         yield Row(name, family, weight, spec, kind)
-                    for form, number, label in self._forms():
+                    for form, number, label in forms:
                         yield Row(f"{name}, {label}", f"{family}, {label}", weight, spec, kind, form, number)
 
     def _forms(self) -> Iterator[tuple[Form, int, str]]:

@@ -61,7 +61,7 @@ class Task:
         """The group in which a profile reports it: by default the data set."""
         return str(self.meta.get("kind", self.dataset))
 
-    @property
+    @functools.cached_property
     def split(self) -> Split:
         """Its split: about half train, a tenth validation, two fifths test."""
         bucket = int(hashlib.sha256(normalise(self.question).encode()).hexdigest(), 16) % 10
