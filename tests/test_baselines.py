@@ -23,7 +23,7 @@ from langgraph_router_r1.evaluation.recorded import RecordedPool, quality
 from langgraph_router_r1.strategies.knn import MiniLM, embed
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
-LEARNING = ("knn", "logistic", "mlp", "contrastive", "cascade", "escalation")
+LEARNING = ("knn", "logistic", "mlp", "contrastive", "pilot-embeddings", "cascade", "escalation")
 
 
 class Words(Embeddings):

