@@ -17,7 +17,6 @@ import importlib
 import inspect
 import os
 import platform
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -405,5 +404,4 @@ def export(out: Annotated[Path, typer.Argument(help="Directory for the files")])
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     app()

@@ -11,10 +11,12 @@ the index as it is.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import re
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,7 +149,7 @@ class ExpertEncoder:
         from peft import LoraConfig
 
         self._check_new(name)
-        with self._lock:
+        with self._lock, _several_adapters():
             self.model.add_adapter(LoraConfig(**lora), adapter_name=name)
             self._experts.append(name)
 
@@ -162,10 +164,15 @@ class ExpertEncoder:
         for file in ("adapter_config.json", "adapter_model.safetensors"):
             if not (directory / file).is_file():
                 raise ExpertError(f"{str(directory)!r} holds no expert: there is no {file} in it")
-        base = str(json.loads((directory / "adapter_config.json").read_text()).get("base_model_name_or_path", ""))
+        try:
+            base = str(json.loads((directory / "adapter_config.json").read_text())["base_model_name_or_path"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ExpertError(
+                f"{str(directory)!r} holds no expert: adapter_config.json can't be read: {error}"
+            ) from None
         if base.rpartition("/")[2] != self.name:
             raise ExpertError(f"{str(directory)!r} is an expert for the encoder {base!r}, not for {self.name!r}")
-        with self._lock:
+        with self._lock, _several_adapters():
             self.model.load_adapter(str(directory), adapter_name=name, use_safetensors=True)
             self.model.requires_grad_(False)
             self.model.eval()
@@ -177,18 +184,22 @@ class ExpertEncoder:
         Raises:
             ExpertError: There is no such expert.
         """
+        from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 
         directory = Path(directory)
         with self.using(name):
             directory.mkdir(parents=True, exist_ok=True)
             adapted: Any = self.model.transformers_model
-            config = adapted.peft_config[name]
+            config = copy.copy(adapted.peft_config[name])
             # PEFT would write where the weights lie on this machine.
             config.base_model_name_or_path = f"sentence-transformers/{self.name}"
             config.save_pretrained(str(directory))
-            state = {key: value.contiguous() for key, value in self.model.get_adapter_state_dict(name).items()}
-            save_file(state, str(directory / "adapter_model.safetensors"))
+            # Otherwise PEFT looks on the hub whether the vocabulary is another.
+            state = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
+            save_file(
+                {key: value.contiguous() for key, value in state.items()}, directory / "adapter_model.safetensors"
+            )
 
     def remove_expert(self, name: str) -> None:
         """Forget an expert.
@@ -196,7 +207,7 @@ class ExpertEncoder:
         Raises:
             ExpertError: There is no such expert.
         """
-        with self.using(name):
+        with self.using(name), _several_adapters():
             self.model.delete_adapter(name)
             self._experts.remove(name)
 
@@ -206,6 +217,15 @@ class ExpertEncoder:
             raise ExpertError(f"an expert can't be called {name!r}: its name must be {must}")
         if name in self._experts:
             raise ExpertError(f"there is an expert {name!r} already: remove it first, or choose another name")
+
+
+@contextmanager
+def _several_adapters() -> Iterator[None]:
+    """Keep PEFT from warning of what is meant here: that there are several adapters, and that the one in use goes."""
+    with warnings.catch_warnings():
+        for message in ("Already found a `peft_config` attribute", "Adapter .* was active which is now deleted"):
+            warnings.filterwarnings("ignore", message, UserWarning)
+        yield
 
 
 def document_text(title: str, text: str) -> str:

@@ -163,8 +163,10 @@ class SqliteIndex:
             RetrievalIndexError: A document is too long or its metadata no JSON, or the vectors have another shape.
         """
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        if vectors.shape != (len(documents), self.dimensions) or not np.isfinite(vectors).all():
-            must = f"finite numbers of the shape {(len(documents), self.dimensions)}"
+        fits = vectors.shape == (len(documents), self.dimensions)
+        # A vector of zeros has no angle to any other.
+        if not fits or not np.isfinite(vectors).all() or not vectors.any(axis=1).all():
+            must = f"finite numbers of the shape {(len(documents), self.dimensions)}, not all zero in a row"
             raise RetrievalIndexError(f"vectors have the shape {vectors.shape}; they must be {must}")
         rows = [_row(document) for document in documents]
         with self._lock, self._connection:

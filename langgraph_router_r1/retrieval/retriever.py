@@ -11,11 +11,12 @@ many experts there are.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from langchain_core.callbacks import CallbackManagerForRetrieverRun
+from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ConfigDict, Field
@@ -51,22 +52,9 @@ class RouterRetriever(BaseRetriever):
     """How many documents are returned; `invoke(query, k=...)` may say otherwise."""
 
     def model_post_init(self, context: Any, /) -> None:
-        """Check that the parts belong together.
-
-        Raises:
-            RetrievalIndexError: The index was made by another encoder, or `k` is out of range.
-            ExpertError: A pilot is of an expert that the encoder doesn't have.
-        """
+        """Check that the parts belong together; pydantic makes a `ValidationError` of what is wrong."""
         super().model_post_init(context)
-        checked_k(self.k)
-        if self.index.encoder != self.encoder.name:
-            raise RetrievalIndexError(
-                f"the index was made with the encoder {self.index.encoder!r}; the retriever has {self.encoder.name!r}"
-            )
-        missing = set(() if self.pilots is None else self.pilots.experts) - {BASE, *self.encoder.experts}
-        if missing:
-            known = ", ".join(map(repr, self.encoder.experts)) or "none"
-            raise ExpertError(f"pilots lead to {', '.join(map(repr, sorted(missing)))}; the encoder has: {known}")
+        _check(self.index, self.encoder, self.pilots, self.k)
 
     def embed(self, query: str) -> tuple[str, Vectors]:
         """Return the expert that a question is routed to, and the question's vector by it: at most two passes."""
@@ -101,6 +89,31 @@ class RouterRetriever(BaseRetriever):
         for document, score in found:
             document.metadata.update(expert=expert, score=float(score))
         return [document for document, _ in found]
+
+    @override
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, k: int | None = None
+    ) -> list[Document]:
+        # LangChain's own way into a thread would lose `k`.
+        return await asyncio.to_thread(self._get_relevant_documents, query, run_manager=run_manager.get_sync(), k=k)
+
+
+def _check(index: Index, encoder: ExpertEncoder, pilots: PilotLibrary | None, k: int) -> None:
+    """Check that the parts of a retriever belong together.
+
+    Raises:
+        RetrievalIndexError: The index was made by another encoder, or `k` is out of range.
+        ExpertError: A pilot is of an expert that the encoder doesn't have.
+    """
+    checked_k(k)
+    if index.encoder != encoder.name:
+        raise RetrievalIndexError(
+            f"the index was made with the encoder {index.encoder!r}; the retriever has {encoder.name!r}"
+        )
+    missing = set(() if pilots is None else pilots.experts) - {BASE, *encoder.experts}
+    if missing:
+        known = ", ".join(map(repr, encoder.experts)) or "none"
+        raise ExpertError(f"pilots lead to {', '.join(map(repr, sorted(missing)))}; the encoder has: {known}")
 
 
 def create_index(
@@ -169,4 +182,5 @@ def create_retriever(
                 f"{str(index)!r} is no file: create_index(path, documents, encoder) makes an index"
             )
         index = SqliteIndex(index, encoder=encoder.name, dimensions=encoder.dimensions)
+    _check(index, encoder, pilots, k)
     return RouterRetriever(index=index, encoder=encoder, pilots=pilots, k=k)
