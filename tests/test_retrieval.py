@@ -130,14 +130,25 @@ def test_adding_an_expert_leaves_every_other_pilot_bitwise_equal() -> None:
 
 def test_an_expert_with_several_pilots_is_worth_their_mean_or_their_maximum() -> None:
     library = PilotLibrary()
-    for domain, vector in {"near": [1.0, 0.0], "far": [-1.0, 0.0]}.items():
-        library = library.with_domain(domain, np.array([vector]), {"two": [1.0]})
-    library = library.with_domain("between", np.array([[0.5, 0.0]]), {"one": [1.0]})
-    question = np.array([[1.0, 0.0]])
-    assert library.similarities(question).tolist() == [[0.0, 0.5]]
+    for domain, vectors in {"near": [[1.0, 0.0]] * 3, "far": [[-1.0, 0.0]]}.items():
+        library = library.with_domain(domain, np.array(vectors), {"two": [1.0] * len(vectors)})
+    library = library.with_domain("between", np.array([[0.3, 0.4]]), {"one": [1.0]})
+    question = np.array([[2.0, 0.0]])
+    near = {name: library.aggregated(name).similarities(question)[0].tolist() for name in ("mean", "max", "weighted")}
+    assert near == {
+        "mean": [0.0, pytest.approx(0.6)],
+        "max": [1.0, near["mean"][1]],
+        "weighted": [0.5, near["mean"][1]],
+    }
     assert library.route(question) == ["one"]
-    assert library.aggregated("max").similarities(question).tolist() == [[1.0, 0.5]]
     assert library.aggregated("max").route(question) == ["two"]
+
+
+def test_a_pilot_of_few_questions_is_no_nearer_for_being_longer() -> None:
+    many = np.array([[1.0, 0.0], [0.0, 1.0]])  # their mean is shorter than each of them
+    library = PilotLibrary().with_domain("many", many, {"many": [1, 1]})
+    library = library.with_domain("few", np.array([[1.0, 0.0]]), {"few": [1.0]})
+    assert library.route(np.array([[0.6, 0.8]])) == ["many"]
 
 
 def test_pilots_survive_a_file_and_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
@@ -174,7 +185,7 @@ def test_pilots_that_can_not_be_are_refused_with_the_reason() -> None:
         library.with_domain("d", np.eye(2), {"a": [1, float("nan")]})
     with pytest.raises(ValueError, match="'d' has no questions"):
         library.with_domain("d", np.zeros((0, 2)), {"a": []})
-    with pytest.raises(ValueError, match="aggregate is 'median'; it must be one of mean, max"):
+    with pytest.raises(ValueError, match="aggregate is 'median'; it must be one of mean, max, weighted"):
         PilotLibrary(aggregate="median")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"pilots need \(questions, 2\)"):
         library.with_domain("d", np.eye(2), {"a": [1, 1]}).route(np.eye(3))

@@ -9,8 +9,9 @@ RouterRetriever (arXiv 2409.02685). An expert can't become worse than the base o
 one of the steps that early stopping chooses from.
 
 Deviations from the paper: the batch is 32 rather than 256 and the learning rate 1e-3 rather than 1e-4, for some
-hundreds of questions and a minute on a CPU; the same page twice in a batch is no negative; and a page's split is a hash
-of its title and text, so that no page of the test split was trained on.
+hundreds of questions and a minute on a CPU. The training pages of all domains are negatives, not only those of the
+batch: experts share one index here, where the paper has one for each data set, so an expert has to learn to stay away
+from the pages of other domains. A page's split is a hash of its title and text, so that no test page is trained on.
 """
 
 from __future__ import annotations
@@ -109,6 +110,8 @@ def train_expert(
     validation: Examples,
     documents: Vectors,
     settings: ExpertSettings | None = None,
+    *,
+    negatives: Sequence[int] = (),
 ) -> Progress:
     """Train a new expert of an encoder, and keep its adapter of the best step.
 
@@ -119,6 +122,8 @@ def train_expert(
         validation: Questions of other pages, which say when to stop.
         documents: All pages by the base encoder, documents x dimensions; they stay as they are.
         settings: How it is trained.
+        negatives: Rows of `documents` that questions are kept away from in every step, beside the other pages of the
+            batch: what else is in the index. They cost next to nothing, because documents are encoded already.
 
     Raises:
         ExpertError: It can't be called so, or there are fewer than two training questions or no validation questions.
@@ -137,7 +142,7 @@ def train_expert(
             lora_dropout=settings.dropout,
             target_modules=list(settings.modules),
         )
-        progress = _trained(encoder, name, train, validation, torch.from_numpy(documents), settings)
+        progress = _trained(encoder, name, train, validation, torch.from_numpy(documents), settings, negatives)
     progress.seconds = time.perf_counter() - started
     return progress
 
@@ -149,6 +154,7 @@ def _trained(
     validation: Examples,
     documents: torch.Tensor,
     settings: ExpertSettings,
+    negatives: Sequence[int],
 ) -> Progress:
     parameters = {key: value for key, value in encoder.model.named_parameters() if f".{name}." in key}
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate)
@@ -174,7 +180,8 @@ def _trained(
                 parameter.requires_grad_(True)
             features = encoder.model.preprocess([train.questions[row] for row in rows])
             queries = torch.nn.functional.normalize(encoder.model(features)["sentence_embedding"], dim=-1)
-            loss = info_nce(queries, documents[right[rows]], torch.from_numpy(right[rows]), settings.temperature)
+            pages, own = np.unique(np.concatenate([right[rows], np.asarray(negatives, int)]), return_inverse=True)
+            loss = info_nce(queries, documents[pages], torch.from_numpy(own[: len(rows)]), settings.temperature)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -186,18 +193,16 @@ def _trained(
     return progress
 
 
-def info_nce(queries: torch.Tensor, pages: torch.Tensor, ids: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return the mean InfoNCE loss: each question's own page against the other pages of the batch.
+def info_nce(queries: torch.Tensor, pages: torch.Tensor, own: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return the mean InfoNCE loss: each question's own page against all other pages.
 
     Args:
         queries: questions x dimensions, of length 1.
-        pages: Each question's page, questions x dimensions, of length 1.
-        ids: Which page each is; the same page of another question is no negative.
+        pages: Different pages, pages x dimensions, of length 1.
+        own: The row of each question's page.
         temperature: What similarities are divided by.
     """
-    logits = queries @ pages.T / temperature
-    same = (ids[:, None] == ids[None]) & ~torch.eye(len(ids), dtype=torch.bool)
-    return torch.nn.functional.cross_entropy(logits.masked_fill(same, -torch.inf), torch.arange(len(ids)))
+    return torch.nn.functional.cross_entropy(queries @ pages.T / temperature, own)
 
 
 def with_pilots(
@@ -259,6 +264,11 @@ class Corpus:
         pairs = [pair for pair in self.domains[domain] if pair.split == split]
         return Examples([pair.question for pair in pairs], [self._row[pair.page] for pair in pairs])
 
+    @property
+    def negatives(self) -> list[int]:
+        """The rows of the training pages of all domains."""
+        return sorted({row for domain in self.domains for row in self.examples(domain, "train").right})
+
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train experts for a retriever.")
 console = Console()
@@ -296,6 +306,9 @@ def train(
 def add(
     out: Annotated[Path, typer.Argument(help="Directory that `train` wrote")],
     domain: Domains,
+    beside: Annotated[
+        list[str] | None, typer.Option(help="NAME=FILE: an old domain, whose pages new experts learn to stay away from")
+    ] = None,
     seed: Seed = 0,
     steps: Steps = ExpertSettings.steps,
     learning_rate: Rate = ExpertSettings.learning_rate,
@@ -308,7 +321,7 @@ def add(
         encoder.load_expert(name, out / name)
     domains = _domains(domain)
     with console.status("encoding the pages"):
-        corpus = Corpus(domains, encoder)
+        corpus = Corpus({**_domains(beside or ()), **domains}, encoder)
     for name in domains:
         _train_one(out, encoder, corpus, name, settings)
     for name in domains:
@@ -329,7 +342,7 @@ def _domains(options: Iterable[str]) -> dict[str, list[Pair]]:
 
 def _train_one(out: Path, encoder: ExpertEncoder, corpus: Corpus, name: str, settings: ExpertSettings) -> None:
     examples = (corpus.examples(name, split) for split in ("train", "validation"))
-    progress = train_expert(encoder, name, *examples, corpus.documents, settings)
+    progress = train_expert(encoder, name, *examples, corpus.documents, settings, negatives=corpus.negatives)
     encoder.save_expert(name, out / name)
     first, best = progress.measured[0], progress.measured[progress.best_step]
     when = f"at step {progress.best_step}, {progress.seconds:.0f} s"

@@ -8,8 +8,10 @@ expert joins by the pilots of its own questions, and all others stay as they are
 `pilot-embeddings` in evaluation/baselines.py.
 
 Deviations from the paper's algorithm 1: of experts that answer a question equally well, the one that is named like the
-domain gets it, else the first. The released code routes by the maximum over an expert's pilots where the paper has the
-mean; both are here.
+domain gets it, else the first. Similarity is the cosine: the mean of a few vectors of length 1 is longer than that of
+many, and by the dot product most questions went to experts with a pilot of a few questions. The released code routes by
+the maximum over an expert's pilots where the paper has the mean. Both are here, and a mean weighted by the pilots'
+numbers of questions, so that a pilot of three questions doesn't count as much as one of three hundred.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from numpy.typing import NDArray
 
 from langgraph_router_r1.retrieval.scoring import Scores
 
-Aggregate = Literal["mean", "max"]
+Aggregate = Literal["mean", "max", "weighted"]
 
 Embeddings = NDArray[np.floating[Any]]
 """One vector per question, questions x dimensions."""
@@ -41,8 +43,7 @@ class Pilot:
     questions: int
     """How many there are."""
     vector: Embeddings
-    """Their mean, one value per dimension. It is not scaled to length 1: the dot product with a question is then the
-    mean similarity to these questions."""
+    """Their mean, one value per dimension; not scaled to length 1."""
 
 
 class PilotLibrary:
@@ -60,7 +61,8 @@ class PilotLibrary:
 
         Args:
             pilots: In any order.
-            aggregate: What an expert with several pilots is worth: the mean of the similarities, or their maximum.
+            aggregate: What an expert with several pilots is worth: the mean of the similarities, their maximum, or
+                their mean weighted by how many questions each pilot is of.
 
         Raises:
             ValueError: `aggregate` is neither, or the pilots differ in their dimensions.
@@ -118,7 +120,7 @@ class PilotLibrary:
         return PilotLibrary(self.pilots, aggregate=aggregate)
 
     def similarities(self, embeddings: Embeddings) -> Scores:
-        """Return how near each question is to each expert, questions x `experts`.
+        """Return how near each question is to each expert, -1 to 1, questions x `experts`.
 
         Raises:
             ValueError: There are no pilots, or the questions have another number of dimensions.
@@ -130,10 +132,16 @@ class PilotLibrary:
             raise ValueError(
                 f"embeddings have the shape {embeddings.shape}; pilots need (questions, {pilots.shape[1]})"
             )
-        near = embeddings.astype(float) @ pilots.T
-        combine = np.mean if self.aggregate == "mean" else np.max
-        owners = np.array([pilot.expert for pilot in self.pilots])
-        return np.stack([combine(near[:, owners == name], axis=1) for name in self.experts], axis=1)
+        near = _of_length_1(embeddings.astype(float)) @ _of_length_1(pilots).T
+        return np.stack([self._combined(near, name) for name in self.experts], axis=1)
+
+    def _combined(self, near: Scores, expert: str) -> Scores:
+        """Return how near questions are to one expert, of how near they are to all pilots."""
+        own = [number for number, pilot in enumerate(self.pilots) if pilot.expert == expert]
+        if self.aggregate == "max":
+            return near[:, own].max(axis=1)
+        weights = [self.pilots[number].questions if self.aggregate == "weighted" else 1 for number in own]
+        return np.average(near[:, own], axis=1, weights=weights)
 
     def rank(self, embeddings: Embeddings) -> list[list[str]]:
         """Return all experts for each question, the nearest first; of equals the one that came first."""
@@ -179,6 +187,11 @@ class PilotLibrary:
         rows = zip(experts, domains, questions, vectors, strict=True)
         pilots = (Pilot(str(expert), str(domain), int(count), vector) for expert, domain, count, vector in rows)
         return cls(pilots, aggregate=str(parts["aggregate"]))  # type: ignore[arg-type]  # it checks
+
+
+def _of_length_1(vectors: Scores) -> Scores:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)
 
 
 def _checked(domain: str, expert: str, scores: Sequence[float] | Scores, questions: int) -> Scores:

@@ -7,6 +7,5 @@ cd "$(dirname "$0")/../../.."
 python=${PYTHON:-.venv/bin/python}
 : "${ROUTER_R1_DATA:?the directory that holds corpus/nq_oracle_500.jsonl and corpus/popqa_300.jsonl}"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-mkdir -p runs/retriever
-"$python" benchmarks/retriever.py quality --seeds 3 --out runs/retriever/quality.md --experts runs/retriever/experts
+"$python" benchmarks/retriever.py quality runs/retriever --seeds 3
 "$python" benchmarks/retriever.py speed runs/retriever/experts
