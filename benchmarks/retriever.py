@@ -8,7 +8,7 @@ first line of a docstring finds the rest of it; built from this interpreter) and
 question finds the page of the country, and never names it). All pages of all domains are in one index. A split is a
 hash of the page, so no test page was trained on: half train, a tenth validation, two fifths test.
 
-Intervals are bootstrapped over the test questions, each of which counts with its mean over the seeds.
+How pilots are combined was chosen on the validation split (the command `rules`). Intervals are bootstrapped over the test questions, each of which counts with its mean over the seeds.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from langgraph_router_r1.retrieval.encoder import BASE
 from langgraph_router_r1.retrieval.pilots import Aggregate
 from langgraph_router_r1.retrieval.retriever import PILOTS_FILE
 from langgraph_router_r1.retrieval.scoring import Scores, Vectors, ndcg, ndcg_of_rank
-from training.experts import MULTITASK, Corpus, Examples, ExpertSettings, Pair, Split, train_expert
+from training.experts import AGGREGATE, MULTITASK, Corpus, Examples, ExpertSettings, Pair, Split, train_expert
 
 STDLIB = (
     "argparse", "ast", "asyncio", "base64", "bisect", "calendar", "cmd", "codecs", "collections", "concurrent.futures",
@@ -314,7 +314,7 @@ def quality(
         if seed == 0:
             for name in corpus.domains:
                 encoder.save_expert(name, out / "experts" / name)
-            pilots_of(one, tuple(corpus.domains)).save(out / "experts" / PILOTS_FILE)
+            pilots_of(one, tuple(corpus.domains)).aggregated(AGGREGATE).save(out / "experts" / PILOTS_FILE)
     found = [dict(np.load(out / f"seed{seed}.npz")) for seed in range(seeds)]
     lines = table(found, by_words(corpus), tuple(corpus.domains))
     console.print(*lines, sep="\n", markup=False, soft_wrap=True)
@@ -342,22 +342,27 @@ def table(found: Sequence[Measured], words: dict[str, Scores], names: Sequence[s
             chosen = [expert for library, one in pairs for expert in library.route(one[f"test/{name}"])]
             told.append(f"{name} {chosen.count(name) / len(chosen):.2f}")
         lines.append(f"Sent to the expert of their own domain by {aggregate}: {', '.join(told)}.")
-    ours = np.concatenate([*methods["ours, mean"].values()])
-    others = (
-        "base encoder",
-        "multi-task LoRA",
-        "dataset router",
-        "classification head",
-        "ours, max",
-        "ours, weighted mean",
-    )
+    ours = np.concatenate([*methods["ours, weighted mean"].values()])
+    others = ("base encoder", "multi-task LoRA", "dataset router", "classification head", "ours, mean", "ours, max")
     for other in others:
         theirs = np.concatenate([*methods[other].values()])
         value = paired_p_value(list(ours), list(theirs))
         lines.append(
-            f"All {len(ours)} questions: ours (mean) {ours.mean():.3f}, {other} {theirs.mean():.3f}, p = {value:.4f}."
+            f"All {len(ours)} questions: ours (weighted) {ours.mean():.3f}, {other} {theirs.mean():.3f}, p = {value:.4f}."
         )
     return lines
+
+
+@app.command()
+def rules(
+    out: Annotated[Path, typer.Argument(help="Directory that `quality` wrote")],
+    seed: Annotated[int, typer.Option(help="Whose experts")] = 0,
+) -> None:
+    """Print nDCG@10 of all methods on the validation split, on which one may choose among them."""
+    for method, scores in rows(dict(np.load(out / f"seed{seed}.npz")), tuple(DOMAINS), "validation").items():
+        means = {name: float(found.mean()) for name, found in scores.items()}
+        told = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+        console.print(f"{method}: {np.mean(list(means.values())):.3f} ({told})", soft_wrap=True)
 
 
 @app.command()

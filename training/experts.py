@@ -32,7 +32,7 @@ from rich.table import Table
 
 from langgraph_router_r1.evaluation.tasks import TaskError, json_lines
 from langgraph_router_r1.retrieval.encoder import ExpertEncoder, ExpertError, document_text
-from langgraph_router_r1.retrieval.pilots import PilotLibrary
+from langgraph_router_r1.retrieval.pilots import Aggregate, PilotLibrary
 from langgraph_router_r1.retrieval.retriever import PILOTS_FILE
 from langgraph_router_r1.retrieval.scoring import Scores, Vectors, ndcg
 
@@ -40,6 +40,10 @@ Split = Literal["train", "validation", "test"]
 
 MULTITASK = "multitask"
 """What the one adapter is called that is trained on the questions of all domains."""
+
+
+AGGREGATE: Aggregate = "weighted"
+"""How the pilots of an expert are combined; the best of the three on the validation split of benchmarks/retriever.py."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,8 @@ def _trained(
                 best = {key: value.detach().clone() for key, value in parameters.items()}
             elif step - progress.best_step >= settings.patience * settings.evaluate_every:
                 break
+            if step == settings.steps:
+                break
         if len(waiting) < min(settings.batch_size, len(right)):
             waiting = list(order.permutation(len(right)))
         rows, waiting = waiting[: settings.batch_size], waiting[settings.batch_size :]
@@ -295,7 +301,7 @@ def train(
         corpus = Corpus(domains, encoder)
     for name in domains:
         _train_one(out, encoder, corpus, name, settings)
-    pilots = PilotLibrary()
+    pilots = PilotLibrary(aggregate=AGGREGATE)
     for name in domains:
         pilots = with_pilots(pilots, name, encoder, corpus.examples(name, "train"), corpus.documents, domains)
     pilots.save(out / PILOTS_FILE)
