@@ -8,7 +8,8 @@ first line of a docstring finds the rest of it; built from this interpreter) and
 question finds the page of the country, and never names it). All pages of all domains are in one index. A split is a
 hash of the page, so no test page was trained on: half train, a tenth validation, two fifths test.
 
-How pilots are combined was chosen on the validation split (the command `rules`). Intervals are bootstrapped over the test questions, each of which counts with its mean over the seeds.
+How pilots are combined was chosen on the validation split (the command `rules`). Intervals are bootstrapped over the
+test questions, each of which counts with its mean over the seeds.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ def countries() -> Iterator[Pair]:
 DOMAINS: dict[str, Callable[[], Iterator[Pair]]] = {"nq": nq, "popqa": popqa, "stdlib": stdlib, "countries": countries}
 
 
-Measured = dict[str, Scores]
+Measured = dict[str, Any]
 """What one seed gives, by "split/domain/expert": nDCG@10 of each question. "split/domain" is the base's embeddings."""
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -175,8 +176,8 @@ def measured(encoder: ExpertEncoder, corpus: Corpus, settings: ExpertSettings) -
         console.print(f"{name}: best step {progress.best_step}, {progress.seconds:.0f} s, {progress.measured}")
     # The same data, and as many steps as all experts together.
     together = replace(settings, steps=settings.steps * len(names), evaluate_every=2 * settings.evaluate_every)
-    everything = [joined(list(split[part].values())) for part in ("train", "validation")]
-    progress = train_expert(encoder, MULTITASK, *everything, corpus.documents, together, negatives=corpus.negatives)
+    every, valid = joined(list(split["train"].values())), joined(list(split["validation"].values()))
+    progress = train_expert(encoder, MULTITASK, every, valid, corpus.documents, together, negatives=corpus.negatives)
     console.print(f"{MULTITASK}: best step {progress.best_step}, {progress.seconds:.0f} s, {progress.measured}")
     found: Measured = {}
     for part, examples in ((part, split[part]) for part in SPLITS):
@@ -310,7 +311,7 @@ def quality(
             continue
         encoder, settings = ExpertEncoder(), ExpertSettings(seed=seed, steps=steps, learning_rate=learning_rate)
         one = measured(encoder, corpus, settings)
-        np.savez(out / f"seed{seed}.npz", **one)  # type: ignore[arg-type]  # keyword arguments of arrays
+        np.savez(out / f"seed{seed}.npz", **one)
         if seed == 0:
             for name in corpus.domains:
                 encoder.save_expert(name, out / "experts" / name)
@@ -348,7 +349,7 @@ def table(found: Sequence[Measured], words: dict[str, Scores], names: Sequence[s
         theirs = np.concatenate([*methods[other].values()])
         value = paired_p_value(list(ours), list(theirs))
         lines.append(
-            f"All {len(ours)} questions: ours (weighted) {ours.mean():.3f}, {other} {theirs.mean():.3f}, p = {value:.4f}."
+            f"All {len(ours)} questions: ours, weighted {ours.mean():.3f}, {other} {theirs.mean():.3f}, p {value:.4f}."
         )
     return lines
 

@@ -43,7 +43,7 @@ MULTITASK = "multitask"
 
 
 AGGREGATE: Aggregate = "weighted"
-"""How the pilots of an expert are combined; the best of the three on the validation split of benchmarks/retriever.py."""
+"""How the pilots of an expert are combined: the best way on the validation split of benchmarks/retriever.py."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,8 @@ def _trained(
     waiting: list[int] = []
     for step in range(settings.steps + 1):
         if step % settings.evaluate_every == 0 or step == settings.steps:
-            queries = encoder.encode_queries(validation.questions, name)
-            progress.measured[step] = float(ndcg(queries, documents.numpy(), validation.right).mean())
+            now = encoder.encode_queries(validation.questions, name)
+            progress.measured[step] = float(ndcg(now, documents.numpy(), validation.right).mean())
             if step == 0 or progress.measured[step] > progress.measured[progress.best_step]:
                 progress.best_step = step
                 best = {key: value.detach().clone() for key, value in parameters.items()}
@@ -189,7 +189,7 @@ def _trained(
             pages, own = np.unique(np.concatenate([right[rows], np.asarray(negatives, int)]), return_inverse=True)
             loss = info_nce(queries, documents[pages], torch.from_numpy(own[: len(rows)]), settings.temperature)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             encoder.model.eval()
     with torch.no_grad():
@@ -347,8 +347,8 @@ def _domains(options: Iterable[str]) -> dict[str, list[Pair]]:
 
 
 def _train_one(out: Path, encoder: ExpertEncoder, corpus: Corpus, name: str, settings: ExpertSettings) -> None:
-    examples = (corpus.examples(name, split) for split in ("train", "validation"))
-    progress = train_expert(encoder, name, *examples, corpus.documents, settings, negatives=corpus.negatives)
+    examples, validation = corpus.examples(name, "train"), corpus.examples(name, "validation")
+    progress = train_expert(encoder, name, examples, validation, corpus.documents, settings, negatives=corpus.negatives)
     encoder.save_expert(name, out / name)
     first, best = progress.measured[0], progress.measured[progress.best_step]
     when = f"at step {progress.best_step}, {progress.seconds:.0f} s"

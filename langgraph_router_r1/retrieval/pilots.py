@@ -139,9 +139,11 @@ class PilotLibrary:
         """Return how near questions are to one expert, of how near they are to all pilots."""
         own = [number for number, pilot in enumerate(self.pilots) if pilot.expert == expert]
         if self.aggregate == "max":
-            return near[:, own].max(axis=1)
+            nearest: Scores = near[:, own].max(axis=1)
+            return nearest
         weights = [self.pilots[number].questions if self.aggregate == "weighted" else 1 for number in own]
-        return np.average(near[:, own], axis=1, weights=weights)
+        average: Scores = np.average(near[:, own], axis=1, weights=weights)
+        return average
 
     def rank(self, embeddings: Embeddings) -> list[list[str]]:
         """Return all experts for each question, the nearest first; of equals the one that came first."""
@@ -191,7 +193,8 @@ class PilotLibrary:
 
 def _of_length_1(vectors: Scores) -> Scores:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1)
+    scaled: Scores = vectors / np.where(lengths > 0, lengths, 1)
+    return scaled
 
 
 def _checked(domain: str, expert: str, scores: Sequence[float] | Scores, questions: int) -> Scores:
