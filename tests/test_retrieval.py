@@ -217,8 +217,11 @@ def test_an_expert_survives_saving_and_says_nothing_of_this_machine(encoder: Exp
     encoder.save_expert("books", tmp_path / "books")
     other = ExpertEncoder()
     other.load_expert("books", tmp_path / "books")
+    encoder.save_expert("code", tmp_path / "code")
+    other.load_expert("code", tmp_path / "code")  # which leaves the first one as it is
     query = ["Who wrote Emma?"]
-    assert other.encode_queries(query, "books").tobytes() == encoder.encode_queries(query, "books").tobytes()
+    for name in (BASE, "books", "code"):
+        assert other.encode_queries(query, name).tobytes() == encoder.encode_queries(query, name).tobytes()
     config = json.loads((tmp_path / "books" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert {path.name for path in (tmp_path / "books").iterdir()} == {
@@ -238,6 +241,15 @@ def test_experts_that_can_not_be_loaded_are_refused_with_the_reason(encoder: Exp
     with pytest.raises(ExpertError, match=r"there is no adapter_config.json in it"):
         encoder.load_expert("law", tmp_path)
     encoder.save_expert("books", tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "r": 2}))
+    with pytest.raises(ExpertError, match=r"its weights don't fit its adapter_config.json"):
+        encoder.load_expert("law", tmp_path)
+    assert encoder.experts == ("books", "code")
+    weights = (tmp_path / "adapter_model.safetensors").read_bytes()
+    (tmp_path / "adapter_model.safetensors").write_bytes(weights[:100])
+    with pytest.raises(ExpertError, match="holds no expert: it can't be read"):
+        encoder.load_expert("law", tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "contriever"}')
     with pytest.raises(ExpertError, match="for the encoder 'contriever', not for 'all-MiniLM-L6-v2'"):
         encoder.load_expert("law", tmp_path)

@@ -159,6 +159,10 @@ class ExpertEncoder:
         Raises:
             ExpertError: The name is taken or can't be used, or the directory has no expert for this encoder.
         """
+        from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
         self._check_new(name)
         directory = Path(directory)
         for file in ("adapter_config.json", "adapter_model.safetensors"):
@@ -172,8 +176,20 @@ class ExpertEncoder:
             ) from None
         if base.rpartition("/")[2] != self.name:
             raise ExpertError(f"{str(directory)!r} is an expert for the encoder {base!r}, not for {self.name!r}")
+        # Not by the model's own load_adapter: it reports the other experts' weights as missing from the file.
+        try:
+            config = LoraConfig.from_pretrained(str(directory))
+            state = load_file(directory / "adapter_model.safetensors")
+        except (OSError, ValueError, TypeError, SafetensorError) as error:
+            raise ExpertError(f"{str(directory)!r} holds no expert: it can't be read: {error}") from None
         with self._lock, _several_adapters():
-            self.model.load_adapter(str(directory), adapter_name=name, use_safetensors=True)
+            self.model.add_adapter(config, adapter_name=name)
+            adapted: Any = self.model.transformers_model
+            needed = get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)
+            if {key: value.shape for key, value in needed.items()} != {key: one.shape for key, one in state.items()}:
+                self.model.delete_adapter(name)
+                raise ExpertError(f"{str(directory)!r} holds no expert: its weights don't fit its adapter_config.json")
+            set_peft_model_state_dict(adapted, state, adapter_name=name)
             self.model.requires_grad_(False)
             self.model.eval()
             self._experts.append(name)
