@@ -198,6 +198,15 @@ def test_escalation_pays_for_no_scout_that_changes_nothing_and_for_no_big_model_
         assert asked(result) in (["small"], ["other"])
 
 
+def test_pilots_are_those_of_the_models_that_are_worth_most_at_the_cost_weight() -> None:
+    asked_for_quality = {
+        asked(result)[0] for _, result in runs("pilot-embeddings", of_unknown_difficulty(), weight=0.0)
+    }
+    assert "big" in asked_for_quality
+    for _, result in runs("pilot-embeddings", of_unknown_difficulty(), weight=1.0):
+        assert asked(result) in (["small"], ["other"])
+
+
 def test_escalation_passes_on_a_scouts_reply_when_the_big_model_fails() -> None:
     pool = of_unknown_difficulty()
     broken = pool.registry()["big"].model_copy(update={"model": ScriptedChatModel([RuntimeError("down")] * 99)})
