@@ -23,7 +23,7 @@ from langgraph_router_r1.evaluation.recorded import RecordedPool, quality
 from langgraph_router_r1.strategies.knn import MiniLM, embed
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
-LEARNING = ("knn", "logistic", "mlp", "contrastive", "cascade", "escalation")
+LEARNING = ("knn", "logistic", "mlp", "contrastive", "pilot-embeddings", "cascade", "escalation")
 
 
 class Words(Embeddings):
@@ -195,6 +195,15 @@ def test_escalation_asks_scouts_side_by_side_and_the_big_model_where_they_differ
 def test_escalation_pays_for_no_scout_that_changes_nothing_and_for_no_big_model_when_only_money_counts() -> None:
     assert {tuple(asked(result)) for _, result in runs("escalation", of_unknown_difficulty(), weight=0.0)} == {("big",)}
     for _, result in runs("escalation", of_unknown_difficulty(), weight=1.0):
+        assert asked(result) in (["small"], ["other"])
+
+
+def test_pilots_are_those_of_the_models_that_are_worth_most_at_the_cost_weight() -> None:
+    asked_for_quality = {
+        asked(result)[0] for _, result in runs("pilot-embeddings", of_unknown_difficulty(), weight=0.0)
+    }
+    assert "big" in asked_for_quality
+    for _, result in runs("pilot-embeddings", of_unknown_difficulty(), weight=1.0):
         assert asked(result) in (["small"], ["other"])
 
 

@@ -63,7 +63,7 @@ LAYERS = (
     },
     {"question", "descriptor", "registry", "state", "prompts"},
     {"engines", "settings", "accounting", "events", "intents", "testing", "trace"},
-    {"calls", "strategies"},
+    {"calls", "strategies", "retrieval"},
     {
         "machine",
         "graph",
@@ -172,6 +172,9 @@ LIGHT_MODULES = [
     "engines.base",
     "evaluation.metrics",
     "pocket.world",
+    "retrieval.as_model",
+    "retrieval.pilots",
+    "retrieval.scoring",
 ]
 
 

@@ -33,6 +33,7 @@ from langgraph_router_r1.evaluation.recorded import TASK_ID, RecordedPool, outco
 from langgraph_router_r1.graph import create_router
 from langgraph_router_r1.ledger import Price, PriceLike, add_usage
 from langgraph_router_r1.registry import ModelRegistry
+from langgraph_router_r1.retrieval.pilots import PilotLibrary
 from langgraph_router_r1.state import RoutedCall, RouterContext, RouterInput, RouterOutput
 from langgraph_router_r1.strategies import Answer, Ask, AskInOrder, Call, Decision, Strategy, View
 from langgraph_router_r1.strategies.knn import KNNStrategy, Matrix, MiniLM, Predictor, embed, observations, utility
@@ -50,19 +51,22 @@ Kind = Literal[
     "logistic",
     "mlp",
     "contrastive",
+    "pilot-embeddings",
 ]
 """`best`: the single model that did best on the train split. `oracle`: for each question the cheapest model that was
 right, which nobody can know beforehand. `majority`: the answer most models give. `cascade`: by price until a
 reply looks right (in the style of FrugalGPT, arXiv 2305.05176). `escalation`: cheap models side by side, and then at
 most one more (escalation.py). `knn`, `logistic`, `mlp`, `contrastive`: the model
 that does best on questions like this one, by sentence embeddings (the last in the style of RouterDC, arXiv 2409.19886).
+`pilot-embeddings`: the model whose pilots are nearest, the centroids of the questions that it answers best at the cost
+weight (RouterRetriever's rule, retrieval/pilots.py).
 """
 
-LEARNING = frozenset({"best", "oracle", "cascade", "escalation", "knn", "logistic", "mlp", "contrastive"})
-"""Those that need records of what the models said before."""
-
-BY_QUESTION = frozenset({"knn", "logistic", "mlp", "contrastive"})
+BY_QUESTION = frozenset({"knn", "logistic", "mlp", "contrastive", "pilot-embeddings"})
 """Those that choose by the question's embedding."""
+
+LEARNING = BY_QUESTION | {"best", "oracle", "cascade", "escalation"}
+"""Those that need records of what the models said before."""
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(21))
 """Confidences at which a cascade may stop; which, the train split decides."""
@@ -365,6 +369,31 @@ def _by_prediction(setting: _Setting, predictor: Callable[[], Predictor] | None 
     return AskInOrder(lambda view: knn.rank(view.question, cost_weight=view.limits.cost_weight)[:1])
 
 
+def _pilot_embeddings(setting: _Setting) -> Strategy:
+    names, scores, costs = _table(setting)
+    tasks = setting.train.complete()
+    questions = embed(setting.embeddings, [task.question for task in tasks])
+    kinds = np.array([task.kind for task in tasks])
+    # Of models that are worth the same, the one with the first column gets the question: the cheapest.
+    by_cost = np.argsort(costs.mean(0), kind="stable")
+
+    @functools.cache
+    def pilots(cost_weight: float) -> PilotLibrary:
+        worth = utility(scores, costs.mean(0), cost_weight)
+        library = PilotLibrary()
+        for kind in dict.fromkeys(kinds):
+            rows = kinds == kind
+            library = library.with_domain(
+                str(kind), questions[rows], {names[model]: worth[rows, model] for model in by_cost}
+            )
+        return library
+
+    def nearest(view: View) -> list[str]:
+        return pilots(view.limits.cost_weight).route(embed(setting.embeddings, [view.question]))
+
+    return AskInOrder(nearest)
+
+
 _STRATEGIES: dict[str, Callable[[_Setting], Strategy]] = {
     "random": _random,
     "cheapest": _cheapest,
@@ -378,4 +407,5 @@ _STRATEGIES: dict[str, Callable[[_Setting], Strategy]] = {
     "logistic": lambda setting: _by_prediction(setting, LogisticPredictor),
     "mlp": lambda setting: _by_prediction(setting, functools.partial(mlp, setting.seed)),
     "contrastive": lambda setting: _by_prediction(setting, functools.partial(ContrastivePredictor, seed=setting.seed)),
+    "pilot-embeddings": _pilot_embeddings,
 }
