@@ -274,8 +274,9 @@ class Escalation(Strategy):
 
         @functools.lru_cache(maxsize=REMEMBERED)
         def predict(forest: Any, question: str, heard: tuple[Heard, ...]) -> Matrix:
-            row = features(question, self._known.words_of(question), heard)
-            return np.atleast_1d(forest.predict(row[None])[0])
+            row = features(question, self._known.words_of(question), heard)[None].astype(np.float32)
+            # For one question, what `forest.predict` does around its trees takes ten times as long as they do.
+            return np.mean([tree.tree_.predict(row).reshape(-1) for tree in forest.estimators_], axis=0)
 
         return predict
 
@@ -293,8 +294,7 @@ def _forest(known: Matrix, targets: Matrix, trees: int) -> Any:
         random_state=0,
         n_jobs=-1,
     )
-    forest.fit(known, targets if targets.shape[1] > 1 else targets[:, 0])
-    return forest.set_params(n_jobs=1)  # for one question, threads cost more than they save
+    return forest.fit(known, targets if targets.shape[1] > 1 else targets[:, 0])
 
 
 def _heard(call: RoutedCall, view: View) -> Heard:
