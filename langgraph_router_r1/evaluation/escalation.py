@@ -276,7 +276,8 @@ class Escalation(Strategy):
         def predict(forest: Any, question: str, heard: tuple[Heard, ...]) -> Matrix:
             row = features(question, self._known.words_of(question), heard)[None].astype(np.float32)
             # For one question, what `forest.predict` does around its trees takes ten times as long as they do.
-            return np.mean([tree.tree_.predict(row).reshape(-1) for tree in forest.estimators_], axis=0)
+            mean: Matrix = np.mean([tree.tree_.predict(row).reshape(-1) for tree in forest.estimators_], axis=0)
+            return mean
 
         return predict
 
