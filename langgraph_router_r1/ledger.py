@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar, Literal, NotRequired, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NotRequired, TypeGuard, cast
 
 from typing_extensions import TypedDict
+
+if TYPE_CHECKING:
+    from langchain_core.messages.ai import UsageMetadata
 
 PER_MILLION = 1e-6
 
@@ -344,6 +347,17 @@ def worst_case(prompt_tokens: int, max_tokens: int, price: Price) -> float:
 def estimate_tokens(text: str) -> int:
     """Return about how many tokens a text has, where there is no tokenizer."""
     return -(-len(text) // CHARACTERS_PER_TOKEN)
+
+
+def estimated_usage(prompts: Iterable[str], reply: str) -> UsageMetadata:
+    """Return the usage, as LangChain tells it, of a model that is a program and has no tokens.
+
+    Example:
+        >>> estimated_usage(["What is #1?"], "Lima")
+        {'input_tokens': 3, 'output_tokens': 1, 'total_tokens': 4}
+    """
+    read, written = sum(map(estimate_tokens, prompts)), estimate_tokens(reply)
+    return {"input_tokens": read, "output_tokens": written, "total_tokens": read + written}
 
 
 def add_usage(usages: Iterable[Usage]) -> Usage:

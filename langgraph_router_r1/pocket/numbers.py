@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
@@ -12,7 +11,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from typing_extensions import override
 
-from langgraph_router_r1.ledger import estimate_tokens
+from langgraph_router_r1.ledger import estimated_usage
 
 UNKNOWN = "I can only say which of two numbers is higher."
 
@@ -55,10 +54,5 @@ class Numbers(BaseChatModel):
         **_: Any,
     ) -> ChatResult:
         answer = higher_of(messages[-1].text)
-        usage = _usage([message.text for message in messages], answer)
+        usage = estimated_usage((message.text for message in messages), answer)
         return ChatResult(generations=[ChatGeneration(message=AIMessage(answer, usage_metadata=usage))])
-
-
-def _usage(prompts: Sequence[str], answer: str) -> Any:
-    read, written = sum(map(estimate_tokens, prompts)), estimate_tokens(answer)
-    return {"input_tokens": read, "output_tokens": written, "total_tokens": read + written}

@@ -12,7 +12,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.retrievers import BaseRetriever
 from typing_extensions import override
 
-from langgraph_router_r1.ledger import CHARACTERS_PER_TOKEN, estimate_tokens
+from langgraph_router_r1.ledger import CHARACTERS_PER_TOKEN, estimated_usage
 
 NOTHING_FOUND = "No passage was found."
 
@@ -83,8 +83,7 @@ def _result(messages: list[BaseMessage], documents: list[Document], max_tokens: 
     whole = passages(documents)
     # The worst case of a call, which a budget is held to, counts max_tokens: no reply may be longer.
     text = whole if max_tokens is None else whole[: max_tokens * CHARACTERS_PER_TOKEN]
-    read, written = sum(estimate_tokens(message.text) for message in messages), estimate_tokens(text)
-    usage: Any = {"input_tokens": read, "output_tokens": written, "total_tokens": read + written}
+    usage = estimated_usage((message.text for message in messages), text)
     reason = "stop" if text == whole else "length"
     message = AIMessage(text, usage_metadata=usage, response_metadata={"finish_reason": reason})
     return ChatResult(generations=[ChatGeneration(message=message)])
