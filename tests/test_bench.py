@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from langgraph_router_r1.evaluation.bench_file import BenchError
 from langgraph_router_r1.evaluation.bench_store import PACKED_FILE, RUNS_FILE, read_runs
 from langgraph_router_r1.evaluation.files import JsonLinesWriter
 from langgraph_router_r1.evaluation.page import publish, results_page
-from langgraph_router_r1.evaluation.report import Results, frontier, frontier_areas
+from langgraph_router_r1.evaluation.report import COST_PARTS, Results, Scores, frontier, frontier_areas
 from langgraph_router_r1.evaluation.tasks import TaskError, json_lines
 from langgraph_router_r1.record import RunRecord
 
@@ -366,6 +367,16 @@ def test_results_survive_their_file_and_a_file_of_something_else_is_named(tmp_pa
     assert report.markdown_table(loaded) == report.markdown_table(results)
     with pytest.raises(TaskError, match="holds no results"):
         Results.load(tmp_path / "records.jsonl")
+
+
+def test_published_results_keep_how_long_real_models_took_and_not_how_long_records_took_to_look_up(
+    tmp_path: Path,
+) -> None:
+    row = Scores("a", "a", 0.0, {"em": [1.0, 0.0]}, dict.fromkeys(COST_PARTS, [0.0, 0.0]), {}, [1, 1], [0.5, 1.5], {})
+    recorded = Results("small", "Small", ("em",), ("t0", "t1"), (row,))
+    for results, seconds in ((recorded, None), (replace(recorded, live=True), 1.0)):
+        results.save(tmp_path / "small.jsonl")
+        assert Results.load(tmp_path / "small.jsonl")["a"].median_s == seconds
 
 
 def test_the_frontier_is_the_upper_hull_and_its_area_the_mean_over_budgets(tmp_path: Path) -> None:
