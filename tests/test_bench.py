@@ -372,7 +372,9 @@ def test_results_survive_their_file_and_a_file_of_something_else_is_named(tmp_pa
 def test_published_results_keep_how_long_real_models_took_and_not_how_long_records_took_to_look_up(
     tmp_path: Path,
 ) -> None:
-    row = Scores("a", "a", 0.0, {"em": [1.0, 0.0]}, dict.fromkeys(COST_PARTS, [0.0, 0.0]), {}, [1, 1], [0.5, 1.5], {})
+    row = Scores(
+        "a", "a", 0.0, {"em": [1.0, 0.0]}, {part: [0.0, 0.0] for part in COST_PARTS}, {}, [1, 1], [0.5, 1.5], {}
+    )
     recorded = Results("small", "Small", ("em",), ("t0", "t1"), (row,))
     for results, seconds in ((recorded, None), (replace(recorded, live=True), 1.0)):
         results.save(tmp_path / "small.jsonl")
