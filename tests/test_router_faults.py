@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import httpx
 import pytest
 from conftest import pool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -433,6 +434,27 @@ async def test_a_connection_that_is_closed_before_a_reply_is_tried_once_more(tin
             for mode in ("sync", "async", "streamed"):
                 assert (await run(engine, mode))["answer"] == "Lima"
     assert len(seen) == 6
+
+
+async def test_a_connection_that_is_not_made_in_time_is_tried_once_more(
+    tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = [True, False]
+    send = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def late_once(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        if late.pop(0):
+            raise httpx.ConnectTimeout("as in a process that is too busy to see its connection made")
+        return await send(transport, request)
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", late_once)
+    with serving(replies(lambda _: None)) as url:
+        async with VLLMEngine(url, "router", tokenizer=tiny_tokenizer, logprobs=True, timeout_s=PATIENT_S) as engine:
+            assert (await run(engine, "async"))["answer"] == "Lima"
+            late[:] = [True, True]
+            with pytest.raises(EngineError, match="accepts no connection within 5 s"):
+                await run(engine, "async")
+    assert not late
 
 
 def test_there_are_at_least_fifty_kinds_each_with_a_name_of_its_own() -> None:

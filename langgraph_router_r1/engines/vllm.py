@@ -277,8 +277,8 @@ class VLLMEngine(TokenEngine):
     ) -> tuple[int, bytes]:
         """Make a request; return the status and the body of the reply, which `on_bytes` is given as it comes.
 
-        It is made once more if the connection was closed before anything came back: a server may close one that is kept
-        for the next request as it is used.
+        It is made once more if the connection was closed before anything came back (a server may close one that is kept
+        for the next request as it is used), or if none was made in time: a busy process may be late to see it made.
 
         Raises:
             EngineUnavailableError: There is no whole reply, or none that is HTTP.
@@ -289,7 +289,7 @@ class VLLMEngine(TokenEngine):
         if client is None:
             client = self._clients[loop] = httpx.AsyncClient(**self._options)
         for may_repeat in (True, False):
-            content, was_closed = bytearray(), False
+            content, is_unheard = bytearray(), False
             try:
                 async with client.stream(method, f"{self.base_url}/{path}", json=body) as response:
                     if response.headers.get("Content-Encoding", "identity") != "identity":
@@ -303,12 +303,13 @@ class VLLMEngine(TokenEngine):
                     return response.status_code, bytes(content)
             except httpx.ConnectTimeout:
                 problem = f"accepts no connection within {min(CONNECT_TIMEOUT_S, self.timeout_s):g} s"
+                is_unheard = True
             except httpx.ConnectError:
                 problem = "is down (ConnectError)"
             except (httpx.HTTPError, httpx.InvalidURL) as error:  # the URL is one that the server redirects to
                 problem = f"gave no whole reply ({type(error).__name__})"
-                was_closed = isinstance(error, _CLOSED) and not content
-            if not (was_closed and may_repeat):
+                is_unheard = isinstance(error, _CLOSED) and not content
+            if not (is_unheard and may_repeat):
                 break
         # Raised outside the handlers: the exceptions of httpx hold the request, whose headers hold the key.
         raise EngineUnavailableError(f"the router's server at {self.base_url} {problem}")
