@@ -308,7 +308,9 @@ def request_worst_case(call: ModelCall) -> float:
     texts = [_all_of(message).encode("utf-8", "replace") for message in messages]
     if call.tools is not None:
         texts.append(json.dumps(call.tools["tools"]).encode())
-    prompt_tokens = sum(map(len, texts)) + PROMPT_OVERHEAD_TOKENS * len(texts) + images * (model.image_tokens or 0)
+    # What a model looks up for itself (`ReadingModel`) it reads, and pays for, too.
+    read = sum(map(len, texts)) + getattr(_inner(model.model), "most_read_bytes", 0)
+    prompt_tokens = read + PROMPT_OVERHEAD_TOKENS * len(texts) + images * (model.image_tokens or 0)
     return worst_case(prompt_tokens, model.max_tokens, model.price)
 
 

@@ -5,6 +5,8 @@
     index.nearest(vector, 5)                                # [(Document, 0.71), ...]
     index.matching("who wrote Emma?", 5)                    # by BM25
 
+Without an encoder, an index has words only.
+
 SQLite comes from `apsw`: the `sqlite3` of many Pythons (pyenv's, macOS's) can't load extensions such as sqlite-vec.
 """
 
@@ -65,9 +67,9 @@ class Index(Protocol):
     """Where documents are found: what a retriever needs of it."""
 
     encoder: str
-    """The name of the encoder that made the vectors."""
+    """The name of the encoder that made the vectors; empty where there are none."""
 
-    def add(self, documents: Sequence[Document], vectors: Vectors) -> None:
+    def add(self, documents: Sequence[Document], vectors: Vectors | None = None) -> None:
         """Store documents with their vectors, documents x dimensions; one of the same id takes the old one's place."""
 
     def new(self, documents: Iterable[Document]) -> list[Document]:
@@ -98,12 +100,12 @@ class SqliteIndex:
         1
     """
 
-    def __init__(self, path: str | Path, *, encoder: str, dimensions: int) -> None:
+    def __init__(self, path: str | Path, *, encoder: str = "", dimensions: int = 0) -> None:
         """Open a file, or make one.
 
         Args:
             path: The file; ":memory:" for none.
-            encoder: What makes the vectors; a file takes those of one encoder only.
+            encoder: What makes the vectors; a file takes those of one encoder only. By default there are none.
             dimensions: Length of a vector.
 
         Raises:
@@ -126,9 +128,10 @@ class SqliteIndex:
             with self._connection:
                 self._connection.execute(_TABLES)
                 self._settle()
-                # A number of our own: SQL takes no parameter here.
-                columns = f"embedding float[{int(dimensions)}] distance_metric=cosine"
-                self._connection.execute(f"CREATE VIRTUAL TABLE IF NOT EXISTS vectors USING vec0({columns})")
+                if dimensions:
+                    # A number of our own: SQL takes no parameter here.
+                    columns = f"embedding float[{int(dimensions)}] distance_metric=cosine"
+                    self._connection.execute(f"CREATE VIRTUAL TABLE IF NOT EXISTS vectors USING vec0({columns})")
         except apsw.Error as error:
             raise RetrievalIndexError(f"{self.path!r} can't be used as an index: {error}") from None
 
@@ -152,20 +155,22 @@ class SqliteIndex:
             [(count,)] = self._connection.execute("SELECT count(*) FROM documents")
         return int(count)
 
-    def add(self, documents: Sequence[Document], vectors: Vectors) -> None:
+    def add(self, documents: Sequence[Document], vectors: Vectors | None = None) -> None:
         """Store documents with their vectors; one of the same id takes the old one's place. All are stored, or none.
 
         Args:
             documents: Their `metadata["title"]`, if there is one, is searched too. Metadata must be JSON.
-            vectors: documents x dimensions.
+            vectors: documents x dimensions; None where the index has words only.
 
         Raises:
             RetrievalIndexError: A document is too long or its metadata no JSON, or the vectors have another shape.
         """
+        if vectors is None:
+            vectors = np.empty((len(documents), 0), dtype=np.float32)
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         fits = vectors.shape == (len(documents), self.dimensions)
         # A vector of zeros has no angle to any other.
-        if not fits or not np.isfinite(vectors).all() or not vectors.any(axis=1).all():
+        if not fits or not np.isfinite(vectors).all() or not (vectors.any(axis=1).all() or not self.dimensions):
             must = f"finite numbers of the shape {(len(documents), self.dimensions)}, not all zero in a row"
             raise RetrievalIndexError(f"vectors have the shape {vectors.shape}; they must be {must}")
         rows = [_row(document) for document in documents]
@@ -175,12 +180,14 @@ class SqliteIndex:
                     "SELECT number FROM documents WHERE id = ?", row[:1]
                 ).fetchall():
                     self._connection.execute("DELETE FROM documents WHERE number = ?", (number,))
-                    self._connection.execute("DELETE FROM vectors WHERE rowid = ?", (number,))
+                    if self.dimensions:
+                        self._connection.execute("DELETE FROM vectors WHERE rowid = ?", (number,))
                 self._connection.execute("INSERT INTO documents(id, title, text, metadata) VALUES (?, ?, ?, ?)", row)
-                number = self._connection.last_insert_rowid()
-                self._connection.execute(
-                    "INSERT INTO vectors(rowid, embedding) VALUES (?, ?)", (number, vector.tobytes())
-                )
+                if self.dimensions:
+                    number = self._connection.last_insert_rowid()
+                    self._connection.execute(
+                        "INSERT INTO vectors(rowid, embedding) VALUES (?, ?)", (number, vector.tobytes())
+                    )
 
     def new(self, documents: Iterable[Document]) -> list[Document]:
         """Return those of some documents that are not stored word for word, each once, with ids.
@@ -201,8 +208,10 @@ class SqliteIndex:
         """Return the `k` nearest documents, with the cosine of the angle between the vectors.
 
         Raises:
-            RetrievalIndexError: `k` is out of range, or the vector has another shape.
+            RetrievalIndexError: `k` is out of range, the vector has another shape, or the index has words only.
         """
+        if not self.dimensions:
+            raise RetrievalIndexError(f"{self.path!r} has words only: search it by `matching`")
         vector = np.ascontiguousarray(vector, dtype=np.float32)
         if vector.shape != (self.dimensions,):
             raise RetrievalIndexError(f"a vector has the shape {vector.shape}; it must be {(self.dimensions,)}")

@@ -98,6 +98,29 @@ class RouterRetriever(BaseRetriever):
         return await asyncio.to_thread(self._get_relevant_documents, query, run_manager=run_manager.get_sync(), k=k)
 
 
+class WordRetriever(BaseRetriever):
+    """Finds documents by their words (BM25), without an encoder; any text is a query.
+
+    Example:
+        >>> index = create_index(":memory:", [Document("Emma is a novel."), Document("Lima is a city.")])
+        >>> WordRetriever(index=index, k=1).invoke("Which novels are there?")[0].page_content
+        'Emma is a novel.'
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    index: Any
+    """An `Index`."""
+    k: int = Field(default=5)
+    """How many documents are returned; `invoke(query, k=...)` may say otherwise."""
+
+    @override
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None
+    ) -> list[Document]:
+        return [document for document, _ in self.index.matching(query, self.k if k is None else k)]
+
+
 def _check(index: Index, encoder: ExpertEncoder, pilots: PilotLibrary | None, k: int) -> None:
     """Check that the parts of a retriever belong together.
 
@@ -117,19 +140,23 @@ def _check(index: Index, encoder: ExpertEncoder, pilots: PilotLibrary | None, k:
 
 
 def create_index(
-    path: str | Path, documents: Iterable[Document], encoder: ExpertEncoder, *, batch_size: int = 32
+    path: str | Path, documents: Iterable[Document], encoder: ExpertEncoder | None = None, *, batch_size: int = 32
 ) -> SqliteIndex:
     """Open an index, or make one, and add documents; what is stored word for word already is not encoded again.
 
     Args:
         path: The file; ":memory:" for none.
         documents: Their `metadata["title"]`, if there is one, is searched too.
-        encoder: Its base makes the vectors.
+        encoder: Its base makes the vectors; without one, documents are found by their words only.
         batch_size: How many documents go through the encoder at once.
 
     Raises:
         RetrievalIndexError: The file is no index or one of another encoder, or a document can't be stored.
     """
+    if encoder is None:
+        index = SqliteIndex(path)
+        index.add(index.new(documents))
+        return index
     index = SqliteIndex(path, encoder=encoder.name, dimensions=encoder.dimensions)
     new = index.new(documents)
     for start in range(0, len(new), ENCODED_AT_ONCE):
