@@ -77,7 +77,7 @@ LAYERS = (
         "decision_model",
         "serving",
     },
-    {"evaluation", "pocket"},
+    {"evaluation", "pocket", "wiki"},
     {"cli"},
 )
 """The parts of the package, from the lowest up. Parts of one layer may import one another, not in a circle."""

@@ -20,7 +20,6 @@ Each prints one line of JSON with what it made or measured.
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import random
 import shutil
@@ -37,7 +36,6 @@ from langchain_core.messages import HumanMessage
 from langgraph_router_r1.engines.base import Generation, RouterEngine
 from langgraph_router_r1.engines.precision import fastest_dtype
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
-from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import bootstrap, exact_match, paired_p_value
 from langgraph_router_r1.evaluation.profile import profile
 from langgraph_router_r1.evaluation.recorded import RecordedPool
@@ -59,6 +57,7 @@ from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.strategies.allocators import TOKENS_A_STEP
 from langgraph_router_r1.strategies.plans import MAX_STEPS
 from training.allocation_samples import PLANS_PER_POOL, Allocated, compare_searches, draw_allocations, judge_allocations
+from training.examples import ended, row_of, write_rows
 from training.parts import decomposer as decomposer_part
 from training.plan_samples import Solver, best_plan, score
 from training.pocket import IN_FLIGHT, report
@@ -75,12 +74,6 @@ KNN = "knn"
 """The allocator that goes by the registry's profile."""
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
-
-
-def _ended(tokenizer: ChatTokenizer, text: str) -> list[int]:
-    """Return the tokens of a text, with the one that ends a turn."""
-    assert tokenizer.eos_token_id is not None
-    return [*tokenizer.encode(text), tokenizer.eos_token_id]
 
 
 @cli.command()
@@ -105,22 +98,10 @@ def plans(
         prompt = tokenizer.render(
             plan_chat([HumanMessage(asked.text)], max_steps=MAX_STEPS, control_tokens=tokenizer.control_tokens)
         )[1]
-        completion = _ended(tokenizer, best.text)
-        rows.append({**_row(prompt, completion), "question": asked.text, "plan": best.text, "score": best.score})
-    tokens = _write(output, rows)
+        completion = ended(tokenizer, best.text)
+        rows.append({**row_of(prompt, completion), "question": asked.text, "plan": best.text, "score": best.score})
+    tokens = write_rows(output, rows)
     report(examples=len(rows), without_a_right_plan=dict(rejected), mean_tokens=tokens)
-
-
-def _row(prompt: Sequence[int], completion: Sequence[int]) -> dict[str, Any]:
-    """Return an example as `training.sft` reads it."""
-    return {"token_ids": [*prompt, *completion], "mask": [0] * len(prompt) + [1] * len(completion)}
-
-
-def _write(output: Path, rows: Sequence[dict[str, Any]]) -> float:
-    """Write examples, a JSON object a line; return how many tokens one has on average."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(output, "".join(json.dumps(row) + "\n" for row in rows))
-    return round(statistics.mean(len(row["token_ids"]) for row in rows), 1)
 
 
 def sample_of_kinds(
@@ -242,9 +223,9 @@ def allocations(
     rows = []
     for one in draw_allocations([*questions(lands), *joined_questions(lands)], pools=pools, seed=seed):
         prompt = tokenizer.render(_allocation_chat(one, tokenizer.control_tokens))[1]
-        row = _row(prompt, _ended(tokenizer, one.text))
+        row = row_of(prompt, ended(tokenizer, one.text))
         rows.append({**row, "plan": one.plan.text, "models": one.text, "cost_weight": one.cost_weight})
-    report(examples=len(rows), mean_tokens=_write(output, rows))
+    report(examples=len(rows), mean_tokens=write_rows(output, rows))
 
 
 def _allocation_chat(one: Allocated, control_tokens: Collection[str]) -> list[dict[str, str]]:

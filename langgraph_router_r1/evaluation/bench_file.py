@@ -19,7 +19,7 @@ ROUTERS = ("router", "prompted", "planner")
 """Kinds of row whose router is an LLM; all others are baselines."""
 
 TRUE_STEPS = "true-steps"
-"""As the `model` of a planner, or its allocator: the steps that lead to an answer in the pocket world, and the
+"""As the `model` of a planner, or its allocator: the steps that lead to an answer in the pool's world, and the
 specialist of each, which nobody can know beforehand."""
 
 
@@ -32,7 +32,7 @@ class _Strict(BaseModel):
 
 
 class PoolSpec(_Strict):
-    """Who may be asked: exactly one of `records`, `registry` and `pocket`."""
+    """Who may be asked: exactly one of `records`, `registry`, `pocket` and `wiki`."""
 
     records: tuple[str, ...] = ()
     """Files of recorded answers, in the data directory or beside the benchmark file."""
@@ -40,6 +40,8 @@ class PoolSpec(_Strict):
     """A registry file: real models are asked."""
     pocket: bool = False
     """The pocket pool, on a vLLM that is started for it."""
+    wiki: bool = False
+    """The wiki pool (`langgraph_router_r1.wiki`), on the same vLLM; `adapters` must have its reader."""
     planning: bool = False
     """With the specialist that the pocket planner has besides."""
     profile: str | None = None

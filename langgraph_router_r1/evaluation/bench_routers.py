@@ -58,6 +58,7 @@ async def open_routers(bench: Bench, rows: Sequence[Row], calls_file: Path) -> A
     spec = bench.spec
     local = (
         spec.pool.pocket
+        or spec.pool.wiki
         or (spec.judge is not None and spec.judge.registry is None)
         or any(spec.extracts(row) or row.is_local for row in rows)
     )
@@ -161,10 +162,13 @@ class Routers:
         from langgraph_router_r1.pocket import DECOMPOSER_NAME, MAX_PLAN_TOKENS
 
         model, allocator = row.spec.model or DECOMPOSER_NAME, row.spec.allocator
+        true_plan, true_model = (
+            (_true_wiki_plan, _true_wiki_model) if self._bench.spec.pool.wiki else (_true_plan, _true_models)
+        )
         return create_planner(
-            _true_plan if model == TRUE_STEPS else await self._vllm(model),
+            true_plan if model == TRUE_STEPS else await self._vllm(model),
             self.registry_of(row),
-            allocator=_true_models
+            allocator=true_model
             if allocator == TRUE_STEPS
             else ("knn" if allocator == "knn" else await self._vllm(allocator)),
             review=row.spec.review,
@@ -238,3 +242,16 @@ def _true_plan(question: str) -> str:
 
 def _true_models(step: Step, _: ModelRegistry) -> str:
     return _true_specialists()[step.text]
+
+
+def _true_wiki_plan(question: str) -> str:
+    from langgraph_router_r1.wiki.world import true_steps
+
+    steps = true_steps(question)
+    return "\n".join(f"{number}. {query}" for number, (query, _) in enumerate(steps, start=1))
+
+
+def _true_wiki_model(step: Step, _: ModelRegistry) -> str:
+    from langgraph_router_r1.wiki.world import true_model
+
+    return true_model(step.text)

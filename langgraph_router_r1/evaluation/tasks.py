@@ -33,6 +33,9 @@ QA_SETS = ("nq", "triviaqa", "popqa", "hotpotqa", "2wikimultihopqa", "musique", 
 POCKET_SETS = ("pocket", "pocket-joined")
 """Questions of the pocket pool's world: about one fact at a time, and those that join several."""
 
+WIKI_SET = "wiki"
+"""Questions of several hops over the passages of the wiki pool, from the data directory."""
+
 HUB_DATASET = "RUC-NLPIR/FlashRAG_datasets"
 """Where the seven sets come from when there is no data directory; a configuration each."""
 
@@ -78,7 +81,7 @@ def load_tasks(name: str, *, split: Split | None = None, sample: int | None = No
     The seven sets are read from `$ROUTER_R1_DATA/qa`, or fetched from the hub when that is not set.
 
     Args:
-        name: One of `QA_SETS` or `POCKET_SETS`.
+        name: One of `QA_SETS` or `POCKET_SETS`, or `WIKI_SET`.
         split: Only these; None for all.
         sample: At most so many, drawn with `seed`.
         seed: Of the sample.
@@ -90,11 +93,15 @@ def load_tasks(name: str, *, split: Split | None = None, sample: int | None = No
         raise TaskError(f"split is {split!r}; it must be one of {', '.join(get_args(Split))}")
     if name in POCKET_SETS:
         tasks = list(_pocket_tasks(name))
+    elif name == WIKI_SET:
+        if (directory := data_dir()) is None:
+            raise TaskError(f"the tasks {name!r} are in the data directory: set {DATA_VARIABLE}")
+        tasks = read_tasks(directory / "corpus" / "2wiki_questions_on_passages.jsonl")
     elif name in QA_SETS:
         directory = data_dir()
         tasks = _from_hub(name) if directory is None else read_tasks(directory / "qa" / f"{name}.jsonl")
     else:
-        raise TaskError(f"there are no tasks {name!r}; there are: {', '.join((*QA_SETS, *POCKET_SETS))}")
+        raise TaskError(f"there are no tasks {name!r}; there are: {', '.join((*QA_SETS, *POCKET_SETS, WIKI_SET))}")
     return draw(tasks, split=split, sample=sample, seed=seed)
 
 

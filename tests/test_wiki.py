@@ -1,0 +1,212 @@
+"""The wiki pool: questions of several hops, the steps that answer them, and what its parts learn from."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from langchain_core.messages import HumanMessage
+
+from langgraph_router_r1.evaluation.bench import Bench
+from langgraph_router_r1.evaluation.bench_file import BenchSpec
+from langgraph_router_r1.evaluation.tasks import DATA_VARIABLE, TaskError, load_tasks
+from langgraph_router_r1.strategies.plans import parse_plan
+from langgraph_router_r1.wiki import PASSAGES_FILE, passages, wiki_registry, word_retriever
+from langgraph_router_r1.wiki.dates import UNKNOWN, Dates, compared, date_of
+from langgraph_router_r1.wiki.world import true_model, true_steps
+
+pytest.importorskip("apsw", reason="the [retrieval] extra is not installed")
+
+PAGES = {
+    "Blood Street": "Blood Street is a 1988 film directed by Leo Fong. It stars Fong as a private detective.",
+    "Leo Fong (director)": "Leo Fong (23 November 1928 - 18 February 2022) was a director who was born in Canton.",
+    "Night Street": "Night Street is a 1990 film directed by Ann Lee.",
+    "Ann Lee": "Ann Lee (born 3 May 1950) is an American director. She was born in Lima.",
+}
+QUESTIONS = [
+    ("Where was the director of film Blood Street born?", "Canton", "bridge"),
+    ("Which film has the director who is older, Blood Street or Night Street?", "Blood Street", "comparison"),
+    ("Where was the director of film Night Street born?", "Lima", "bridge"),
+]
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data directory with a handful of passages."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    rows = [{"id": f"p{n}", "title": title, "text": text} for n, (title, text) in enumerate(PAGES.items())]
+    (tmp_path / PASSAGES_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    asked = [
+        {"id": f"q{n}", "question": text, "golden_answers": [answer], "dataset": "2wiki_corpus", "kind": kind}
+        for n, (text, answer, kind) in enumerate(QUESTIONS)
+    ]
+    file = corpus / "2wiki_questions_on_passages.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
+    return tmp_path
+
+
+STEPS = {
+    "Where was the director of film Blood Street born?": [
+        "Who is the director of the film Blood Street?",
+        "Where was #1 born?",
+    ],
+    "Who is Ann Lee's maternal grandmother?": ["Who is the mother of Ann Lee?", "Who is the mother of #1?"],
+    "Which award the performer of song Why earned?": [
+        "Who is the performer of the song Why?",
+        "Which award did #1 win?",
+    ],
+    "What is the date of death of the father of the director of film Why?": [
+        "Who is the director of the film Why?",
+        "Who is the father of #1?",
+        "When did #2 die?",
+    ],
+    "Which film whose director is younger, Up or Down?": [
+        "Who is the director of the film Up?",
+        "Who is the director of the film Down?",
+        "When was #1 born?",
+        "When was #2 born?",
+        "Which date is later: (A) Up = #3 (B) Down = #4?",
+    ],
+    "Which film was released more recently, Up or Down?": [
+        "When was the film Up released?",
+        "When was the film Down released?",
+        "Which date is later: (A) Up = #1 (B) Down = #2?",
+    ],
+    "Was Ann Lee or Bo Li born first?": [
+        "When was Ann Lee born?",
+        "When was Bo Li born?",
+        "Which date is earlier: (A) Ann Lee = #1 (B) Bo Li = #2?",
+    ],
+    "Do director of film Up and director of film Down share the same nationality?": [
+        "Who is the director of the film Up?",
+        "Who is the director of the film Down?",
+        "What nationality is #1?",
+        "What nationality is #2?",
+        "Are these the same country: (A) #3 (B) #4?",
+    ],
+    "Are both mountains, Big Hill and Old Hill, located in the same country?": [
+        "Which country is Big Hill from?",
+        "Which country is Old Hill from?",
+        "Are these the same country: (A) #1 (B) #2?",
+    ],
+    "Does Ann Lee have the same nationality as Bo Li?": [
+        "What nationality is Ann Lee?",
+        "What nationality is Bo Li?",
+        "Are these the same country: (A) #1 (B) #2?",
+    ],
+    "Who wrote Emma?": [],
+}
+
+
+@pytest.mark.parametrize("question", STEPS)
+def test_the_steps_of_a_question_are_read_off_its_words(question: str) -> None:
+    assert [query for query, _ in true_steps(question)] == STEPS[question]
+
+
+def test_true_steps_are_a_plan_as_the_planner_reads_it_and_each_has_its_model() -> None:
+    for question, queries in STEPS.items():
+        if queries:
+            plan = parse_plan("\n".join(f"{number}. {query}" for number, query in enumerate(queries, 1)), question)
+            assert plan.reason is None
+            assert [step.text for step in plan.steps] == queries
+            assert [true_model(query) for query in queries] == [model for _, model in true_steps(question)]
+
+
+@pytest.mark.skipif(DATA_VARIABLE not in os.environ, reason=f"{DATA_VARIABLE} is not set")
+def test_nearly_all_real_questions_have_steps() -> None:
+    tasks = load_tasks("wiki")
+    assert len(tasks) == 904
+    assert sum(bool(true_steps(task.question)) for task in tasks) >= 0.97 * len(tasks)
+
+
+@given(st.text(max_size=300))
+def test_no_text_breaks_the_reading_of_steps_or_the_comparison(text: str) -> None:
+    true_steps(text)
+    compared(text)
+    date_of(text)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Which date is earlier: (A) Up = 22 January 1794 (B) Down = February 22, 1720?", "Down"),
+        ("Which date is later: (A) Up = 1949 (B) Down = 3 May 1950?", "Down"),
+        ("Which date is earlier: (A) Up = 4 May 1950 (B) Down = 3 May 1950?", "Down"),
+        ("Which date is earlier: (A) A = B = 1950 (B) Down (B) = 1951?", "A"),
+        ("Which date is earlier: (A) Up = Lima (B) Down = 3 May 1950?", UNKNOWN),
+        ("Are these the same country: (A) American (B) the United States?", "yes"),
+        ("Are these the same country: (A) Italian (B) Italy?", "yes"),
+        ("Are these the same country: (A) French (B) British?", "no"),
+        ("Who wrote Emma?", UNKNOWN),
+    ],
+)
+def test_two_dates_and_two_countries_are_compared(question: str, answer: str) -> None:
+    reply = Dates().invoke([HumanMessage(question)])
+    assert reply.text == answer
+    assert reply.usage_metadata is not None
+
+
+@pytest.mark.usefixtures("data")
+def test_each_model_of_the_pool_reads_as_many_passages_as_it_says() -> None:
+    registry = wiki_registry()
+    assert registry.names == ("smol", "search", "library", "dates")
+    assert [registry[name].model.k for name in ("search", "library")] == [2, 10]
+    assert len(word_retriever(2).invoke("Who is the director of the film Blood Street?")) == 2
+    assert [passage.metadata["title"] for passage in passages()] == list(PAGES)
+
+
+def test_without_a_data_directory_the_error_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    for needs in (passages, lambda: load_tasks("wiki")):
+        with pytest.raises(TaskError, match=DATA_VARIABLE):
+            needs()
+
+
+def test_the_benchmark_tells_runs_with_other_passages_apart(data: Path, tmp_path: Path) -> None:
+    spec: Any = BenchSpec(
+        title="t", pool={"wiki": True}, tasks=("wiki",), split="all", rows=({"router": "search"},), metrics=("em",)
+    )
+    before = Bench(spec, tmp_path / "runs", name="wiki")._fingerprint()["files"]
+    (data / PASSAGES_FILE).write_text(json.dumps({"id": "p0", "title": "Up", "text": "Up."}) + "\n", encoding="utf-8")
+    assert Bench(spec, tmp_path / "more", name="wiki")._fingerprint()["files"] != before
+
+
+# What its parts learn from
+
+
+def readings(split: str) -> dict[str, str]:
+    from training.wiki import reading_examples
+
+    tasks = [task for task in load_tasks("wiki") if split in ("all", task.split)]
+    return {one.question: one.answer for one in reading_examples(tasks)}
+
+
+@pytest.mark.usefixtures("data")
+def test_the_result_of_the_first_step_is_found_in_the_passages() -> None:
+    pytest.importorskip("trl", reason="the [train] extra is not installed")
+    found = readings("all")
+    assert found["Who is the director of the film Blood Street?"] == "Leo Fong"
+    assert found["Where was Leo Fong born?"] == "Canton"
+
+
+@pytest.mark.usefixtures("data")
+def test_patterns_take_nothing_from_passages_that_questions_of_other_splits_are_about() -> None:
+    pytest.importorskip("trl", reason="the [train] extra is not installed")
+    import random
+
+    from training.wiki import facts, kept_away
+
+    splits = {task.question: task.split for task in load_tasks("wiki")}
+    assert [splits[question] for question, _, _ in QUESTIONS] == ["train", "train", "test"]
+    away = kept_away()
+    assert away == {"night street", "ann lee"}
+    everything, taken = (list(facts(titles, random.Random(0))) for titles in (set[str](), away))
+    assert "Leo Fong" in {one.answer for one in everything}
+    assert {one.answer for one in taken} == {"Leo Fong", "1988", "23 November 1928", "18 February 2022", "Canton"}

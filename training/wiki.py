@@ -1,0 +1,278 @@
+"""What the wiki pool needs from nothing, in the steps that `training/recipes/wiki/cold_start.sh` runs in order.
+
+    python -m training.wiki reading      questions with passages and short answers, for the reader
+    python -m training.sft ...           the reader's adapter, from those
+    python -m training.wiki plans        plans of the train split's questions, for the decomposer
+    python -m training.sft ...           the decomposer's adapter, from those
+    python -m training.wiki measure      what the pool says to questions of the train split, for baselines that learn
+
+The files of 2WikiMultihopQA that are used say neither which passages a question needs nor what comes out in between.
+For the train split both are found out: the passage that is named like the one who is asked about must name another
+passage, which holds the golden answer; its title is the result of the first step. Beside these, single facts are taken
+out of passages by patterns ("directed by ..."), but for those of questions of the other splits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from langchain_core.documents import Document
+from langchain_core.messages import HumanMessage
+
+from langgraph_router_r1.engines.tokenizer import ChatTokenizer
+from langgraph_router_r1.evaluation.metrics import normalise
+from langgraph_router_r1.evaluation.profile import profile
+from langgraph_router_r1.evaluation.tasks import WIKI_SET, Task, load_tasks
+from langgraph_router_r1.pocket import pocket_server
+from langgraph_router_r1.pocket.base_model import base_model_dir
+from langgraph_router_r1.prompts import plan_chat
+from langgraph_router_r1.retrieval.reading import MAX_PASSAGE_BYTES, reading_chat
+from langgraph_router_r1.strategies.plans import MAX_STEPS
+from langgraph_router_r1.wiki import SEARCHED, passages, wiki_registry, word_retriever
+from langgraph_router_r1.wiki.world import LOOKED_UP, true_steps
+from training.examples import ended, row_of, write_rows
+from training.extractor import answer_in
+from training.pocket import IN_FLIGHT, report
+
+WHOLE = 4
+"""How many passages are read with a question that is asked whole."""
+
+WHOLE_EVERY = 5
+"""Of so many questions one is read whole, too: these examples are three times as long as the others."""
+
+BATCH = 8
+"""Examples of about the same length that stand together, as `training.sft` takes them."""
+
+MOST_OF_A_PATTERN = 12
+"""Most facts that one pattern gives."""
+
+cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+
+
+class Reading(NamedTuple):
+    """A question, the passages that are read, and the short answer that they give."""
+
+    source: str
+    question: str
+    passages: Sequence[Document]
+    answer: str
+
+
+def title_of(passage: Document) -> str:
+    """Return a passage's title without what tells it from others, `Henry Edwards (actor)`."""
+    return re.sub(r" \([^()]*\)$", "", str(passage.metadata["title"]))
+
+
+@functools.cache
+def _by_title() -> dict[str, Document]:
+    return {str(passage.metadata["title"]).casefold(): passage for passage in reversed(passages())}
+
+
+@functools.cache
+def _normalised() -> list[tuple[Document, str]]:
+    return [(passage, f" {normalise(passage.page_content)} ") for passage in passages()]
+
+
+_SUBJECT = re.compile(
+    r"(?:Who is the [\w-]+ of|When was|When did|What nationality is|Which country is) "
+    r"(?:the (?:film|song|album|university) )?(.+?)(?: born| released| die| from)?\?"
+)
+
+
+def subject(query: str) -> Document | None:
+    """Return the passage that is named like what the first step of a plan asks about."""
+    match = _SUBJECT.fullmatch(query)
+    return _by_title().get(match[1].casefold()) if match else None
+
+
+def names(text: str, name: str) -> bool:
+    """Return whether a text names somebody in just these letters."""
+    return bool(name) and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
+
+
+def in_between(task: Task) -> Document | None:
+    """Return the passage that leads from a question of two steps to its answer; None where none or several may."""
+    first = subject(true_steps(task.question)[0][0])
+    if first is None:
+        return None
+    golden = [f" {normalise(answer)} " for answer in task.golden_answers]
+    found = [
+        passage
+        for passage, text in _normalised()
+        if passage is not first
+        and any(answer in text for answer in golden)
+        and names(first.page_content, title_of(passage))
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def reading_examples(tasks: Sequence[Task]) -> Iterator[Reading]:
+    """Yield what can be learned from questions: their single steps where these are known, and the questions whole."""
+    for number, task in enumerate(tasks):
+        steps = [query for query, model in true_steps(task.question) if model == LOOKED_UP]
+        if len(true_steps(task.question)) != 2 or len(steps) != 2:
+            continue
+        first, second = subject(steps[0]), in_between(task)
+        if first is None or second is None or (answer := answer_in(second.page_content, task)) is None:
+            continue
+        name = title_of(second)
+        yield _read("first step", steps[0], first, name)
+        yield _read("second step", steps[1].replace("#1", name), second, answer)
+        if number % WHOLE_EVERY == 0:
+            yield _read("whole", task.question, second, answer, k=WHOLE)
+
+
+def _read(source: str, question: str, right: Document, answer: str, k: int = SEARCHED) -> Reading:
+    """Return an example with the passages that are found; if the right one is not among them, it is the last."""
+    found = list(word_retriever(k).invoke(question))
+    if right.id not in {one.id for one in found}:
+        found[-1:] = [right]
+    return Reading(source, question, found, answer)
+
+
+_NAME = r"([A-Z][\w.'’-]+(?: (?:de|da|del|di|van|von|der|la|le|[A-Z][\w.'’-]*)){1,4})"
+_MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
+_DATE = rf"((?:\d{{1,2}} )?(?:{_MONTH}) ?(?:\d{{1,2}}, )?\d{{4}}|\d{{4}})"
+_PLACE = r"([A-Z][\w'’-]+(?:[ -][A-Z][\w'’-]+){0,2})"
+
+FACTS = {
+    "Who is the director of the film {}?": rf"\bfilm\b.*?\bdirected by {_NAME}",
+    "Who is the composer of the film {}?": rf"\bfilm\b.*?\b(?:music|score)[\w ]* (?:was )?(?:composed )?by {_NAME}",
+    "Who is the performer of the song {}?": rf"\b(?:song|single)\b.*?\b(?:by|singer|artist|duo|band|group) {_NAME}",
+    "Who is the father of {}?": rf"\b(?:son|daughter) of {_NAME}",
+    "Who is the mother of {}?": rf"\b(?:son|daughter) of [^.]*?\band (?:his wife |his first wife )?{_NAME}",
+    "Who is the spouse of {}?": rf"\b(?:married|wife of|husband of) {_NAME}",
+    "When was {} born?": rf"^[^.]{{0,120}}?\((?:[^()]*?\bborn )?{_DATE}",
+    "When did {} die?": rf"^[^.]{{0,120}}?\([^()]*?\d{{4}} ?[–-] ?{_DATE}",
+    "Where was {} born?": rf"\bborn (?:on [\w, ]+? )?in {_PLACE}",
+    "Where did {} die?": rf"\b(?:died|death) (?:on [\w, ]+? )?(?:in|at) {_PLACE}",
+    "What nationality is {}?": r"^[^.]*?\b(?:is|was) an? (?:[a-z]+ )?([A-Z][a-z]+(?:[ -][A-Z][a-z]+)?) [a-z]",
+    "Which country is the film {} from?": r"\bis an? (?:\d{4} )?([A-Z][a-z]+) (?:[\w-]+ )*?film\b",
+    "When was the film {} released?": r"\bis an? (\d{4}) [\w -]*film\b",
+    "Where did {} study?": (
+        r"\b(?:graduated from|studied at|educated at|attended)(?: the)? ([A-Z][\w'’]+(?: (?:of|[A-Z][\w'’]+))*)"
+    ),
+}
+"""Questions about a single fact, and where an article says it: the patterns read what the first lines often say."""
+
+
+def facts(kept_away: set[str], choose: random.Random) -> Iterator[Reading]:
+    """Yield single facts that patterns find in passages.
+
+    Args:
+        kept_away: Titles, in small letters, of passages that questions of other splits are about.
+        choose: Draws the passages, and which names are written as the questions write them, with capitals throughout.
+    """
+    free = [passage for passage in passages() if str(passage.metadata["title"]).casefold() not in kept_away]
+    choose.shuffle(free)
+    for question, pattern in FACTS.items():
+        finds, count = re.compile(pattern), 0
+        for passage in free:
+            text = passage.page_content[:MAX_PASSAGE_BYTES]
+            is_work = re.search(r"\b(?:film|song|single|album)\b", text[:200]) is not None
+            if is_work != ("the film" in question or "the song" in question) or (match := finds.search(text)) is None:
+                continue
+            name = str(passage.metadata["title"])
+            # A sentence that ends after the name is not part of it, but the point of an initial is.
+            answer = re.split(r"(?<=[a-z]{2})\. ", match[1])[0].rstrip(".")
+            yield _read("pattern", question.format(choose.choice([name, name.title()])), passage, answer)
+            count += 1
+            if count == MOST_OF_A_PATTERN:
+                break
+
+
+def kept_away() -> set[str]:
+    """Return the titles, in small letters, of the passages that questions of validation and test are about."""
+    found: set[str] = set()
+    for task in (*load_tasks(WIKI_SET, split="validation"), *load_tasks(WIKI_SET, split="test")):
+        steps = true_steps(task.question)
+        about = [subject(query) for query, _ in steps if "#" not in query]
+        if len(steps) == 2:
+            about.append(in_between(task))
+        found |= {str(passage.metadata["title"]).casefold() for passage in about if passage is not None}
+    return found
+
+
+@cli.command()
+def reading(
+    output: Annotated[Path, typer.Option(help="File of the examples, a JSON object a line.")] = Path(
+        "runs/wiki/reading.jsonl"
+    ),
+    show: Annotated[int, typer.Option(help="How many examples are printed.")] = 0,
+    seed: int = 0,
+) -> None:
+    """Make the reader's examples from the train split."""
+    choose, tokenizer = random.Random(seed), ChatTokenizer.load(base_model_dir())
+    found = [*reading_examples(load_tasks(WIKI_SET, split="train")), *facts(kept_away(), choose)]
+    choose.shuffle(found)
+    rows = []
+    for one in found:
+        [message] = reading_chat(one.question, one.passages)
+        rows.append(row_of(tokenizer.render([_chat(message)])[1], ended(tokenizer, one.answer)))
+    rows.sort(key=lambda row: len(row["token_ids"]))
+    batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+    choose.shuffle(batches)
+    rows = [row for batch in batches for row in batch]
+    for one in found[:show]:
+        typer.echo(f"{one.source}: {one.question} {[title_of(passage) for passage in one.passages]} -> {one.answer}")
+    tokens = write_rows(output, rows)
+    report(examples=len(rows), mean_tokens=tokens, **Counter(one.source for one in found))
+
+
+def _chat(message: Any) -> dict[str, str]:
+    return {"role": "user", "content": message.text}
+
+
+@cli.command()
+def plans(
+    output: Annotated[Path, typer.Option(help="File of the examples, a JSON object a line.")] = Path(
+        "runs/wiki/plans.jsonl"
+    ),
+    seed: int = 0,
+) -> None:
+    """Write down the true plans of the train split's questions."""
+    tokenizer = ChatTokenizer.load(base_model_dir())
+    rows, kinds = [], defaultdict[str, int](int)
+    for task in load_tasks(WIKI_SET, split="train"):
+        steps = true_steps(task.question)
+        if not steps:
+            continue
+        plan = "\n".join(f"{number}. {query}" for number, (query, _) in enumerate(steps, start=1))
+        chat = plan_chat([HumanMessage(task.question)], max_steps=MAX_STEPS, control_tokens=tokenizer.control_tokens)
+        rows.append({**row_of(tokenizer.render(chat)[1], ended(tokenizer, plan)), "question": task.question})
+        kinds[task.kind] += 1
+    random.Random(seed).shuffle(rows)
+    tokens = write_rows(output, rows)
+    report(examples=len(rows), mean_tokens=tokens, **kinds)
+
+
+@cli.command()
+def measure(
+    adapters: Annotated[Path, typer.Option(help="Directory that has the reader's adapter.")] = Path(
+        "runs/wiki/adapters"
+    ),
+    output: Annotated[Path, typer.Option(help="File of the replies; it goes on from there.")] = Path(
+        "runs/wiki/profile.jsonl"
+    ),
+    sample: Annotated[int, typer.Option(help="How many questions each model is asked.")] = 60,
+    seed: int = 0,
+) -> None:
+    """Ask the pool questions of the train split, through vLLM."""
+    tasks = load_tasks(WIKI_SET, split="train", sample=sample, seed=seed)
+    with pocket_server(adapters=adapters) as server:
+        registry = wiki_registry(server.base_url)
+        measured = asyncio.run(profile(registry, tasks, path=output, in_flight=IN_FLIGHT))
+    of_all = {name: figures.accuracy for name, figures in measured.items()}
+    report(tasks=len(tasks), right={name: {k: round(a.value, 2) for k, a in of.items()} for name, of in of_all.items()})
+
+
+if __name__ == "__main__":
+    cli()
