@@ -50,6 +50,7 @@ def bench(
         from langgraph_router_r1.evaluation.bench import Bench
         from langgraph_router_r1.evaluation.bench_file import find_benchmark
         from langgraph_router_r1.evaluation.page import publish as write_results
+        from langgraph_router_r1.evaluation.running import Running
 
         benchmark = Bench.from_file(
             find_benchmark(file),
@@ -62,14 +63,14 @@ def bench(
         for row in compare or []:
             if row not in (known := [row.name for row in benchmark.rows]):
                 fail(f"--compare {row!r}: {benchmark.name} has no such row; it has: {', '.join(known)}")
-        running = report.Running(
+        running = Running(
             benchmark.spec.title, [row.name for row in benchmark.rows], len(benchmark.tasks), benchmark.spec.metrics[0]
         )
         for run in benchmark.finished(retry_failed=retry_failed).values():
             running.add(run)
         with Live(running, console=errors, refresh_per_second=2, transient=True):
             try:
-                runs = asyncio.run(benchmark.run(running.add, retry_failed=retry_failed))
+                runs = asyncio.run(benchmark.run(running.add, running.doing, retry_failed=retry_failed))
             except KeyboardInterrupt:
                 fail(f"stopped; the runs so far are in {benchmark.output}, and the same command continues", INTERRUPTED)
         results = benchmark.results(runs)

@@ -38,6 +38,9 @@ from langgraph_router_r1.state import RouterContext
 
 IN_FLIGHT = 32
 
+EMBEDDED_AT_ONCE = 256
+"""How many texts are embedded before the next line of progress."""
+
 
 class Bench:
     """A benchmark, ready to run.
@@ -291,12 +294,17 @@ class Bench:
         return {path.name: adapter_version(path) for path in found if path.name in used}
 
     async def run(
-        self, progress: Callable[[dict[str, Any]], object] = lambda _: None, *, retry_failed: bool = False
+        self,
+        progress: Callable[[dict[str, Any]], object] = lambda _: None,
+        doing: Callable[[str], object] = lambda _: None,
+        *,
+        retry_failed: bool = False,
     ) -> list[dict[str, Any]]:
         """Make every run that is missing; return all of them, by row and task in the benchmark's order.
 
         Args:
             progress: Told of each run as it ends.
+            doing: Told what takes time before runs end, such as "starting vLLM".
             retry_failed: Make runs again in which a model was asked and failed. Replies of routed models are kept; a
                 router LLM behind an API is called again.
 
@@ -318,7 +326,7 @@ class Bench:
 
                 self._store.write_fingerprint()
                 if missing := self._missing(done):
-                    await self._run(missing, keep)
+                    await self._run(missing, keep, doing)
                 await asyncio.to_thread(self._store.pack, file)
         return [done[row.name, task.id] for row in self.rows for task in self.tasks]
 
@@ -353,7 +361,12 @@ class Bench:
         silent = sum(run["judge"] is None for run in runs)
         return {"judge": f"{self.spec.judge.model} (${spent:.2g}; no verdict on {silent} of {len(runs)} replies)"}
 
-    async def _run(self, missing: Sequence[tuple[Row, Task]], keep: Callable[[dict[str, Any]], None]) -> None:
+    async def _run(
+        self,
+        missing: Sequence[tuple[Row, Task]],
+        keep: Callable[[dict[str, Any]], None],
+        doing: Callable[[str], object],
+    ) -> None:
         gate = asyncio.Semaphore(IN_FLIGHT)
 
         async def one(row: Row, task: Task) -> None:
@@ -364,10 +377,12 @@ class Bench:
                     run |= {"judge": verdict.score, "judge_cost_usd": verdict.cost_usd}
                 keep(run)
 
-        async with open_routers(self, [row for row, _ in missing], self._store.calls_file) as routers:
+        async with open_routers(self, [row for row, _ in missing], self._store.calls_file, doing) as routers:
             # Together, because one by one they take most of the time of a run over recorded replies.
-            if texts := self._texts_to_embed(missing):
-                await asyncio.to_thread(routers.embeddings.embed_documents, texts)
+            texts = self._texts_to_embed(missing)
+            for start in range(0, len(texts), EMBEDDED_AT_ONCE):
+                doing(f"embedding texts: {start:,} of {len(texts):,}")
+                await asyncio.to_thread(routers.embeddings.embed_documents, texts[start : start + EMBEDDED_AT_ONCE])
             try:
                 async with asyncio.TaskGroup() as group:
                     for row, task in missing:

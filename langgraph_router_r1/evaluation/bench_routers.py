@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -38,13 +38,16 @@ MAX_TURN_TOKENS = 256
 
 
 @contextlib.asynccontextmanager
-async def open_routers(bench: Bench, rows: Sequence[Row], calls_file: Path) -> AsyncIterator[Routers]:
+async def open_routers(
+    bench: Bench, rows: Sequence[Row], calls_file: Path, doing: Callable[[str], object] = lambda _: None
+) -> AsyncIterator[Routers]:
     """Give the routers of these rows; the server that they need runs until the block ends.
 
     Args:
         bench: The benchmark.
         rows: The rows that are run.
         calls_file: The cache of routed calls.
+        doing: Told what takes time before runs end, such as "starting vLLM".
 
     Raises:
         BenchError: The cache can't be used.
@@ -63,8 +66,10 @@ async def open_routers(bench: Bench, rows: Sequence[Row], calls_file: Path) -> A
         or any(spec.extracts(row) or row.is_local for row in rows)
     )
     async with contextlib.AsyncExitStack() as stack:
+        if local:
+            doing("starting vLLM")
         server = await _started_server(stack, map(bench.find, spec.adapters)) if local else None
-        routers = Routers(bench, cache, server, stack)
+        routers = Routers(bench, cache, server, stack, doing)
         if spec.judge is not None:
             judges = _judges(bench, spec.judge, server)
             routers.judge = Judge(Candidates(judges, estimate_tokens, [CallCache(cache)]), spec.judge.model)
@@ -94,10 +99,15 @@ class Routers:
     """The routers of a benchmark's rows, each made when its first run comes; rows of one family share theirs."""
 
     def __init__(
-        self, bench: Bench, cache: BaseCache[Any], server: VLLMServer | None, stack: contextlib.AsyncExitStack
+        self,
+        bench: Bench,
+        cache: BaseCache[Any],
+        server: VLLMServer | None,
+        stack: contextlib.AsyncExitStack,
+        doing: Callable[[str], object],
     ) -> None:
         """Make nothing yet; `open_routers` is the way to get one."""
-        self._bench, self._cache, self._server, self._stack = bench, cache, server, stack
+        self._bench, self._cache, self._server, self._stack, self._doing = bench, cache, server, stack, doing
         # What is recorded need not be kept again.
         self._middleware = () if bench.spec.pool.records else (CallCache(cache),)
         self._registries: dict[tuple[str, int], ModelRegistry] = {}
@@ -146,6 +156,7 @@ class Routers:
                 clients=Clients(rests=False),
             )
         extractor = await self._shared_extractor() if self._bench.spec.extracts(row) else None
+        self._doing(f"preparing {row.name}")
         return await asyncio.to_thread(
             create_baseline,
             row.kind,

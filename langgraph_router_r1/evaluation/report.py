@@ -234,41 +234,6 @@ def agreement(results: Results, metric: str, other: str) -> dict[str, float]:
 # Tables
 
 
-class Running:
-    """The table while a benchmark runs: what each row has so far."""
-
-    def __init__(self, title: str, rows: Sequence[str], tasks: int, metric: str) -> None:
-        """Start with nothing done; `tasks` is the number of questions a row."""
-        self.title, self.tasks, self.metric = title, tasks, metric
-        self._scores: dict[str, list[float]] = {row: [] for row in rows}
-        self._costs: dict[str, list[float]] = {row: [] for row in rows}
-
-    def add(self, run: Mapping[str, Any]) -> None:
-        """Take a run that has ended."""
-        self._scores[run["row"]].append(score(run, self.metric))
-        self._costs[run["row"]].append(math.fsum(run["record"]["report"]["list_cost_parts"].values()))
-
-    @property
-    def done(self) -> int:
-        """Runs so far."""
-        return sum(map(len, self._scores.values()))
-
-    @property
-    def total(self) -> int:
-        """Runs that the benchmark has."""
-        return self.tasks * len(self._scores)
-
-    def __rich__(self) -> Table:
-        table = Table("router", "runs", self.metric, "µ$", title=f"{self.title}: {self.done} of {self.total} runs")
-        for row, scores in self._scores.items():
-            if scores:
-                cost = f"{np.mean(self._costs[row]) * MICRO:.1f}"
-                table.add_row(
-                    Text(printable(short(row))), f"{len(scores)}/{self.tasks}", f"{np.mean(scores):.3f}", cost
-                )
-        return table
-
-
 def columns(results: Results) -> list[str]:
     """Return the heads of the table."""
     return [
