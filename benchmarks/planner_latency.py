@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -56,7 +56,7 @@ async def timed(graph: Any, tasks: list[Task], cost_weight: float) -> tuple[list
 def strategies(base_url: str, names: Sequence[str]) -> dict[str, Any]:
     """Return the graphs of these strategies, all over models of one server."""
     planning = pocket_registry(base_url, planning=True)
-    made = {
+    made: dict[str, Callable[[], Any]] = {
         "router": lambda: pocket_router(base_url),
         "planner": lambda: pocket_planner(base_url),
         "knn": lambda: create_baseline("knn", planning, records=RecordedPool.from_file(PLANNER_PROFILE_FILE)),

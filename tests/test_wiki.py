@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,17 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture
+def training(data: Path) -> Any:
+    """What trains the pool's parts, with nothing kept of other passages."""
+    pytest.importorskip("trl", reason="the [train] extra is not installed")
+    from training import wiki
+
+    wiki._by_title.cache_clear()
+    wiki._normalised.cache_clear()
+    return wiki
 
 
 STEPS = {
@@ -155,7 +167,7 @@ def test_two_dates_and_two_countries_are_compared(question: str, answer: str) ->
 
 @pytest.mark.usefixtures("data")
 def test_each_model_of_the_pool_reads_as_many_passages_as_it_says() -> None:
-    registry = wiki_registry()
+    registry = wiki_registry("nowhere")  # no reader is needed to look at descriptors
     assert registry.names == ("smol", "search", "library", "dates")
     assert [registry[name].model.k for name in ("search", "library")] == [2, 10]
     assert len(word_retriever(2).invoke("Who is the director of the film Blood Street?")) == 2
@@ -170,43 +182,39 @@ def test_without_a_data_directory_the_error_says_what_to_set(monkeypatch: pytest
 
 
 def test_the_benchmark_tells_runs_with_other_passages_apart(data: Path, tmp_path: Path) -> None:
-    spec: Any = BenchSpec(
-        title="t", pool={"wiki": True}, tasks=("wiki",), split="all", rows=({"router": "search"},), metrics=("em",)
-    )
-    before = Bench(spec, tmp_path / "runs", name="wiki")._fingerprint()["files"]
+    (tmp_path / "reader").mkdir()
+    (tmp_path / "reader" / "adapter_model.safetensors").write_bytes(b"weights")
+    pool = {"wiki": "reader"}
+    spec = BenchSpec(title="t", pool=pool, tasks=("wiki",), split="all", rows=({"router": "search"},), metrics=("em",))
+    before = Bench(spec, tmp_path / "runs", name="wiki", directory=tmp_path)._fingerprint()["files"]
     (data / PASSAGES_FILE).write_text(json.dumps({"id": "p0", "title": "Up", "text": "Up."}) + "\n", encoding="utf-8")
-    assert Bench(spec, tmp_path / "more", name="wiki")._fingerprint()["files"] != before
+    assert Bench(spec, tmp_path / "more", name="wiki", directory=tmp_path)._fingerprint()["files"] != before
 
 
 # What its parts learn from
 
 
-def readings(split: str) -> dict[str, str]:
-    from training.wiki import reading_examples
-
-    tasks = [task for task in load_tasks("wiki") if split in ("all", task.split)]
-    return {one.question: one.answer for one in reading_examples(tasks)}
-
-
-@pytest.mark.usefixtures("data")
-def test_the_result_of_the_first_step_is_found_in_the_passages() -> None:
-    pytest.importorskip("trl", reason="the [train] extra is not installed")
-    found = readings("all")
+def test_the_result_of_the_first_step_is_found_in_the_passages(training: Any) -> None:
+    found = {one.question: one.answer for one in training.reading_examples(load_tasks("wiki"))}
     assert found["Who is the director of the film Blood Street?"] == "Leo Fong"
     assert found["Where was Leo Fong born?"] == "Canton"
 
 
-@pytest.mark.usefixtures("data")
-def test_patterns_take_nothing_from_passages_that_questions_of_other_splits_are_about() -> None:
-    pytest.importorskip("trl", reason="the [train] extra is not installed")
-    import random
+def test_a_passage_without_the_answer_is_learned_from_too_and_says_so(training: Any) -> None:
+    [one] = [one for one in training.reading_examples(load_tasks("wiki")) if one.question == "Where was Leo Fong born?"]
+    with_answer, without = one.examples(other=True)
+    assert with_answer.answer == "Canton"
+    assert with_answer.passage.startswith("Leo Fong (director). Leo Fong (23 November 1928")
+    assert without.answer == ""
+    assert "Canton" not in without.passage
+    assert list(one.examples(other=False)) == [with_answer]
 
-    from training.wiki import facts, kept_away
 
+def test_patterns_take_nothing_from_passages_that_questions_of_other_splits_are_about(training: Any) -> None:
     splits = {task.question: task.split for task in load_tasks("wiki")}
     assert [splits[question] for question, _, _ in QUESTIONS] == ["train", "train", "test"]
-    away = kept_away()
+    away = training.kept_away()
     assert away == {"night street", "ann lee"}
-    everything, taken = (list(facts(titles, random.Random(0))) for titles in (set[str](), away))
-    assert "Leo Fong" in {one.answer for one in everything}
+    everything, taken = (list(training.facts(titles, random.Random(0))) for titles in (set[str](), away))
+    assert "Ann Lee" in {one.answer for one in everything}
     assert {one.answer for one in taken} == {"Leo Fong", "1988", "23 November 1928", "18 February 2022", "Canton"}

@@ -1,7 +1,6 @@
 """What the wiki pool needs from nothing, in the steps that `training/recipes/wiki/cold_start.sh` runs in order.
 
-    python -m training.wiki reading      questions with passages and short answers, for the reader
-    python -m training.sft ...           the reader's adapter, from those
+    python -m training.wiki reader       the reader, from questions with passages and the words that answer them
     python -m training.wiki plans        plans of the train split's questions, for the decomposer
     python -m training.sft ...           the decomposer's adapter, from those
     python -m training.wiki measure      what the pool says to questions of the train split, for baselines that learn
@@ -18,52 +17,59 @@ import asyncio
 import functools
 import random
 import re
+import statistics
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import typer
 from langchain_core.documents import Document
 from langchain_core.messages import HumanMessage
 
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
-from langgraph_router_r1.evaluation.metrics import normalise
+from langgraph_router_r1.evaluation.metrics import exact_match, normalise
 from langgraph_router_r1.evaluation.profile import profile
-from langgraph_router_r1.evaluation.tasks import WIKI_SET, Task, load_tasks
+from langgraph_router_r1.evaluation.tasks import WIKI_SET, Split, Task, load_tasks
 from langgraph_router_r1.pocket import pocket_server
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.prompts import plan_chat
-from langgraph_router_r1.retrieval.reading import MAX_PASSAGE_BYTES, reading_chat
+from langgraph_router_r1.retrieval.reading import MAX_PASSAGE_BYTES
+from langgraph_router_r1.retrieval.span_reader import SpanReader, passage_text
 from langgraph_router_r1.strategies.plans import MAX_STEPS
 from langgraph_router_r1.wiki import SEARCHED, passages, wiki_registry, word_retriever
 from langgraph_router_r1.wiki.world import LOOKED_UP, true_steps
 from training.examples import ended, row_of, write_rows
 from training.extractor import answer_in
 from training.pocket import IN_FLIGHT, report
+from training.span_reader import SpanExample, train_reader
 
-WHOLE = 4
-"""How many passages are read with a question that is asked whole."""
+WITHOUT_ANSWER_EVERY = 3
+"""For one in so many questions, a passage without the answer is learned from, too."""
 
-WHOLE_EVERY = 5
-"""Of so many questions one is read whole, too: these examples are three times as long as the others."""
-
-BATCH = 8
-"""Examples of about the same length that stand together, as `training.sft` takes them."""
-
-MOST_OF_A_PATTERN = 12
+MOST_OF_A_PATTERN = 60
 """Most facts that one pattern gives."""
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
 
 class Reading(NamedTuple):
-    """A question, the passages that are read, and the short answer that they give."""
+    """A question, the passage that answers it, and the words in which it does."""
 
     source: str
     question: str
-    passages: Sequence[Document]
+    passage: Document
     answer: str
+
+    def examples(self, *, other: bool) -> Iterator[SpanExample]:
+        """Yield what is learned: the answer and, with `other`, that another passage which is found has none."""
+        yield SpanExample(self.question, passage_text(self.passage), self.answer, len(passage_text(self.passage, 0)))
+        for passage in word_retriever(SEARCHED).invoke(self.question) if other else ():
+            text = passage_text(passage)
+            if passage.id != self.passage.id and self.answer not in text:
+                yield SpanExample(self.question, text, "")
+                break
 
 
 def title_of(passage: Document) -> str:
@@ -116,7 +122,7 @@ def in_between(task: Task) -> Document | None:
 
 def reading_examples(tasks: Sequence[Task]) -> Iterator[Reading]:
     """Yield what can be learned from questions: their single steps where these are known, and the questions whole."""
-    for number, task in enumerate(tasks):
+    for task in tasks:
         steps = [query for query, model in true_steps(task.question) if model == LOOKED_UP]
         if len(true_steps(task.question)) != 2 or len(steps) != 2:
             continue
@@ -124,18 +130,9 @@ def reading_examples(tasks: Sequence[Task]) -> Iterator[Reading]:
         if first is None or second is None or (answer := answer_in(second.page_content, task)) is None:
             continue
         name = title_of(second)
-        yield _read("first step", steps[0], first, name)
-        yield _read("second step", steps[1].replace("#1", name), second, answer)
-        if number % WHOLE_EVERY == 0:
-            yield _read("whole", task.question, second, answer, k=WHOLE)
-
-
-def _read(source: str, question: str, right: Document, answer: str, k: int = SEARCHED) -> Reading:
-    """Return an example with the passages that are found; if the right one is not among them, it is the last."""
-    found = list(word_retriever(k).invoke(question))
-    if right.id not in {one.id for one in found}:
-        found[-1:] = [right]
-    return Reading(source, question, found, answer)
+        yield Reading("first step", steps[0], first, name)
+        yield Reading("second step", steps[1].replace("#1", name), second, answer)
+        yield Reading("whole", task.question, second, answer)
 
 
 _NAME = r"([A-Z][\w.'’-]+(?: (?:de|da|del|di|van|von|der|la|le|[A-Z][\w.'’-]*)){1,4})"
@@ -183,7 +180,7 @@ def facts(kept_away: set[str], choose: random.Random) -> Iterator[Reading]:
             name = str(passage.metadata["title"])
             # A sentence that ends after the name is not part of it, but the point of an initial is.
             answer = re.split(r"(?<=[a-z]{2})\. ", match[1])[0].rstrip(".")
-            yield _read("pattern", question.format(choose.choice([name, name.title()])), passage, answer)
+            yield Reading("pattern", question.format(choose.choice([name, name.title()])), passage, answer)
             count += 1
             if count == MOST_OF_A_PATTERN:
                 break
@@ -202,33 +199,50 @@ def kept_away() -> set[str]:
 
 
 @cli.command()
-def reading(
-    output: Annotated[Path, typer.Option(help="File of the examples, a JSON object a line.")] = Path(
-        "runs/wiki/reading.jsonl"
-    ),
+def reader(
+    output: Annotated[Path, typer.Option(help="Directory of the adapter.")] = Path("runs/wiki/reader"),
     show: Annotated[int, typer.Option(help="How many examples are printed.")] = 0,
+    epochs: float = 2.0,
     seed: int = 0,
 ) -> None:
-    """Make the reader's examples from the train split."""
-    choose, tokenizer = random.Random(seed), ChatTokenizer.load(base_model_dir())
+    """Train the reader on the train split, and say how many questions of the validation split it reads right."""
+    choose, started = random.Random(seed), time.monotonic()
     found = [*reading_examples(load_tasks(WIKI_SET, split="train")), *facts(kept_away(), choose)]
+    for one in choose.sample(found, min(show, len(found))):
+        typer.echo(f"{one.source}: {one.question} {title_of(one.passage)} -> {one.answer}")
     choose.shuffle(found)
-    rows = []
-    for one in found:
-        [message] = reading_chat(one.question, one.passages)
-        rows.append(row_of(tokenizer.render([_chat(message)])[1], ended(tokenizer, one.answer)))
-    rows.sort(key=lambda row: len(row["token_ids"]))
-    batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-    choose.shuffle(batches)
-    rows = [row for batch in batches for row in batch]
-    for one in found[:show]:
-        typer.echo(f"{one.source}: {one.question} {[title_of(passage) for passage in one.passages]} -> {one.answer}")
-    tokens = write_rows(output, rows)
-    report(examples=len(rows), mean_tokens=tokens, **Counter(one.source for one in found))
+    examples = [
+        example
+        for number, one in enumerate(found)
+        for example in one.examples(other=number % WITHOUT_ANSWER_EVERY == 0)
+    ]
+    loss = train_reader(examples, output, epochs=epochs, seed=seed)
+    report(
+        examples=len(examples),
+        **Counter(one.source for one in found),
+        mean_loss=round(loss, 3),
+        right={source: f"{right:.3f} of {of}" for source, (right, of) in read_right(output, "validation").items()},
+        seconds=round(time.monotonic() - started),
+    )
 
 
-def _chat(message: Any) -> dict[str, str]:
-    return {"role": "user", "content": message.text}
+@cli.command()
+def check(
+    adapter: Annotated[Path, typer.Argument(help="Directory of the reader's adapter.")] = Path("runs/wiki/reader"),
+    split: Split = "test",
+) -> None:
+    """Say how many single steps of a split the reader reads right, in the passages that are found for them."""
+    right = read_right(adapter, split)
+    report(split=split, right={source: f"{share:.3f} of {of}" for source, (share, of) in right.items()})
+
+
+def read_right(adapter: Path, split: Split) -> dict[str, tuple[float, int]]:
+    """Return the share of questions that are read right, and how many there are, by what kind they are."""
+    span_reader, of_source = SpanReader(adapter), defaultdict[str, list[bool]](list)
+    for one in reading_examples(load_tasks(WIKI_SET, split=split)):
+        texts = [passage_text(passage) for passage in word_retriever(SEARCHED).invoke(one.question)]
+        of_source[one.source].append(exact_match(span_reader.read(one.question, texts), [one.answer]))
+    return {source: (statistics.mean(right), len(right)) for source, right in of_source.items()}
 
 
 @cli.command()
@@ -236,42 +250,39 @@ def plans(
     output: Annotated[Path, typer.Option(help="File of the examples, a JSON object a line.")] = Path(
         "runs/wiki/plans.jsonl"
     ),
+    examples: Annotated[int, typer.Option(help="Of how many questions.")] = 240,
     seed: int = 0,
 ) -> None:
-    """Write down the true plans of the train split's questions."""
+    """Write down the true plans of questions of the train split."""
     tokenizer = ChatTokenizer.load(base_model_dir())
     rows, kinds = [], defaultdict[str, int](int)
-    for task in load_tasks(WIKI_SET, split="train"):
+    planned = [task for task in load_tasks(WIKI_SET, split="train") if true_steps(task.question)]
+    for task in random.Random(seed).sample(planned, min(examples, len(planned))):
         steps = true_steps(task.question)
-        if not steps:
-            continue
         plan = "\n".join(f"{number}. {query}" for number, (query, _) in enumerate(steps, start=1))
         chat = plan_chat([HumanMessage(task.question)], max_steps=MAX_STEPS, control_tokens=tokenizer.control_tokens)
         rows.append({**row_of(tokenizer.render(chat)[1], ended(tokenizer, plan)), "question": task.question})
         kinds[task.kind] += 1
-    random.Random(seed).shuffle(rows)
     tokens = write_rows(output, rows)
     report(examples=len(rows), mean_tokens=tokens, **kinds)
 
 
 @cli.command()
 def measure(
-    adapters: Annotated[Path, typer.Option(help="Directory that has the reader's adapter.")] = Path(
-        "runs/wiki/adapters"
-    ),
+    adapter: Annotated[Path, typer.Option(help="Directory of the reader's adapter.")] = Path("runs/wiki/reader"),
     output: Annotated[Path, typer.Option(help="File of the replies; it goes on from there.")] = Path(
         "runs/wiki/profile.jsonl"
     ),
-    sample: Annotated[int, typer.Option(help="How many questions each model is asked.")] = 60,
+    sample: Annotated[int, typer.Option(help="How many questions each model is asked.")] = 100,
     seed: int = 0,
 ) -> None:
-    """Ask the pool questions of the train split, through vLLM."""
+    """Ask the pool questions of the train split, with a vLLM for the base model."""
     tasks = load_tasks(WIKI_SET, split="train", sample=sample, seed=seed)
-    with pocket_server(adapters=adapters) as server:
-        registry = wiki_registry(server.base_url)
+    with pocket_server(adapters=()) as server:
+        registry = wiki_registry(adapter, server.base_url)
         measured = asyncio.run(profile(registry, tasks, path=output, in_flight=IN_FLIGHT))
-    of_all = {name: figures.accuracy for name, figures in measured.items()}
-    report(tasks=len(tasks), right={name: {k: round(a.value, 2) for k, a in of.items()} for name, of in of_all.items()})
+    right = {name: {kind: round(of.value, 2) for kind, of in one.accuracy.items()} for name, one in measured.items()}
+    report(tasks=len(tasks), right=right)
 
 
 if __name__ == "__main__":

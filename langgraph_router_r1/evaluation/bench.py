@@ -66,7 +66,7 @@ class Bench:
         if not spec.metrics or not set(spec.metrics) <= set(known):
             raise BenchError(f"metrics are {', '.join(spec.metrics) or 'none'}; here they may be {', '.join(known)}")
         pool = spec.pool
-        if sum((bool(pool.records), pool.registry is not None, pool.pocket, pool.wiki)) != 1:
+        if sum((bool(pool.records), pool.registry is not None, pool.pocket, pool.wiki is not None)) != 1:
             raise BenchError("[pool] must have exactly one of 'records', 'registry', 'pocket' and 'wiki'")
         self.spec, self.name, self._directory = spec, name, directory
         self._store = RunStore(Path(output), name, self._fingerprint)
@@ -181,10 +181,10 @@ class Bench:
             return ModelRegistry.from_file(self.find(pool.registry))
         if pool.pocket:
             return pocket_registry(base_url or NOT_SERVED, planning=pool.planning)
-        if pool.wiki:
+        if pool.wiki is not None:
             from langgraph_router_r1.wiki import wiki_registry
 
-            return wiki_registry(base_url or NOT_SERVED)
+            return wiki_registry(self.find(pool.wiki), base_url or NOT_SERVED)
         assert self.records is not None
         return self.records.registry(prices=pool.prices, descriptions=pool.descriptions)
 
@@ -267,10 +267,10 @@ class Bench:
         found = [self.find(name) for name in (*pool.records, pool.registry, pool.profile) if name is not None]
         if pool.pocket:
             found.append(POOL_FILE)
-        if pool.wiki:
+        if pool.wiki is not None:
             from langgraph_router_r1.wiki import PASSAGES_FILE
 
-            found.append(self.find(PASSAGES_FILE))
+            found += [self.find(PASSAGES_FILE), self.find(pool.wiki) / "adapter_model.safetensors"]
         if not pool.records and pool.profile is None:
             profile = self.pool_registry().profile
             found += [Path(profile)] if profile is not None else []
@@ -279,7 +279,6 @@ class Bench:
     def _adapters(self) -> dict[str, str]:
         """Return the digests of the adapters that runs depend on: extractor, judge, the pool's and the routers'."""
         from langgraph_router_r1 import pocket
-        from langgraph_router_r1.wiki import READER_NAME
 
         by_default = {"planner": pocket.DECOMPOSER_NAME}
         local = [row for row in self.rows if row.is_local]
@@ -287,7 +286,6 @@ class Bench:
         used |= {row.spec.allocator for row in local if row.kind == "planner"}
         used |= {EXTRACTOR_NAME} if any(map(self.spec.extracts, self.rows)) else set()
         used |= set(self.names) if self.spec.pool.pocket else set()
-        used |= {READER_NAME} if self.spec.pool.wiki else set()
         used |= {self.spec.judge.model} if self.spec.judge and self.spec.judge.registry is None else set()
         directories = [ADAPTERS, pocket.ADAPTERS, pocket.PLANNER_ADAPTERS, *map(self.find, self.spec.adapters)]
         found = (path.parent for place in directories for path in sorted(place.glob("*/adapter_model.safetensors")))

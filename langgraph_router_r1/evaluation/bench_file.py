@@ -40,8 +40,8 @@ class PoolSpec(_Strict):
     """A registry file: real models are asked."""
     pocket: bool = False
     """The pocket pool, on a vLLM that is started for it."""
-    wiki: bool = False
-    """The wiki pool (`langgraph_router_r1.wiki`), on the same vLLM; `adapters` must have its reader."""
+    wiki: str | None = None
+    """The wiki pool (`langgraph_router_r1.wiki`): the directory of its reader. The same vLLM serves its base model."""
     planning: bool = False
     """With the specialist that the pocket planner has besides."""
     profile: str | None = None

@@ -61,7 +61,7 @@ async def open_routers(
     spec = bench.spec
     local = (
         spec.pool.pocket
-        or spec.pool.wiki
+        or spec.pool.wiki is not None
         or (spec.judge is not None and spec.judge.registry is None)
         or any(spec.extracts(row) or row.is_local for row in rows)
     )
@@ -174,7 +174,9 @@ class Routers:
 
         model, allocator = row.spec.model or DECOMPOSER_NAME, row.spec.allocator
         true_plan, true_model = (
-            (_true_wiki_plan, _true_wiki_model) if self._bench.spec.pool.wiki else (_true_plan, _true_models)
+            (_true_wiki_plan, _true_wiki_model)
+            if self._bench.spec.pool.wiki is not None
+            else (_true_plan, _true_models)
         )
         return create_planner(
             true_plan if model == TRUE_STEPS else await self._vllm(model),

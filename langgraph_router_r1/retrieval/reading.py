@@ -88,17 +88,18 @@ def reading_chat(
     question: str, found: Sequence[Document], max_passage_bytes: int = MAX_PASSAGE_BYTES
 ) -> list[BaseMessage]:
     """Return what a reader is sent; examples to train one start with the same tokens."""
-    cut = [
+    shortened = [
         Document(
-            _cut(one.page_content, max_passage_bytes),
-            metadata={"title": _cut(str(one.metadata.get("title", "")), MAX_TITLE_BYTES)},
+            cut(one.page_content, max_passage_bytes),
+            metadata={"title": cut(str(one.metadata.get("title", "")), MAX_TITLE_BYTES)},
         )
         for one in found
     ]
-    return [HumanMessage(PROMPT.format(passages=passages(cut), question=question))]
+    return [HumanMessage(PROMPT.format(passages=passages(shortened), question=question))]
 
 
-def _cut(text: str, most_bytes: int) -> str:
+def cut(text: str, most_bytes: int) -> str:
+    """Return the start of a text, at most so many bytes in UTF-8."""
     return text.encode("utf-8", "replace")[:most_bytes].decode("utf-8", "ignore")
 
 

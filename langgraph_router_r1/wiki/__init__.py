@@ -1,8 +1,8 @@
 """A second embedded pool, over real text: 6,119 passages of Wikipedia, and questions that take several of them.
 
-    wiki = wiki_registry(server.base_url)                   # a vLLM that serves the base model and the `reader`
+    pool = wiki_registry("runs/wiki/reader", server.base_url)   # a vLLM that serves the pocket pool's base model
 
-Passages and questions come from the data directory (`ROUTER_R1_DATA`); the reader's adapter is made by
+Passages and questions come from the data directory (`ROUTER_R1_DATA`); the reader is made by
 `training/recipes/wiki/cold_start.sh`. Requires the extras `[pocket]` and `[retrieval]`.
 """
 
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 
-from langgraph_router_r1.calls.client import build_chat_model
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.engines.base import API_KEY_ENV
 from langgraph_router_r1.evaluation.tasks import DATA_VARIABLE, TaskError, data_dir, json_lines
@@ -24,11 +24,11 @@ from langgraph_router_r1.pocket import BASE_NAME, NOT_SERVED
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.wiki.world import COMPARED, LOOKED_UP
 
+if TYPE_CHECKING:
+    from langgraph_router_r1.retrieval.span_reader import SpanReader
+
 PASSAGES_FILE = "corpus/2wiki_6119_passages.jsonl"
 """In the data directory."""
-
-READER_NAME = "reader"
-"""The reader's name on the server."""
 
 SEARCHED, OVERVIEWED = 2, 10
 """How many passages `search` and `library` read."""
@@ -80,51 +80,67 @@ def _index_of(file: Path) -> Any:
     return create_index(":memory:", _passages_in(file))
 
 
-def wiki_registry(base_url: str = NOT_SERVED) -> ModelRegistry:
-    """Return the pool, each model at this server; without one, to read its descriptors.
+class _Reader:
+    """The reader of a directory, loaded when it first reads: descriptors are looked at without it."""
+
+    def __init__(self, adapter: Path) -> None:
+        self.adapter = adapter
+
+    def read(self, question: str, texts: Sequence[str]) -> str:
+        """See `SpanReader.read`."""
+        return _loaded(self.adapter).read(question, texts)
+
+
+@functools.cache
+def _loaded(adapter: Path) -> SpanReader:
+    from langgraph_router_r1.retrieval.span_reader import SpanReader
+
+    return SpanReader(adapter)
+
+
+def wiki_registry(reader: str | Path, base_url: str = NOT_SERVED) -> ModelRegistry:
+    """Return the pool; `smol` is at a server, and all others are in this process.
 
     The server's key is read from the environment, as for the pocket pool.
+
+    Args:
+        reader: Directory of the reader's adapter; it is loaded when it is first needed.
+        base_url: A vLLM that serves the pocket pool's base model.
 
     Raises:
         TaskError: There are no passages.
         ModuleNotFoundError: The `[retrieval]` extra is not installed.
     """
-    from langgraph_router_r1.retrieval import ReadingModel
+    from langgraph_router_r1.retrieval.span_reader import QuotingModel
     from langgraph_router_r1.wiki.dates import Dates
 
-    key = API_KEY_ENV if os.environ.get(API_KEY_ENV) else None
-    served = functools.partial(ModelDescriptor, base_url=base_url, api_key_env=key, params={"max_tokens": 32})
-    reader = build_chat_model(served(name=READER_NAME, model=f"openai:{READER_NAME}", price=PRICES[LOOKED_UP]))
-
-    def own(name: str, model: Any, description: str, **fields: Any) -> ModelDescriptor:
+    def own(name: str, model: Any, description: str) -> ModelDescriptor:
+        limits = {"max_tokens": MAX_ANSWER_TOKENS}
         return ModelDescriptor(
-            name=name,
-            model=model,
-            description=description,
-            price=PRICES[name],
-            call_prompt="{query}",
-            params={"max_tokens": MAX_ANSWER_TOKENS},
-            **fields,
+            name=name, model=model, description=description, price=PRICES[name], call_prompt="{query}", params=limits
         )
 
+    def quoting(k: int) -> QuotingModel:
+        return QuotingModel(retriever=word_retriever(k), reader=_Reader(Path(reader)), k=k)
+
+    smol = ModelDescriptor(
+        name=BASE_NAME,
+        model=f"openai:{BASE_NAME}",
+        base_url=base_url,
+        api_key_env=API_KEY_ENV if os.environ.get(API_KEY_ENV) else None,
+        description="Small talk and well-known facts, from memory.",
+        price=PRICES[BASE_NAME],
+        params={"max_tokens": MAX_ANSWER_TOKENS},
+    )
     return ModelRegistry(
         [
-            served(
-                name=BASE_NAME,
-                model=f"openai:{BASE_NAME}",
-                description="Small talk and well-known facts, from memory.",
-                price=PRICES[BASE_NAME],
-            ),
+            smol,
             own(
                 LOOKED_UP,
-                ReadingModel(retriever=word_retriever(SEARCHED), reader=reader, k=SEARCHED),
+                quoting(SEARCHED),
                 "Looks up one fact about a person, a film or a song, in two passages of Wikipedia.",
             ),
-            own(
-                "library",
-                ReadingModel(retriever=word_retriever(OVERVIEWED), reader=reader, k=OVERVIEWED),
-                "Reads ten passages of Wikipedia about a question.",
-            ),
+            own("library", quoting(OVERVIEWED), "Reads ten passages of Wikipedia about a question."),
             own(COMPARED, Dates(), "Says which of two dates is earlier, and whether two countries are the same."),
         ]
     )

@@ -8,8 +8,10 @@ python=${PYTHON:-.venv/bin/python}
 mkdir -p runs/wiki
 step() { "$python" -m "$@" | tee -a runs/wiki/figures.jsonl; }
 
-step training.wiki reading
-step training.sft runs/wiki/reading.jsonl runs/wiki/adapters/reader
+step training.wiki reader
+step training.wiki check
 step training.wiki plans
-step training.sft runs/wiki/plans.jsonl runs/wiki/adapters/wiki-decomposer
+# It goes on from the pocket planner's: what a plan looks like is known to it.
+step training.sft runs/wiki/plans.jsonl runs/wiki/adapters/wiki-decomposer \
+  --start adapters/langgraph_router_r1_adapters/planner/decomposer
 step training.wiki measure
