@@ -1,9 +1,9 @@
 """What the wiki pool needs from nothing, in the steps that `training/recipes/wiki/cold_start.sh` runs in order.
 
     python -m training.wiki reader       the reader, from questions with passages and the words that answer them
+    python -m training.wiki check        how many single steps of the test split it reads right
     python -m training.wiki plans        plans of the train split's questions, for the decomposer
     python -m training.sft ...           the decomposer's adapter, from those
-    python -m training.wiki measure      what the pool says to questions of the train split, for baselines that learn
 
 The files of 2WikiMultihopQA that are used say neither which passages a question needs nor what comes out in between.
 For the train split both are found out: the passage that is named like the one who is asked about must name another
@@ -13,7 +13,6 @@ out of passages by patterns ("directed by ..."), but for those of questions of t
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import random
 import re
@@ -30,19 +29,17 @@ from langchain_core.messages import HumanMessage
 
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.evaluation.metrics import exact_match, normalise
-from langgraph_router_r1.evaluation.profile import profile
 from langgraph_router_r1.evaluation.tasks import WIKI_SET, Split, Task, load_tasks
-from langgraph_router_r1.pocket import pocket_server
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.prompts import plan_chat
 from langgraph_router_r1.retrieval.reading import MAX_PASSAGE_BYTES
 from langgraph_router_r1.retrieval.span_reader import SpanReader, passage_text
 from langgraph_router_r1.strategies.plans import MAX_STEPS
-from langgraph_router_r1.wiki import SEARCHED, passages, wiki_registry, word_retriever
+from langgraph_router_r1.wiki import SEARCHED, passages, word_retriever
 from langgraph_router_r1.wiki.world import LOOKED_UP, true_steps
 from training.examples import ended, row_of, write_rows
 from training.extractor import answer_in
-from training.pocket import IN_FLIGHT, report
+from training.pocket import report
 from training.span_reader import SpanExample, train_reader
 
 WITHOUT_ANSWER_EVERY = 3
@@ -265,24 +262,6 @@ def plans(
         kinds[task.kind] += 1
     tokens = write_rows(output, rows)
     report(examples=len(rows), mean_tokens=tokens, **kinds)
-
-
-@cli.command()
-def measure(
-    adapter: Annotated[Path, typer.Option(help="Directory of the reader's adapter.")] = Path("runs/wiki/reader"),
-    output: Annotated[Path, typer.Option(help="File of the replies; it goes on from there.")] = Path(
-        "runs/wiki/profile.jsonl"
-    ),
-    sample: Annotated[int, typer.Option(help="How many questions each model is asked.")] = 100,
-    seed: int = 0,
-) -> None:
-    """Ask the pool questions of the train split, with a vLLM for the base model."""
-    tasks = load_tasks(WIKI_SET, split="train", sample=sample, seed=seed)
-    with pocket_server(adapters=()) as server:
-        registry = wiki_registry(adapter, server.base_url)
-        measured = asyncio.run(profile(registry, tasks, path=output, in_flight=IN_FLIGHT))
-    right = {name: {kind: round(of.value, 2) for kind, of in one.accuracy.items()} for name, one in measured.items()}
-    report(tasks=len(tasks), right=right)
 
 
 if __name__ == "__main__":
