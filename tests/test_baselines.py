@@ -220,6 +220,28 @@ def test_escalation_passes_on_a_scouts_reply_when_the_big_model_fails() -> None:
     assert result["answer"] in [call["response"] for call in result["routing"]["calls"][:2]]
 
 
+def test_escalation_asks_the_big_model_where_the_words_of_a_reply_show_doubt() -> None:
+    rows = []
+    for n in range(150):
+        golden, doubts = "ABC"[n % 3], n % 4 == 0
+        said = "ABC"[(n + 1) % 3] if doubts else golden
+        end = "I am unsure. " if doubts else "I am secure. "
+        outcomes = {
+            name: {
+                "response": f"{text}The answer is ({letter}).",
+                "completion_tokens": 9,
+                "cost_usd": cost,
+                "score": float(letter == golden),
+            }
+            for name, text, letter, cost in (("small", end, said, 1e-6), ("big", "Yes. ", golden, 1e-4))
+        }
+        question = f"Number {n + 1000}?\n(A) one\n(B) two\n(C) three"
+        rows.append({"id": f"t{n}", "question": question, "golden_answers": [golden], "outcomes": outcomes})
+    for task, result in runs("escalation", RecordedPool.from_rows(rows), weight=0.2):
+        assert asked(result) == ["small", *(["big"] if int(task.id[1:]) % 4 == 0 else [])]
+        assert f"({task.golden_answers[0]})" in result["answer"]
+
+
 def test_escalation_answers_with_the_likeliest_of_all_replies_not_with_the_last_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
