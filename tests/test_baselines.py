@@ -16,10 +16,11 @@ from sklearn.neighbors import KNeighborsRegressor
 
 from langgraph_router_r1 import RECORD_KEYS, ModelDescriptor, ModelRegistry, RouterContext, RunRecord
 from langgraph_router_r1.evaluation.baselines import create_baseline
-from langgraph_router_r1.evaluation.escalation import Escalation, stated_answer
+from langgraph_router_r1.evaluation.escalation import Escalation
 from langgraph_router_r1.evaluation.extractor import Extractor
 from langgraph_router_r1.evaluation.plain_run import PlainRouter
 from langgraph_router_r1.evaluation.recorded import RecordedPool, quality
+from langgraph_router_r1.evaluation.signals import stated_answer
 from langgraph_router_r1.strategies.knn import MiniLM, embed
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
@@ -165,7 +166,7 @@ def of_unknown_difficulty(tasks: int = 120) -> RecordedPool:
     rows = []
     for n in range(tasks):
         golden, is_hard = "ABCD"[n % 4], n % 3 == 0
-        said = ("E", "F") if is_hard else (golden, golden)
+        said = ("ABCD"[(n + 1) % 4], "ABCD"[(n + 2) % 4]) if is_hard else (golden, golden)
         rows.append(
             {
                 "id": f"t{n}",
@@ -216,7 +217,29 @@ def test_escalation_passes_on_a_scouts_reply_when_the_big_model_fails() -> None:
     given = {"messages": [("user", hard.question)]}, {"metadata": {"task_id": hard.id}}
     result = router.invoke(*given)
     assert [call["status"] for call in result["routing"]["calls"]] == ["ok", "ok", "error"]
-    assert result["answer"] in ("The answer is (E).", "The answer is (F).")
+    assert result["answer"] in [call["response"] for call in result["routing"]["calls"][:2]]
+
+
+def test_escalation_asks_the_big_model_where_the_words_of_a_reply_show_doubt() -> None:
+    rows = []
+    for n in range(150):
+        golden, doubts = "ABC"[n % 3], n % 4 == 0
+        said = "ABC"[(n + 1) % 3] if doubts else golden
+        end = "I am unsure. " if doubts else "I am secure. "
+        outcomes = {
+            name: {
+                "response": f"{text}The answer is ({letter}).",
+                "completion_tokens": 9,
+                "cost_usd": cost,
+                "score": float(letter == golden),
+            }
+            for name, text, letter, cost in (("small", end, said, 1e-6), ("big", "Yes. ", golden, 1e-4))
+        }
+        question = f"Number {n + 1000}?\n(A) one\n(B) two\n(C) three"
+        rows.append({"id": f"t{n}", "question": question, "golden_answers": [golden], "outcomes": outcomes})
+    for task, result in runs("escalation", RecordedPool.from_rows(rows), weight=0.2):
+        assert asked(result) == ["small", *(["big"] if int(task.id[1:]) % 4 == 0 else [])]
+        assert f"({task.golden_answers[0]})" in result["answer"]
 
 
 def test_escalation_answers_with_the_likeliest_of_all_replies_not_with_the_last_one(
@@ -239,7 +262,7 @@ def test_escalation_answers_with_the_likeliest_of_all_replies_not_with_the_last_
         rows.append({"id": f"t{n}", "question": question, "golden_answers": [right], "outcomes": outcomes})
     pool = RecordedPool.from_rows(rows)
     places = tuple(pool.registry().names.index(name) for name in ("small", "other"))
-    monkeypatch.setattr(Escalation, "scouts", lambda *_: places)
+    monkeypatch.setattr(Escalation, "_shortlist", lambda *_: [places])
     last = 0
     for task, result in runs("escalation", pool, weight=0.05):
         assert asked(result) == ["small", "other", "big"]

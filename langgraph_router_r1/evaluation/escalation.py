@@ -1,18 +1,18 @@
 """Scouts first: cheap models answer side by side, and their replies tell whether to ask one more model, and which.
 
 A cascade asks one model after the other and looks at one reply at a time. Here the replies of several scouts are looked
-at together. A forest of random trees predicts, from the question and from what the scouts said of it, how good the
-answer will be if the run ends now or after one more model, and what that model would cost. The answer is the reply that
-is likeliest to be right, by all replies together: the last one is not always the best (compare cascade routing,
-arXiv 2410.10347).
+at together (signals.py). A forest of random trees, the judge, says of all replies together how likely each is to be
+right; the best one is the answer, which is not always the last one (compare cascade routing, arXiv 2410.10347). Other
+forests predict, from the question and from what the scouts said of it, what one more model would gain and cost.
+
+What a model gains is learned from the judge, not from scores: it is by how much the judge expects the best reply to be
+better once the model was asked. That is nothing where the replies agree, and less noisy than right and wrong.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import math
-import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ import numpy as np
 from typing_extensions import override
 
 from langgraph_router_r1.evaluation.recorded import RecordedPool, outcome_cost, quality
+from langgraph_router_r1.evaluation.signals import NOTHING, Heard, Reader, agree, of_question, of_reply, pooled
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.state import RoutedCall
 from langgraph_router_r1.strategies import Answer, Ask, Call, Decision, Strategy, View
@@ -31,13 +32,10 @@ MOST_SCOUTS = 3
 """How many scouts there are at most: each is paid for every question."""
 
 LEAST_GAIN = 0.001
-"""By how much a scout has to improve the mean utility of the train split."""
+"""By how much each scout has to improve the mean utility of the train split."""
 
-DIRECTIONS = 64
-"""To how many numbers the words of a question are reduced."""
-
-TREES = 200
-"""Of a forest that decides; those that only compare sets of scouts have a quarter."""
+TREES = 100
+"""Of a forest that decides; those that only compare sets of scouts have half of them."""
 
 QUESTIONS_A_LEAF = 8
 """How many train questions a leaf of a tree has at least."""
@@ -51,67 +49,33 @@ LEAST_ASKED = 0.01
 REMEMBERED = 16384
 """How many predictions are kept: the same question comes again at other cost weights."""
 
-_STATED = re.compile(r"answer(?:\s+is)?\s*:?\s*([^.\n]+)", re.IGNORECASE)
-_OPTION = re.compile(r"^\s*\(?([A-Z])[).:]\s", re.MULTILINE)
-_CHOSEN = re.compile(
-    r"\b(?i:answer|option|choice)\b(?:[^A-Za-z\n]|\bis\b|\bare\b|\boption\b|\bchoice\b)*([A-Z])\b(?!')"
-    r"|boxed\{\W*(?:\\?text\{\W*)?([A-Z])\b"
-)
-
-
-def stated_answer(reply: str, question: str = "") -> str:
-    r"""Return what a reply states as its answer, without punctuation: to be compared with another's.
-
-    Of a question with lettered options it is the letter of the last one that is called the answer, or nothing.
-
-    Example:
-        >>> stated_answer("Both mate rarely.\nThe answer is (J).")
-        'j'
-        >>> stated_answer("So it is $\\boxed{\\text{B}}$", "Which?\n(A) 1\n(B) 2")
-        'b'
-        >>> stated_answer("Lima")
-        'lima'
-    """
-    options = set(_OPTION.findall(question))
-    if len(options) > 1:
-        chosen = [one or other for one, other in _CHOSEN.findall(reply)]
-        return next((letter.casefold() for letter in reversed(chosen) if letter in options), "")
-    found = _STATED.findall(reply)
-    stated = found[-1] if found else reply.strip().rpartition("\n")[2]
-    return "".join(letter for letter in stated.casefold() if letter.isalnum() or letter == " ").strip()
-
-
-@dataclass(frozen=True)
-class Heard:
-    """What one model replied to one question."""
-
-    answer: str
-    """Stated; empty for a call that failed."""
-    completion_tokens: int
-
-
-def features(question: str, words: Matrix, heard: Sequence[Heard]) -> Matrix:
-    """Return what the predictions are made from: of the question, of each model's reply, and of each pair of them."""
-    own = [math.log1p(len(question)), sum(map(str.isdigit, question)) / max(1, len(question)), question.count("\n")]
-    for one in heard:
-        own += [math.log1p(one.completion_tokens), float(not one.answer)]
-    own += [float(bool(one.answer) and one.answer == other.answer) for one, other in itertools.combinations(heard, 2)]
-    return np.concatenate([words, own])
-
-
 Models = tuple[int, ...]
 """Models by their places in the registry."""
 
 
 @dataclass(frozen=True)
-class _Choices:
-    """What can be done once the scouts have replied, and the forest that tells what comes of it."""
+class _Plan:
+    """Who is asked first, and the forests that tell what comes of asking one more."""
 
+    scouts: Models
     more: Models
-    """Who can be asked."""
-    forest: Any
-    """Predicts the score of ending now (with scouts only) and of ending after each of them; then the logarithms of
-    what each costs."""
+    """Who can be asked after the scouts."""
+    gains: Any
+    """Predicts what each of them adds to the expected score."""
+    costs: Any
+    """Predicts the logarithm of what each of them costs."""
+    scores: Matrix
+    """Of the train questions: of the run that ends with the scouts (if there are any), or after each of the others."""
+
+    @property
+    def ends_early(self) -> int:
+        """1 where the run can end once the scouts have replied, 0 where there are none."""
+        return int(bool(self.scouts))
+
+    def worth(self, gains: Matrix, costs: Matrix, cost_weight: float, scale: float) -> Matrix:
+        """Return what each choice adds to the worth of a run: first to end now, where there are scouts."""
+        worth = (1 - cost_weight) * gains - cost_weight * np.exp(costs) / scale
+        return np.concatenate([np.zeros((len(worth), self.ends_early)), worth], axis=1)
 
 
 @dataclass
@@ -119,8 +83,8 @@ class Escalation(Strategy):
     """Asks scouts side by side, and then at most one more model; learned from recorded answers.
 
     What a run is worth is `(1 - w) score - w cost / c`, where `w` is the cost weight and `c` the mean cost of the most
-    expensive model. Which models are the scouts depends on the cost weight: one or two are added as long as that
-    improves the mean worth of the train questions. Where none does, one model is chosen by the question alone.
+    expensive model. Which models are the scouts depends on the cost weight: of the sets that look best for their size,
+    the one with which the train questions are worth most. Without scouts, one model is chosen by the question alone.
 
     Each forest predicts a train question by those of its trees that did not see it, so what is learned from these
     predictions is not learned from memory.
@@ -133,30 +97,32 @@ class Escalation(Strategy):
     records: RecordedPool
     """What it learns from: those of its tasks for which all models are recorded."""
     registry: ModelRegistry
-    _scouts_at: dict[float, Models] = field(default_factory=dict, init=False, repr=False)
-    _choices_at: dict[float, _Choices] = field(default_factory=dict, init=False, repr=False)
+    _plan_at: dict[float, _Plan] = field(default_factory=dict, init=False, repr=False)
+    _plans: dict[tuple[Models, Models], _Plan] = field(default_factory=dict, init=False, repr=False)
     _judges: dict[Models, Any] = field(default_factory=dict, init=False, repr=False)
     _lock: Any = field(default_factory=threading.RLock, init=False, repr=False)
 
     @override
     def decide(self, view: View) -> Decision:
         names, weight = self.registry.names, view.limits.cost_weight
-        scouts = self.scouts(weight)
-        if not view.turn and scouts:
-            return Ask([Call(names[scout], view.question) for scout in scouts])
+        plan = self.plan(weight)
+        if not view.turn and plan.scouts:
+            return Ask([Call(names[scout], view.question) for scout in plan.scouts])
         said = {names.index(call["model"]): call for call in view.calls}
         replies = {place: call["response"] for place, call in said.items() if call["status"] == "ok"}
-        if view.turn > bool(scouts):
+        if view.turn > plan.ends_early:
             return self._answer(view, said, replies)
-        choices = self._choices(scouts, weight)
-        predicted = self._predict(choices.forest, view.question, tuple(_heard(said[one], view) for one in scouts))
-        worth = self._worth(predicted, scouts, choices.more, weight)
-        for place in np.argsort(-worth):
-            if scouts and not place:
+        heard = tuple(_heard(said[one], view) for one in plan.scouts)
+        gains, costs = (
+            self._predict(forest, view.question, plan.scouts, heard)[None] for forest in (plan.gains, plan.costs)
+        )
+        [worth] = plan.worth(gains, costs, weight, self._known.scale)
+        for choice in np.argsort(-worth, kind="stable"):
+            if plan.scouts and not choice:
                 if replies:
                     return self._answer(view, said, replies)
                 continue
-            name = names[choices.more[place - bool(scouts)]]
+            name = names[plan.more[choice - plan.ends_early]]
             if name in view.offered:
                 return Ask.one(name, view.question)
         return self._answer(view, said, replies)
@@ -165,35 +131,40 @@ class Escalation(Strategy):
         """End with the reply that is likeliest to be right, as all that were asked let expect."""
         if not replies:
             return Answer("", stop_reason="no_answer")
-        asked = tuple(sorted(said))
         if len(replies) == 1:
             return Answer(next(iter(replies.values())))
+        asked = tuple(sorted(said))
         heard = tuple(_heard(said[place], view) for place in asked)
-        expected = self._predict(self._judge(asked), view.question, heard)
-        return Answer(replies[max(replies, key=lambda place: expected[place])])
+        expected = self._predict(self._judge(asked), view.question, asked, heard)
+        [mean] = pooled(expected[None, list(asked)], np.array([[one.answer for one in heard]]))
+        return Answer(replies[max(replies, key=lambda place: mean[asked.index(place)])])
+
+    # Which models are the scouts
 
     def scouts(self, cost_weight: float) -> Models:
-        """Return the scouts for a cost weight; the first time, this takes minutes for thousands of questions."""
+        """Return the scouts for a cost weight, by their places in the registry."""
+        return self.plan(cost_weight).scouts
+
+    def plan(self, cost_weight: float) -> _Plan:
+        """Return the plan for a cost weight; the first time, this takes minutes for thousands of questions."""
         with self._lock:
-            if cost_weight not in self._scouts_at:
-                self._scouts_at[cost_weight] = self._choose(cost_weight)
-            return self._scouts_at[cost_weight]
+            if cost_weight not in self._plan_at:
+                plans = [self._plan(scouts, cost_weight) for scouts in self._shortlist(cost_weight)]
+                self._plan_at[cost_weight] = max(plans, key=lambda plan: self._utility(plan, cost_weight))
+            return self._plan_at[cost_weight]
 
-    def _choose(self, cost_weight: float) -> Models:
-        chosen: Models = ()
-        best = self._utility(chosen, cost_weight)
-        while len(chosen) < min(MOST_SCOUTS, len(self.registry)):
-            left = [place for place in range(len(self.registry)) if place not in chosen]
-            # One reply may say nothing where two do, by being the same or not.
-            more = [*itertools.combinations(left, 1), *itertools.combinations(left, 2)]
-            sets = [tuple(sorted((*chosen, *new))) for new in more if len(chosen) + len(new) <= MOST_SCOUTS]
-            utility, found = max((self._utility(scouts, cost_weight), scouts) for scouts in sets)
-            if utility < best + LEAST_GAIN:
-                break
-            best, chosen = utility, found
-        return chosen
+    def _shortlist(self, cost_weight: float) -> list[Models]:
+        """Return the sets of scouts that look best: none, one, two, and these with one more."""
+        models = range(len(self.registry))
+        found: list[Models] = [()]
+        for size in range(1, min(MOST_SCOUTS, len(models)) + 1):
+            # Not from one to two: one reply may say nothing where two do, by being the same or not.
+            kept = found[-1] if size > 2 else ()
+            sets = [scouts for scouts in itertools.combinations(models, size) if set(kept) <= set(scouts)]
+            found.append(max(sets, key=lambda scouts: self._simple_utility(scouts, cost_weight)))
+        return found
 
-    def _utility(self, scouts: Models, cost_weight: float) -> float:
+    def _simple_utility(self, scouts: Models, cost_weight: float) -> float:
         """Return the mean worth of the train questions, where one reply ends each run, of a scout or of one more."""
         known, rows = self._known, np.arange(len(self._known.scores))
         choice = self._simple_choice(scouts, cost_weight)
@@ -211,22 +182,15 @@ class Escalation(Strategy):
         choice: Matrix = worth.argmax(1)
         return choice
 
-    def _choices(self, scouts: Models, cost_weight: float) -> _Choices:
-        """Return what can be done once these scouts have replied."""
-        with self._lock:
-            if cost_weight not in self._choices_at:
-                share = np.bincount(self._simple_choice(scouts, cost_weight), minlength=len(self.registry))
-                worthy = [place for place in np.flatnonzero(share >= LEAST_ASKED * share.sum()) if place not in scouts]
-                more = tuple(map(int, worthy)) or (() if scouts else (int(share.argmax()),))
-                self._choices_at[cost_weight] = _Choices(more, self._comes_of(scouts, more))
-            return self._choices_at[cost_weight]
-
-    def _worth(self, predicted: Matrix, scouts: Models, more: Models, cost_weight: float) -> Matrix:
-        """Return what each choice is worth beyond what is paid: first to end now, where there are scouts."""
-        ends = bool(scouts) + len(more)
-        costs = np.concatenate([np.zeros(int(bool(scouts))), np.exp(predicted[ends:])])
-        worth: Matrix = (1 - cost_weight) * predicted[:ends] - cost_weight * costs / self._known.scale
-        return worth
+    def _utility(self, plan: _Plan, cost_weight: float) -> float:
+        """Return the mean worth of the train questions, less what each scout has to improve it by."""
+        known, gains, costs = self._known, _unseen(plan.gains), _unseen(plan.costs)
+        choice = plan.worth(gains, costs, cost_weight, known.scale).argmax(1)
+        paid = np.concatenate([np.zeros((len(choice), plan.ends_early)), known.costs[:, list(plan.more)]], axis=1)
+        rows, scouts = np.arange(len(choice)), known.costs[:, list(plan.scouts)].sum(1)
+        spent = np.mean(scouts + paid[rows, choice]) / known.scale
+        score = np.mean(plan.scores[rows, choice])
+        return float((1 - cost_weight) * score - cost_weight * spent) - LEAST_GAIN * len(plan.scouts)
 
     # What is learned
 
@@ -240,8 +204,9 @@ class Escalation(Strategy):
 
         @functools.cache
         def expected(asked: Models) -> Matrix:
-            found: Matrix = _forest(self._known.features(asked), self._known.targets, TREES // 4).oob_prediction_
-            return found
+            known = self._known
+            targets = np.concatenate([known.scores, known.log_costs], axis=1)
+            return _unseen(_forest(known.features(asked), targets, TREES // 2))
 
         return expected
 
@@ -252,29 +217,44 @@ class Escalation(Strategy):
                 self._judges[asked] = _forest(self._known.features(asked), self._known.scores, TREES)
             return self._judges[asked]
 
-    def _comes_of(self, scouts: Models, more: Models) -> Any:
-        """Return a forest that predicts, from the replies of scouts, what comes of each choice (see `_Choices`)."""
-        ends = [scouts, *(tuple(sorted((*scouts, one))) for one in more)]
-        scores = [self._ended(asked) for asked in ends if asked]
-        costs = [np.log(np.maximum(self._known.costs[:, one], 1e-12)) for one in more]
-        return _forest(self._known.features(scouts), np.stack([*scores, *costs], axis=1), TREES)
-
-    def _ended(self, asked: Models) -> Matrix:
-        """Return the score of each train question that ends once these were asked."""
-        scores = self._known.scores[:, list(asked)]
+    def _judged(self, asked: Models) -> Matrix:
+        """Return how likely the judge finds each of these models' replies to the train questions to be right."""
         if len(asked) == 1:
-            return scores[:, 0]
-        expected = self._judge(asked).oob_prediction_[:, list(asked)]
-        ended: Matrix = scores[np.arange(len(scores)), expected.argmax(1)]
-        return ended
+            return np.zeros((len(self._known.scores), 1))
+        return pooled(_unseen(self._judge(asked))[:, list(asked)], self._known.answers[:, list(asked)])
+
+    def _plan(self, scouts: Models, cost_weight: float) -> _Plan:
+        """Return the plan with these scouts, and with whom else it can be worth asking at this cost weight."""
+        share = np.bincount(self._simple_choice(scouts, cost_weight), minlength=len(self.registry))
+        share[list(scouts)] = 0
+        more = tuple(int(place) for place in np.flatnonzero(share >= LEAST_ASKED * len(self._known.scores)))
+        more = more or (int(np.argmax(share)),)
+        if (scouts, more) not in self._plans:
+            self._plans[scouts, more] = self._learned(scouts, more)
+        return self._plans[scouts, more]
+
+    def _learned(self, scouts: Models, more: Models) -> _Plan:
+        known, rows = self._known, np.arange(len(self._known.scores))
+        gains = known.scores[:, list(more)]
+        scores = gains
+        if scouts:
+            best = np.array(scouts)[self._judged(scouts).argmax(1)]
+            gains, scores = np.empty_like(gains), np.stack([known.scores[rows, best], *scores.T], axis=1)
+            for place, one in enumerate(more):
+                asked = tuple(sorted((*scouts, one)))
+                judged = self._judged(asked)
+                gains[:, place] = judged.max(1) - judged[rows, np.searchsorted(asked, best)]
+                scores[:, place + 1] = known.scores[rows, np.array(asked)[judged.argmax(1)]]
+        features, costs = known.features(scouts), known.log_costs[:, list(more)]
+        return _Plan(scouts, more, _forest(features, gains, TREES), _forest(features, costs, TREES), scores)
 
     @functools.cached_property
-    def _predict(self) -> Callable[[Any, str, tuple[Heard, ...]], Matrix]:
+    def _predict(self) -> Callable[[Any, str, Models, tuple[Heard, ...]], Matrix]:
         """What a forest predicts of a question and what was heard of it."""
 
         @functools.lru_cache(maxsize=REMEMBERED)
-        def predict(forest: Any, question: str, heard: tuple[Heard, ...]) -> Matrix:
-            row = features(question, self._known.words_of(question), heard)[None].astype(np.float32)
+        def predict(forest: Any, question: str, asked: Models, heard: tuple[Heard, ...]) -> Matrix:
+            row = self._known.features_of(question, asked, heard).astype(np.float32)
             # For one question, what `forest.predict` does around its trees takes ten times as long as they do.
             mean: Matrix = np.mean([tree.tree_.predict(row).reshape(-1) for tree in forest.estimators_], axis=0)
             return mean
@@ -283,7 +263,7 @@ class Escalation(Strategy):
 
 
 def _forest(known: Matrix, targets: Matrix, trees: int) -> Any:
-    """Return a fitted forest of random trees; `oob_prediction_` is what it predicts of its own questions."""
+    """Return a fitted forest of random trees."""
     from sklearn.ensemble import ExtraTreesRegressor
 
     forest = ExtraTreesRegressor(
@@ -298,25 +278,33 @@ def _forest(known: Matrix, targets: Matrix, trees: int) -> Any:
     return forest.fit(known, targets if targets.shape[1] > 1 else targets[:, 0])
 
 
+def _unseen(forest: Any) -> Matrix:
+    """Return what a forest predicts of its own questions, by the trees that did not see them: questions x targets."""
+    found: Matrix = forest.oob_prediction_.reshape(len(forest.oob_prediction_), -1)
+    return found
+
+
 def _heard(call: RoutedCall, view: View) -> Heard:
     if call["status"] != "ok":
-        return Heard("", 0)
-    return Heard(stated_answer(call["response"], view.question), call["usage"]["completion_tokens"])
+        return NOTHING
+    return Heard.of(call["response"], view.question, call["usage"]["completion_tokens"])
 
 
 @dataclass(frozen=True)
 class _Known:
     """The records as arrays."""
 
-    questions: Sequence[str]
-    words: Matrix
-    """Of the questions: questions x directions."""
-    reduction: Any
-    """From texts to their words."""
-    heard: Sequence[Sequence[Heard]]
-    """By question, then by model."""
+    reader: Reader
+    """Of questions: what each model will score."""
+    reply_readers: Sequence[Reader]
+    """By model: what its reply scores."""
+    questions: Matrix
+    """What is measured and read of the questions, questions x features."""
+    replies: Matrix
+    """The same of the replies: questions x models x features."""
+    answers: Matrix
+    """Stated: questions x models, as scores and costs."""
     scores: Matrix
-    """Questions x models, as the costs."""
     costs: Matrix
     """Dollars."""
 
@@ -331,21 +319,23 @@ class _Known:
         if len(tasks) < 2:
             msg = f"{records.source} has {len(tasks)} tasks with a reply of each model; it takes 2 to learn from"
             raise ValueError(msg)
-        questions = [task.question for task in tasks]
-        reduction = _reduction(questions)
         rows = [[(task, records.outcomes[task.id][model.name], model.price) for model in registry] for task in tasks]
+        scores = np.array([[quality(task, done) for task, done, _ in row] for row in rows])
+        heard = [
+            [Heard.of(done.response or "", task.question, done.completion_tokens or 0) for task, done, _ in row]
+            for row in rows
+        ]
+        reader = Reader([task.question for task in tasks], scores)
+        readers = [Reader([row[place].end for row in heard], scores[:, [place]]) for place in range(len(registry))]
+        measured = [[of_reply(one, task.question) for one in row] for task, row in zip(tasks, heard, strict=True)]
+        read = np.stack([one.unseen for one in readers], axis=1)
         return cls(
-            questions,
-            reduction.transform(questions),
-            reduction,
-            [
-                [
-                    Heard(stated_answer(done.response or "", task.question), done.completion_tokens or 0)
-                    for task, done, _ in row
-                ]
-                for row in rows
-            ],
-            np.array([[quality(task, done) for task, done, _ in row] for row in rows]),
+            reader,
+            readers,
+            np.concatenate([[of_question(task.question) for task in tasks], reader.unseen], axis=1),
+            np.concatenate([measured, read], axis=2),
+            np.array([[one.answer for one in row] for row in heard]),
+            scores,
             np.array([[outcome_cost(done, price) for _, done, price in row] for row in rows]),
         )
 
@@ -355,31 +345,31 @@ class _Known:
         return float(max(self.costs.mean(0).max(), 1e-12))
 
     @property
-    def targets(self) -> Matrix:
-        """Scores and logarithms of dollars, questions x twice the models."""
-        return np.concatenate([self.scores, np.log(np.maximum(self.costs, 1e-12))], axis=1)
-
-    def words_of(self, question: str) -> Matrix:
-        """Return the words of one question, reduced."""
-        row: Matrix = self.reduction.transform([question])[0]
-        return row
+    def log_costs(self) -> Matrix:
+        """Logarithms of dollars, questions x models."""
+        found: Matrix = np.log(np.maximum(self.costs, 1e-12))
+        return found
 
     def features(self, asked: Models) -> Matrix:
         """Return the features of all questions, as if these models had been asked."""
-        return np.array(
-            [
-                features(question, words, [heard[place] for place in asked])
-                for question, words, heard in zip(self.questions, self.words, self.heard, strict=True)
-            ]
+        return _features(self.questions, self.replies[:, list(asked)], self.answers[:, list(asked)])
+
+    def features_of(self, question: str, asked: Models, heard: Sequence[Heard]) -> Matrix:
+        """Return the features of one question, of which this was heard from these models."""
+        replies = [
+            [*of_reply(one, question), *self.reply_readers[place].read(one.end)]
+            for place, one in zip(asked, heard, strict=True)
+        ]
+        return _features(
+            np.array([[*of_question(question), *self.reader.read(question)]]),
+            np.array(replies, dtype=float)[None],
+            np.array([[one.answer for one in heard]], dtype=str),
         )
 
 
-def _reduction(questions: Sequence[str]) -> Any:
-    """Return what reduces the words of a question to a few numbers (latent semantic analysis), fitted on these."""
-    from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.pipeline import make_pipeline
-
-    words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"\w+|[^\w\s]+")  # noqa: S106 - no password
-    directions = min(DIRECTIONS, *words.fit_transform(questions).shape, max(1, len(questions) // QUESTIONS_A_LEAF))
-    return make_pipeline(words, TruncatedSVD(directions, random_state=0)).fit(questions)
+def _features(questions: Matrix, replies: Matrix, answers: Matrix) -> Matrix:
+    """Return what the predictions are made from: of the question, of each model's reply, and of each pair of them."""
+    same = agree(answers)
+    pairs = [same[:, one, other] for one, other in itertools.combinations(range(answers.shape[1]), 2)]
+    found: Matrix = np.column_stack([questions, replies.reshape(len(replies), -1), *pairs]).astype(float)
+    return found
