@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 MAX_TURN_TOKENS = 256
 """Most tokens of a router's turn: a trained one needs fifty, and a prompted one that rambles gets no further."""
 
+LOCAL_TIMEOUT_S = 600.0
+"""Most seconds of a router's turn on the server that a benchmark starts: on two cores, 32 turns at once take minutes,
+and one that is not waited for ends the benchmark."""
+
 
 @contextlib.asynccontextmanager
 async def open_routers(
@@ -226,7 +230,8 @@ class Routers:
 
         if url is None:
             assert self._server is not None
-            engine = VLLMEngine(self._server.base_url, model=model, tokenizer=self._server.model)
+            own = self._server
+            engine = VLLMEngine(own.base_url, model=model, tokenizer=own.model, timeout_s=LOCAL_TIMEOUT_S)
         else:
             engine = VLLMEngine(url, model=model)
         self._stack.push_async_callback(engine.aclose)

