@@ -336,7 +336,7 @@ def test_runs_can_be_scored_anew_from_their_file(tmp_path: Path) -> None:
     [
         (("title", "titel"), r"titel: extra inputs are not permitted"),
         (('"contains"', '"rouge"'), r"metrics are rouge, em, score; here they may be em, f1"),
-        (("records = [", "pocket = true\nrecords = ["), r"exactly one of 'records', 'registry' and 'pocket'"),
+        (("records = [", "pocket = true\nrecords = ["), r"exactly one of 'records', 'registry', 'pocket' and 'wiki'"),
         (("records.jsonl", "others.jsonl"), r"needs 'others.jsonl', which is neither beside"),
         (('router = "random"', 'router = "cheapest"'), r"two rows have the same name"),
         (('router = "random"', 'router = "rndom"'), r"a row has router = 'rndom'; it may be models, router, prompted"),
