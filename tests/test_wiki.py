@@ -113,6 +113,8 @@ STEPS = {
         "What nationality is Bo Li?",
         "Are these the same country: (A) #1 (B) #2?",
     ],
+    "Who is the stepmother of Ann Lee?": ["Who is the father of Ann Lee?", "Who is the wife of #1?"],
+    "Where was Ann Lee born?": [],  # one step by itself
     "Who wrote Emma?": [],
 }
 
@@ -156,6 +158,7 @@ def test_no_text_breaks_the_reading_of_steps_or_the_comparison(text: str) -> Non
         ("Are these the same country: (A) American (B) the United States?", "yes"),
         ("Are these the same country: (A) Italian (B) Italy?", "yes"),
         ("Are these the same country: (A) French (B) British?", "no"),
+        ("Are these the same country: (A) Dutch (B) Dutchess County?", "no"),
         ("Who wrote Emma?", UNKNOWN),
     ],
 )
