@@ -1,28 +1,28 @@
-"""What is read of questions and replies, and that no reader has seen the answer before."""
+"""What is read of questions and replies, and that nothing which predicts has seen the answer before."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from langgraph_router_r1.evaluation.signals import END, Heard, Reader, of_question, of_reply, pooled
+from langgraph_router_r1.evaluation.signals import END, Heard, WordRegression, of_question, of_reply, pooled
 
 QUESTION = "Which is it?\n(A) one\n(B) a much longer option\n(C) 3"
 
 
-def test_a_text_is_read_by_a_reader_that_did_not_learn_from_it() -> None:
+def test_scores_of_a_text_come_from_a_model_that_did_not_learn_from_it() -> None:
     texts = [f"word{n} also{n}" for n in range(60)]
     scores = np.array([[float(n % 2)] for n in range(60)])
-    reader = Reader(texts, scores)
-    by_heart = [reader.read(text)[0] for text in texts]
+    model = WordRegression(texts, scores)
+    by_heart = [model.predict(text)[0] for text in texts]
     assert np.corrcoef(by_heart, scores[:, 0])[0, 1] > 0.9
-    assert abs(reader.unseen[:, 0] - 0.5).max() < 0.12
+    assert abs(model.unseen[:, 0] - 0.5).max() < 0.12
 
 
-def test_a_reader_learns_words_and_takes_empty_texts() -> None:
-    reader = Reader(["it is sure", "it is perhaps"] * 20, np.array([[1.0, 0.0], [0.0, 0.0]] * 20))
-    assert reader.read("sure")[0] > 0.7 > 0.3 > reader.read("perhaps")[0]
-    assert reader.unseen.shape == (40, 2)
-    assert Reader([""] * 4, np.array([[1.0], [0.0]] * 2)).read("anything at all") == 0.5
+def test_a_regression_learns_words_and_takes_empty_texts() -> None:
+    model = WordRegression(["it is sure", "it is perhaps"] * 20, np.array([[1.0, 0.0], [0.0, 0.0]] * 20))
+    assert model.predict("sure")[0] > 0.7 > 0.3 > model.predict("perhaps")[0]
+    assert model.unseen.shape == (40, 2)
+    assert WordRegression([""] * 4, np.array([[1.0], [0.0]] * 2)).predict("anything at all") == 0.5
 
 
 def test_a_whole_reply_says_what_its_recorded_end_says() -> None:

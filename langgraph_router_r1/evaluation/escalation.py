@@ -22,7 +22,7 @@ import numpy as np
 from typing_extensions import override
 
 from langgraph_router_r1.evaluation.recorded import RecordedPool, outcome_cost, quality
-from langgraph_router_r1.evaluation.signals import NOTHING, Heard, Reader, agree, of_question, of_reply, pooled
+from langgraph_router_r1.evaluation.signals import NOTHING, Heard, WordRegression, agree, of_question, of_reply, pooled
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.state import RoutedCall
 from langgraph_router_r1.strategies import Answer, Ask, Call, Decision, Strategy, View
@@ -294,12 +294,12 @@ def _heard(call: RoutedCall, view: View) -> Heard:
 class _Known:
     """The records as arrays."""
 
-    reader: Reader
+    question_words: WordRegression
     """Of questions: what each model will score."""
-    reply_readers: Sequence[Reader]
+    reply_words: Sequence[WordRegression]
     """By model: what its reply scores."""
     questions: Matrix
-    """What is measured and read of the questions, questions x features."""
+    """What is measured and predicted of the questions, questions x features."""
     replies: Matrix
     """The same of the replies: questions x models x features."""
     answers: Matrix
@@ -325,14 +325,16 @@ class _Known:
             [Heard.of(done.response or "", task.question, done.completion_tokens or 0) for task, done, _ in row]
             for row in rows
         ]
-        reader = Reader([task.question for task in tasks], scores)
-        readers = [Reader([row[place].end for row in heard], scores[:, [place]]) for place in range(len(registry))]
+        question_words = WordRegression([task.question for task in tasks], scores)
+        reply_words = [
+            WordRegression([row[place].end for row in heard], scores[:, [place]]) for place in range(len(registry))
+        ]
         measured = [[of_reply(one, task.question) for one in row] for task, row in zip(tasks, heard, strict=True)]
-        read = np.stack([one.unseen for one in readers], axis=1)
+        read = np.stack([one.unseen for one in reply_words], axis=1)
         return cls(
-            reader,
-            readers,
-            np.concatenate([[of_question(task.question) for task in tasks], reader.unseen], axis=1),
+            question_words,
+            reply_words,
+            np.concatenate([[of_question(task.question) for task in tasks], question_words.unseen], axis=1),
             np.concatenate([measured, read], axis=2),
             np.array([[one.answer for one in row] for row in heard]),
             scores,
@@ -357,11 +359,11 @@ class _Known:
     def features_of(self, question: str, asked: Models, heard: Sequence[Heard]) -> Matrix:
         """Return the features of one question, of which this was heard from these models."""
         replies = [
-            [*of_reply(one, question), *self.reply_readers[place].read(one.end)]
+            [*of_reply(one, question), *self.reply_words[place].predict(one.end)]
             for place, one in zip(asked, heard, strict=True)
         ]
         return _features(
-            np.array([[*of_question(question), *self.reader.read(question)]]),
+            np.array([[*of_question(question), *self.question_words.predict(question)]]),
             np.array(replies, dtype=float)[None],
             np.array([[one.answer for one in heard]], dtype=str),
         )

@@ -1,8 +1,8 @@
 """What a question and the replies to it say of who is right, as numbers that a forest of trees can learn from.
 
-Some are measured: how long a text is, which option a reply names, whether it doubts. The others are read: a `Reader` is
-a linear model that predicts scores from the words of a text. It learns from the same questions as the forest does, so
-each of them is read by a reader that did not learn from it.
+Some are measured: how long a text is, which option a reply names, whether it doubts. The others are predicted: a
+`WordRegression` is a linear model that predicts scores from the words of a text. It learns from the same questions as
+the forest does, so what it predicts of each of them comes from a model that did not learn from it.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _share_of_digits(text: str) -> float:
     return sum(map(str.isdigit, text)) / max(1, len(text))
 
 
-class Reader:
+class WordRegression:
     """Predicts scores from the words of a text, by a ridge regression."""
 
     def __init__(self, texts: Sequence[str], scores: Matrix) -> None:
@@ -143,10 +143,10 @@ class Reader:
         texts = [text.strip() for text in texts]
         found = cross_val_predict(self._fitted, texts, scores, cv=folds)
         self.unseen: Matrix = found.reshape(len(texts), -1)
-        """What is predicted of each of these texts by a reader that learned from others: texts x predictions."""
+        """What is predicted of each of these texts by a model that learned from others: texts x predictions."""
         self._fitted.fit(texts, scores)
 
-    def read(self, text: str) -> Matrix:
+    def predict(self, text: str) -> Matrix:
         """Return what is predicted of one text."""
         found: Matrix = np.asarray(self._fitted.predict([text.strip()])).reshape(-1)
         return found
