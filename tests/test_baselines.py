@@ -199,6 +199,20 @@ def test_escalation_pays_for_no_scout_that_changes_nothing_and_for_no_big_model_
         assert asked(result) in (["small"], ["other"])
 
 
+@pytest.mark.parametrize("names", [["big"], ["small", "big"], ["small", "other", "big"]])
+def test_escalation_asks_no_model_twice_in_a_pool_of_any_size(names: list[str]) -> None:
+    pool = of_unknown_difficulty()
+    registry = pool.registry()
+    for name in set(registry.names) - set(names):
+        registry = registry.without(name)
+    strategy = Escalation(pool.of_split("train"), registry)
+    for weight in (0.0, 0.2, 1.0):
+        for scouts in strategy._shortlist(weight):
+            more = strategy._plan(scouts, weight).more
+            assert more
+            assert not set(more) & set(scouts)
+
+
 def test_pilots_are_those_of_the_models_that_are_worth_most_at_the_cost_weight() -> None:
     asked_for_quality = {
         asked(result)[0] for _, result in runs("pilot-embeddings", of_unknown_difficulty(), weight=0.0)

@@ -154,10 +154,10 @@ class Escalation(Strategy):
             return self._plan_at[cost_weight]
 
     def _shortlist(self, cost_weight: float) -> list[Models]:
-        """Return the sets of scouts that look best: none, one, two, and these with one more."""
+        """Return the sets of scouts that look best: none, one, two, and these with one more; never all models."""
         models = range(len(self.registry))
         found: list[Models] = [()]
-        for size in range(1, min(MOST_SCOUTS, len(models)) + 1):
+        for size in range(1, min(MOST_SCOUTS, len(models) - 1) + 1):
             # Not from one to two: one reply may say nothing where two do, by being the same or not.
             kept = found[-1] if size > 2 else ()
             sets = [scouts for scouts in itertools.combinations(models, size) if set(kept) <= set(scouts)]
@@ -226,9 +226,9 @@ class Escalation(Strategy):
     def _plan(self, scouts: Models, cost_weight: float) -> _Plan:
         """Return the plan with these scouts, and with whom else it can be worth asking at this cost weight."""
         share = np.bincount(self._simple_choice(scouts, cost_weight), minlength=len(self.registry))
-        share[list(scouts)] = 0
-        more = tuple(int(place) for place in np.flatnonzero(share >= LEAST_ASKED * len(self._known.scores)))
-        more = more or (int(np.argmax(share)),)
+        others = [place for place in range(len(self.registry)) if place not in scouts]
+        least = LEAST_ASKED * len(self._known.scores)
+        more = tuple(place for place in others if share[place] >= least) or (max(others, key=lambda one: share[one]),)
         if (scouts, more) not in self._plans:
             self._plans[scouts, more] = self._learned(scouts, more)
         return self._plans[scouts, more]
