@@ -105,6 +105,17 @@ def test_what_was_run_is_not_run_again_and_rows_can_be_added(tmp_path: Path) -> 
     assert {run["row"] for run in ended} == {"good", "poor", "random", "most_expensive", "majority", "oracle"}
 
 
+def test_a_benchmark_says_what_takes_time_before_its_first_run_ends(tmp_path: Path) -> None:
+    bench = Bench.from_file(
+        recorded(tmp_path, rows='[[rows]]\nrouter = "knn"\n[[rows]]\nrouter = "best"\n'), tmp_path / "runs"
+    )
+    told: list[str] = []
+    asyncio.run(bench.run(lambda _: told.append("a run"), told.append))
+    before = told[: told.index("a run")]
+    assert before[0].startswith("embedding texts: 0 of ")
+    assert "preparing knn" in before
+
+
 def test_runs_of_a_row_that_was_taken_out_of_the_file_are_left_out(tmp_path: Path) -> None:
     run(Bench.from_file(recorded(tmp_path), tmp_path / "runs"))
     fewer = Bench.from_file(recorded(tmp_path, rows='[[rows]]\nrouter = "best"\n'), tmp_path / "runs")

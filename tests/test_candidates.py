@@ -23,6 +23,7 @@ from langgraph.pregel.remote import RemoteGraph
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
 from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.calls.client import MissingKeyError, build_model, is_router
+from langgraph_router_r1.program_model import ProgramModel
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
@@ -151,6 +152,15 @@ def test_an_empty_reply_that_reports_no_usage_is_estimated_too() -> None:
     routed = call_of(ScriptedChatModel([""], usage=False))
     assert (routed["reason"], routed["usage"]["estimated"]) == ("m gave an empty reply", True)
     assert (routed["usage"]["prompt_tokens"] > 0, routed["usage"]["completion_tokens"]) == (True, 0)
+
+
+def test_a_program_is_a_model_whose_reply_keeps_to_max_tokens() -> None:
+    call = call_of(ProgramModel(program=str.upper), call_prompt="{query}", params={"max_tokens": 2})
+    assert call["response"] == "CAPITAL"
+    assert (call["usage"]["prompt_tokens"], call["usage"]["completion_tokens"]) == (4, 2)
+    assert (call["finish_reason"], call["cost_usd"]) == ("length", pytest.approx(6e-6))
+    whole = call_of(ProgramModel(program=str.upper), call_prompt="{query}")
+    assert (whole["response"], whole["finish_reason"]) == ("CAPITAL OF PERU?", "stop")
 
 
 def test_each_byte_of_a_query_may_be_a_token_in_the_worst_case() -> None:

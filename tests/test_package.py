@@ -61,7 +61,7 @@ LAYERS = (
         "registry_yaml",
         "secret_text",
     },
-    {"question", "descriptor", "registry", "state", "prompts"},
+    {"program_model", "question", "descriptor", "registry", "state", "prompts"},
     {"engines", "settings", "accounting", "events", "intents", "testing", "trace"},
     {"calls", "strategies", "retrieval"},
     {

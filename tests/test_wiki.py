@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -11,14 +12,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from langchain_core.messages import HumanMessage
+from langgraph.cache.memory import InMemoryCache
 
 from langgraph_router_r1.evaluation.bench import Bench
 from langgraph_router_r1.evaluation.bench_file import BenchSpec
+from langgraph_router_r1.evaluation.bench_routers import Routers
 from langgraph_router_r1.evaluation.tasks import DATA_VARIABLE, TaskError, load_tasks
-from langgraph_router_r1.strategies.plans import parse_plan
+from langgraph_router_r1.strategies.plans import parse_plan, plan_text
 from langgraph_router_r1.wiki import PASSAGES_FILE, passages, wiki_registry, word_retriever
-from langgraph_router_r1.wiki.dates import UNKNOWN, Dates, compared, date_of
+from langgraph_router_r1.wiki.dates import UNKNOWN, compared, date_of
 from langgraph_router_r1.wiki.world import true_model, true_steps
 
 pytest.importorskip("apsw", reason="the [retrieval] extra is not installed")
@@ -55,12 +57,10 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def training(data: Path) -> Any:
-    """What trains the pool's parts, with nothing kept of other passages."""
+    """What trains the pool's parts, over these passages."""
     pytest.importorskip("trl", reason="the [train] extra is not installed")
     from training import wiki
 
-    wiki._by_title.cache_clear()
-    wiki._normalised.cache_clear()
     return wiki
 
 
@@ -127,7 +127,7 @@ def test_the_steps_of_a_question_are_read_off_its_words(question: str) -> None:
 def test_true_steps_are_a_plan_as_the_planner_reads_it_and_each_has_its_model() -> None:
     for question, queries in STEPS.items():
         if queries:
-            plan = parse_plan("\n".join(f"{number}. {query}" for number, query in enumerate(queries, 1)), question)
+            plan = parse_plan(plan_text(queries), question)
             assert plan.reason is None
             assert [step.text for step in plan.steps] == queries
             assert [true_model(query) for query in queries] == [model for _, model in true_steps(question)]
@@ -163,9 +163,7 @@ def test_no_text_breaks_the_reading_of_steps_or_the_comparison(text: str) -> Non
     ],
 )
 def test_two_dates_and_two_countries_are_compared(question: str, answer: str) -> None:
-    reply = Dates().invoke([HumanMessage(question)])
-    assert reply.text == answer
-    assert reply.usage_metadata is not None
+    assert compared(question) == answer
 
 
 @pytest.mark.usefixtures("data")
@@ -192,6 +190,28 @@ def test_the_benchmark_tells_runs_with_other_passages_apart(data: Path, tmp_path
     before = Bench(spec, tmp_path / "runs", name="wiki", directory=tmp_path)._fingerprint()["files"]
     (data / PASSAGES_FILE).write_text(json.dumps({"id": "p0", "title": "Up", "text": "Up."}) + "\n", encoding="utf-8")
     assert Bench(spec, tmp_path / "more", name="wiki", directory=tmp_path)._fingerprint()["files"] != before
+
+
+async def test_the_true_plan_gives_each_step_to_its_model(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {
+        "Who is the director of the film Blood Street?": "Leo Fong",
+        "Who is the director of the film Night Street?": "Ann Lee",
+        "When was Leo Fong born?": "23 November 1928",
+        "When was Ann Lee born?": "3 May 1950",
+    }
+    monkeypatch.setattr("langgraph_router_r1.wiki._Reader.read", lambda _, question, texts: said[question])
+    (data / "reader").mkdir()
+    (data / "reader" / "adapter_model.safetensors").write_bytes(b"weights")
+    row = {"router": "planner", "name": "true plan", "model": "true-steps", "allocator": "true-steps"}
+    spec = BenchSpec(title="t", pool={"wiki": "reader"}, tasks=("wiki",), split="all", rows=(row,), metrics=("em",))
+    bench = Bench(spec, tmp_path / "runs", name="wiki", directory=data)
+    async with contextlib.AsyncExitStack() as stack:
+        planner = await Routers(bench, InMemoryCache(), None, stack, lambda _: None).of(bench.rows[0])
+        result = await planner.ainvoke({"messages": [("user", QUESTIONS[1][0])]})
+    assert result["answer"] == QUESTIONS[1][1]
+    assert [call["model"] for call in result["routing"]["calls"]] == ["search"] * 4 + ["dates"]
 
 
 # What its parts learn from

@@ -23,7 +23,7 @@ from langgraph_router_r1.evaluation.metrics import exact_match
 from langgraph_router_r1.ledger import PER_MILLION, estimate_tokens
 from langgraph_router_r1.pocket.world import DESCRIBED, REVERSED, SPECIALISTS, Country, PocketQuestion, true_steps
 from langgraph_router_r1.strategies.allocators import read_allocation
-from langgraph_router_r1.strategies.plans import Plan, parse_plan
+from langgraph_router_r1.strategies.plans import Plan, parse_plan, plan_text
 from training.allocation_search import Ask, cheapest_right, grouped_search
 from training.kinds import COMPARISON, KINDS, Kind
 from training.plan_samples import reworded
@@ -124,7 +124,7 @@ def allocate(
     best = [member for _, kind in steps if (member := pool.best(kind, cost_weight)) is not None]
     if len(best) < len(steps):
         return None
-    plan = parse_plan("\n".join(f"{number}. {text}" for number, (text, _) in enumerate(steps, start=1)), steps[0][0])
+    plan = parse_plan(plan_text(text for text, _ in steps), steps[0][0])
     return Allocated(plan, tuple(answers), tuple(kind for _, kind in steps), pool, cost_weight, tuple(best))
 
 

@@ -32,7 +32,7 @@ from langgraph_router_r1.pocket.world import (
     questions,
     true_steps,
 )
-from langgraph_router_r1.strategies.plans import Plan, joined, parse_plan
+from langgraph_router_r1.strategies.plans import Plan, joined, parse_plan, plan_text
 
 CONCISENESS, PRACTICALITY, COHERENCE = 1.0, 0.01, 1.0
 """Weights of the score; the paper does not tell its own. A step weighs as much as 100 tokens."""
@@ -132,7 +132,7 @@ def _drawn(asked: PocketQuestion, choose: random.Random) -> str:
         texts[-1] = re.sub(r"#\d", "that", texts[-1])
     elif fault == "order":
         texts.reverse()
-    return "\n".join(f"{number}. {text}" for number, text in enumerate(texts, start=1))
+    return plan_text(texts)
 
 
 def reworded(text: str, choose: random.Random) -> str:

@@ -34,8 +34,8 @@ from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.prompts import plan_chat
 from langgraph_router_r1.retrieval.reading import MAX_PASSAGE_BYTES
 from langgraph_router_r1.retrieval.span_reader import SpanReader, passage_text
-from langgraph_router_r1.strategies.plans import MAX_STEPS
-from langgraph_router_r1.wiki import SEARCHED, passages, word_retriever
+from langgraph_router_r1.strategies.plans import MAX_STEPS, plan_text
+from langgraph_router_r1.wiki import SEARCHED, passages, passages_file, passages_in, word_retriever
 from langgraph_router_r1.wiki.world import LOOKED_UP, true_steps
 from training.examples import ended, row_of, write_rows
 from training.extractor import answer_in
@@ -75,13 +75,15 @@ def title_of(passage: Document) -> str:
 
 
 @functools.cache
-def _by_title() -> dict[str, Document]:
-    return {str(passage.metadata["title"]).casefold(): passage for passage in reversed(passages())}
+def _by_title(file: Path) -> dict[str, Document]:
+    """Return the passages of a file by their titles in small letters."""
+    return {str(passage.metadata["title"]).casefold(): passage for passage in reversed(passages_in(file))}
 
 
 @functools.cache
-def _normalised() -> list[tuple[Document, str]]:
-    return [(passage, f" {normalise(passage.page_content)} ") for passage in passages()]
+def _normalised(file: Path) -> list[tuple[Document, str]]:
+    """Return the passages of a file with their texts as answers are compared."""
+    return [(passage, f" {normalise(passage.page_content)} ") for passage in passages_in(file)]
 
 
 _SUBJECT = re.compile(
@@ -93,7 +95,7 @@ _SUBJECT = re.compile(
 def subject(query: str) -> Document | None:
     """Return the passage that is named like what the first step of a plan asks about."""
     match = _SUBJECT.fullmatch(query)
-    return _by_title().get(match[1].casefold()) if match else None
+    return _by_title(passages_file()).get(match[1].casefold()) if match else None
 
 
 def names(text: str, name: str) -> bool:
@@ -109,7 +111,7 @@ def in_between(task: Task) -> Document | None:
     golden = [f" {normalise(answer)} " for answer in task.golden_answers]
     found = [
         passage
-        for passage, text in _normalised()
+        for passage, text in _normalised(passages_file())
         if passage is not first
         and any(answer in text for answer in golden)
         and names(first.page_content, title_of(passage))
@@ -256,7 +258,7 @@ def plans(
     planned = [task for task in load_tasks(WIKI_SET, split="train") if true_steps(task.question)]
     for task in random.Random(seed).sample(planned, min(examples, len(planned))):
         steps = true_steps(task.question)
-        plan = "\n".join(f"{number}. {query}" for number, (query, _) in enumerate(steps, start=1))
+        plan = plan_text(query for query, _ in steps)
         chat = plan_chat([HumanMessage(task.question)], max_steps=MAX_STEPS, control_tokens=tokenizer.control_tokens)
         rows.append({**row_of(tokenizer.render(chat)[1], ended(tokenizer, plan)), "question": task.question})
         kinds[task.kind] += 1

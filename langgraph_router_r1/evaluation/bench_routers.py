@@ -22,7 +22,7 @@ from langgraph_router_r1.ledger import Price, estimate_tokens
 from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.strategies.knn import EmbedOnce, MiniLM
-from langgraph_router_r1.strategies.plans import Step
+from langgraph_router_r1.strategies.plans import Step, plan_text
 
 if TYPE_CHECKING:
     from langgraph.cache.base import BaseCache
@@ -254,8 +254,7 @@ def _true_specialists() -> dict[str, str]:
 
 
 def _true_plan(question: str) -> str:
-    steps = _true_steps()[question]
-    return "\n".join(f"{number}. {text}" for number, (text, _) in enumerate(steps, start=1))
+    return plan_text(text for text, _ in _true_steps()[question])
 
 
 def _true_models(step: Step, _: ModelRegistry) -> str:
@@ -265,8 +264,7 @@ def _true_models(step: Step, _: ModelRegistry) -> str:
 def _true_wiki_plan(question: str) -> str:
     from langgraph_router_r1.wiki.world import true_steps
 
-    steps = true_steps(question)
-    return "\n".join(f"{number}. {query}" for number, (query, _) in enumerate(steps, start=1))
+    return plan_text(query for query, _ in true_steps(question))
 
 
 def _true_wiki_model(step: Step, _: ModelRegistry) -> str:

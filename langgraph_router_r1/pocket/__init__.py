@@ -83,11 +83,12 @@ def pocket_registry(base_url: str = NOT_SERVED, *, planning: bool = False) -> Mo
 
 
 def _numbers() -> ModelDescriptor:
-    from langgraph_router_r1.pocket.numbers import Numbers
+    from langgraph_router_r1.pocket.numbers import higher_of
+    from langgraph_router_r1.program_model import ProgramModel
 
     return ModelDescriptor(
         name="numbers",
-        model=Numbers(),
+        model=ProgramModel(program=higher_of),
         description="Comparisons of two numbers.",
         price=0.01,
         skills={"comparison": 1.0},

@@ -3,15 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
-
-from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
-from typing_extensions import override
-
-from langgraph_router_r1.ledger import estimated_usage
 
 UNKNOWN = "I can only say which of two numbers is higher."
 
@@ -30,29 +21,3 @@ def higher_of(text: str) -> str:
         return UNKNOWN
     first, one, second, two = match.groups()
     return "They are equal." if int(one) == int(two) else first if int(one) > int(two) else second
-
-
-class Numbers(BaseChatModel):
-    """Compares two numbers, as a chat model; its tokens are estimates.
-
-    Example:
-        >>> Numbers().invoke("Which is higher, Peru with +51 or Chile with +56?").text
-        'Chile'
-    """
-
-    @property
-    @override
-    def _llm_type(self) -> str:
-        return "numbers"
-
-    @override
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **_: Any,
-    ) -> ChatResult:
-        answer = higher_of(messages[-1].text)
-        usage = estimated_usage((message.text for message in messages), answer)
-        return ChatResult(generations=[ChatGeneration(message=AIMessage(answer, usage_metadata=usage))])

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.documents import Document
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatResult
 from langchain_core.retrievers import BaseRetriever
 from typing_extensions import override
 
-from langgraph_router_r1.ledger import CHARACTERS_PER_TOKEN, estimated_usage
+from langgraph_router_r1.program_model import limited_result
+from langgraph_router_r1.retrieval.lookup import LookUpModel
 
 NOTHING_FOUND = "No passage was found."
 
 
-class RetrieverModel(BaseChatModel):
+class RetrieverModel(LookUpModel):
     """A retriever as a chat model; `as_model` makes one. The query is the text of the last message."""
 
-    retriever: BaseRetriever
     k: int | None = None
     """How many passages a reply has; None for what the retriever returns by itself."""
 
@@ -29,31 +27,16 @@ class RetrieverModel(BaseChatModel):
     def _llm_type(self) -> str:
         return "retriever"
 
-    @override
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        max_tokens: int | None = None,
-        **_: Any,
-    ) -> ChatResult:
-        return _result(messages, self.retriever.invoke(messages[-1].text, **self._options), max_tokens)
-
-    @override
-    async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        max_tokens: int | None = None,
-        **_: Any,
-    ) -> ChatResult:
-        return _result(messages, await self.retriever.ainvoke(messages[-1].text, **self._options), max_tokens)
-
     @property
-    def _options(self) -> dict[str, Any]:
+    @override
+    def search_options(self) -> dict[str, Any]:
         return {} if self.k is None else {"k": self.k}
+
+    @override
+    def reply(
+        self, messages: list[BaseMessage], found: list[Document], max_tokens: int | None = None, **_: Any
+    ) -> ChatResult:
+        return limited_result((message.text for message in messages), passages(found), max_tokens)
 
 
 def as_model(retriever: BaseRetriever, *, k: int | None = None) -> RetrieverModel:
@@ -77,16 +60,6 @@ def as_model(retriever: BaseRetriever, *, k: int | None = None) -> RetrieverMode
         '[1] Emma\nEmma is a novel by Jane Austen.'
     """
     return RetrieverModel(retriever=retriever, k=k)
-
-
-def _result(messages: list[BaseMessage], documents: list[Document], max_tokens: int | None) -> ChatResult:
-    whole = passages(documents)
-    # The worst case of a call, which a budget is held to, counts max_tokens: no reply may be longer.
-    text = whole if max_tokens is None else whole[: max_tokens * CHARACTERS_PER_TOKEN]
-    usage = estimated_usage((message.text for message in messages), text)
-    reason = "stop" if text == whole else "length"
-    message = AIMessage(text, usage_metadata=usage, response_metadata={"finish_reason": reason})
-    return ChatResult(generations=[ChatGeneration(message=message)])
 
 
 def passages(documents: list[Document]) -> str:

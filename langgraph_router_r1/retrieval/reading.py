@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.documents import Document
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.retrievers import BaseRetriever
 from typing_extensions import override
 
 from langgraph_router_r1.retrieval.as_model import passages
+from langgraph_router_r1.retrieval.lookup import LookUpModel
 
 PROMPT = "{passages}\n\nQuestion: {question}\nAnswer from these passages, as shortly as possible:"
 
@@ -22,7 +21,20 @@ MAX_PASSAGE_BYTES, MAX_TITLE_BYTES = 500, 100
 says of someone first is what is asked most."""
 
 
-class ReadingModel(BaseChatModel):
+class PassageReader(LookUpModel):
+    """A model that reads the start of some passages before it answers."""
+
+    k: int = 5
+    """How many of the passages that the retriever returns are read."""
+    max_passage_bytes: int = MAX_PASSAGE_BYTES
+
+    @property
+    def most_read_bytes(self) -> int:
+        """The most that is read beside the question; the worst case of a call has it."""
+        return len(PROMPT) + self.k * (self.max_passage_bytes + MAX_TITLE_BYTES + len(f"[{self.k}] \n\n\n"))
+
+
+class ReadingModel(PassageReader):
     """Looks passages up and lets a chat model answer from them, as a chat model; the usage is that of the reader.
 
     As a model of a router's pool it is one call, priced by what the reader reads and writes. Give its descriptor
@@ -30,6 +42,7 @@ class ReadingModel(BaseChatModel):
 
     Example:
         >>> from langchain_core.language_models import FakeListChatModel
+        >>> from langchain_core.retrievers import BaseRetriever
         >>> class Fixed(BaseRetriever):
         ...     def _get_relevant_documents(self, query, *, run_manager):
         ...         return [Document("Emma is a novel by Jane Austen.", metadata={"title": "Emma"})]
@@ -38,16 +51,7 @@ class ReadingModel(BaseChatModel):
         'Jane Austen'
     """
 
-    retriever: BaseRetriever
     reader: BaseChatModel
-    k: int = 5
-    """How many of the passages that the retriever returns are read."""
-    max_passage_bytes: int = MAX_PASSAGE_BYTES
-
-    @property
-    def most_read_bytes(self) -> int:
-        """The most that the reader reads beside the question; the worst case of a call has it."""
-        return len(PROMPT) + self.k * (self.max_passage_bytes + MAX_TITLE_BYTES + len(f"[{self.k}] \n\n\n"))
 
     @property
     @override
@@ -55,26 +59,12 @@ class ReadingModel(BaseChatModel):
         return "reading"
 
     @override
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **options: Any,
-    ) -> ChatResult:
-        found = self.retriever.invoke(messages[-1].text)
-        return _result(self.reader.invoke(self._chat(messages, found), _SILENT, stop=stop, **options))
+    def reply(self, messages: list[BaseMessage], found: list[Document], **options: Any) -> ChatResult:
+        return _result(self.reader.invoke(self._chat(messages, found), _SILENT, **options))
 
     @override
-    async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **options: Any,
-    ) -> ChatResult:
-        found = await self.retriever.ainvoke(messages[-1].text)
-        return _result(await self.reader.ainvoke(self._chat(messages, found), _SILENT, stop=stop, **options))
+    async def areply(self, messages: list[BaseMessage], found: list[Document], **options: Any) -> ChatResult:
+        return _result(await self.reader.ainvoke(self._chat(messages, found), _SILENT, **options))
 
     def _chat(self, messages: list[BaseMessage], found: Sequence[Document]) -> list[BaseMessage]:
         return reading_chat(messages[-1].text, found[: self.k], self.max_passage_bytes)
@@ -87,7 +77,7 @@ _SILENT: Any = {"callbacks": []}
 def reading_chat(
     question: str, found: Sequence[Document], max_passage_bytes: int = MAX_PASSAGE_BYTES
 ) -> list[BaseMessage]:
-    """Return what a reader is sent; examples to train one start with the same tokens."""
+    """Return what a reader is sent."""
     shortened = [
         Document(
             cut(one.page_content, max_passage_bytes),

@@ -17,19 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.documents import Document
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.retrievers import BaseRetriever
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatResult
 from pydantic import ConfigDict
 from typing_extensions import override
 
-from langgraph_router_r1.ledger import estimated_usage
+from langgraph_router_r1.program_model import limited_result
 from langgraph_router_r1.retrieval.as_model import NOTHING_FOUND
 from langgraph_router_r1.retrieval.index import NEEDS_EXTRA
-from langgraph_router_r1.retrieval.reading import MAX_PASSAGE_BYTES, MAX_TITLE_BYTES, cut
+from langgraph_router_r1.retrieval.reading import MAX_PASSAGE_BYTES, MAX_TITLE_BYTES, PassageReader, cut
 
 MAX_TOKENS = 256
 """Of a question and a passage together; what is longer is cut at the end of the passage."""
@@ -149,25 +146,23 @@ def best_span(starts: Any, ends: Any, in_passage: Any) -> tuple[tuple[int, int] 
     return (int(places[first]), int(places[last])), float(scores[first, last] - starts[0] - ends[0])
 
 
-class QuotingModel(BaseChatModel):
+class QuotingModel(PassageReader):
     """Looks passages up and quotes the answer from them, as a chat model; its tokens are estimates.
 
     As a model of a router's pool it is one call, priced by what is read. Give its descriptor `call_prompt="{query}"`.
+
+    Example:
+        >>> from langgraph_router_r1.retrieval import WordRetriever, create_index
+        >>> index = create_index(":memory:", [Document("Emma is a novel by Jane Austen.")])
+        >>> model = QuotingModel(retriever=WordRetriever(index=index), reader=SpanReader("mine"))   # doctest: +SKIP
+        >>> model.invoke("Who wrote Emma?").text                                                    # doctest: +SKIP
+        'Jane Austen'
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    retriever: BaseRetriever
     reader: Any
     """A `SpanReader`, or anything with its `read`."""
-    k: int = 5
-    """How many of the passages that the retriever returns are read."""
-    max_passage_bytes: int = MAX_PASSAGE_BYTES
-
-    @property
-    def most_read_bytes(self) -> int:
-        """The most that is read beside the question; the worst case of a call has it."""
-        return self.k * (self.max_passage_bytes + MAX_TITLE_BYTES + len(". "))
 
     @property
     @override
@@ -175,33 +170,11 @@ class QuotingModel(BaseChatModel):
         return "quoting"
 
     @override
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **_: Any,
+    def reply(
+        self, messages: list[BaseMessage], found: list[Document], max_tokens: int | None = None, **_: Any
     ) -> ChatResult:
-        return self._result(messages[-1].text, self.retriever.invoke(messages[-1].text))
-
-    @override
-    async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **_: Any,
-    ) -> ChatResult:
-        import asyncio
-
-        found = await self.retriever.ainvoke(messages[-1].text)
-        return await asyncio.to_thread(self._result, messages[-1].text, found)
-
-    def _result(self, question: str, found: Sequence[Document]) -> ChatResult:
-        texts = [passage_text(one, self.max_passage_bytes) for one in found[: self.k]]
-        answer = self.reader.read(question, texts) or NOTHING_FOUND
-        message = AIMessage(answer, usage_metadata=estimated_usage([question, *texts], answer))
-        return ChatResult(generations=[ChatGeneration(message=message)])
+        question, texts = messages[-1].text, [passage_text(one, self.max_passage_bytes) for one in found[: self.k]]
+        return limited_result([question, *texts], self.reader.read(question, texts) or NOTHING_FOUND, max_tokens)
 
 
 def passage_text(passage: Document, max_bytes: int = MAX_PASSAGE_BYTES) -> str:

@@ -9,7 +9,7 @@ A text that can't be used becomes the plan of one step, the question as it is, w
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from langgraph_router_r1.protocol import sanitize
@@ -123,14 +123,24 @@ def parse_plan(text: str, question: str, *, max_steps: int = MAX_STEPS) -> Plan:
     )
 
 
+def plan_text(steps: Iterable[str]) -> str:
+    """Return steps as the text of a plan.
+
+    Example:
+        >>> print(plan_text(["Which country has the capital Lima?", "What currency is used in #1?"]))
+        1. Which country has the capital Lima?
+        2. What currency is used in #1?
+    """
+    return "\n".join(f"{number}. {step}" for number, step in enumerate(steps, start=1))
+
+
 def edited_plan(texts: Sequence[str], *, max_steps: int = MAX_STEPS) -> Plan:
     """Return the plan of steps that a person wrote.
 
     Raises:
         ValueError: They can't be used; the message says why.
     """
-    plan = parse_plan("\n".join(f"{number}. {' '.join(text.split())}" for number, text in enumerate(texts, 1)), "",
-                      max_steps=max_steps)  # fmt: skip
+    plan = parse_plan(plan_text(" ".join(text.split()) for text in texts), "", max_steps=max_steps)
     if plan.reason is not None:
         msg = f"the plan can't be used: {plan.reason}"
         raise ValueError(msg)

@@ -22,6 +22,7 @@ from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.engines.base import API_KEY_ENV
 from langgraph_router_r1.evaluation.tasks import DATA_VARIABLE, TaskError, data_dir, json_lines
 from langgraph_router_r1.pocket import BASE_NAME, NOT_SERVED
+from langgraph_router_r1.program_model import ProgramModel
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.wiki.world import COMPARED, LOOKED_UP
 
@@ -46,7 +47,7 @@ def passages() -> tuple[Document, ...]:
     Raises:
         TaskError: There is no data directory, or it hasn't the file.
     """
-    return _passages_in(_file())
+    return passages_in(passages_file())
 
 
 def word_retriever(k: int) -> BaseRetriever:
@@ -58,10 +59,15 @@ def word_retriever(k: int) -> BaseRetriever:
     """
     from langgraph_router_r1.retrieval import WordRetriever
 
-    return WordRetriever(index=_index_of(_file()), k=k)
+    return WordRetriever(index=_index_of(passages_file()), k=k)
 
 
-def _file() -> Path:
+def passages_file() -> Path:
+    """Return where the passages are.
+
+    Raises:
+        TaskError: There is no data directory.
+    """
     directory = data_dir()
     if directory is None:
         raise TaskError(f"the wiki pool reads {PASSAGES_FILE}: set {DATA_VARIABLE} to the data directory")
@@ -69,7 +75,8 @@ def _file() -> Path:
 
 
 @functools.cache
-def _passages_in(file: Path) -> tuple[Document, ...]:
+def passages_in(file: Path) -> tuple[Document, ...]:
+    """Return the passages of a file; they are read once."""
     rows = (row for _, row in json_lines(file))
     return tuple(Document(row["text"], id=row["id"], metadata={"title": row["title"]}) for row in rows)
 
@@ -78,7 +85,7 @@ def _passages_in(file: Path) -> tuple[Document, ...]:
 def _index_of(file: Path) -> Any:
     from langgraph_router_r1.retrieval import create_index
 
-    return create_index(":memory:", _passages_in(file))
+    return create_index(":memory:", passages_in(file))
 
 
 class _Reader:
@@ -114,7 +121,7 @@ def wiki_registry(reader: str | Path, base_url: str = NOT_SERVED) -> ModelRegist
         ModuleNotFoundError: The `[retrieval]` extra is not installed.
     """
     from langgraph_router_r1.retrieval.span_reader import QuotingModel
-    from langgraph_router_r1.wiki.dates import Dates
+    from langgraph_router_r1.wiki.dates import compared
 
     def own(name: str, model: Any, description: str) -> ModelDescriptor:
         limits = {"max_tokens": MAX_ANSWER_TOKENS}
@@ -145,6 +152,10 @@ def wiki_registry(reader: str | Path, base_url: str = NOT_SERVED) -> ModelRegist
                 "Looks up one fact about a person, a film or a song, in two passages of Wikipedia.",
             ),
             own("library", quoting(OVERVIEWED), "Reads ten passages of Wikipedia about a question."),
-            own(COMPARED, Dates(), "Says which of two dates is earlier, and whether two countries are the same."),
+            own(
+                COMPARED,
+                ProgramModel(program=compared),
+                "Says which of two dates is earlier, and whether two countries are the same.",
+            ),
         ]
     )

@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
-
-from langchain_core.callbacks import CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
-from typing_extensions import override
 
 from langgraph_router_r1.evaluation.metrics import normalise
-from langgraph_router_r1.ledger import estimated_usage
 
 UNKNOWN = "I can only compare two dates or two countries."
 
@@ -87,29 +79,3 @@ def compared(text: str) -> str:
     if match := _SAME.search(text):
         return "yes" if same_country(match[1], match[2]) else "no"
     return UNKNOWN
-
-
-class Dates(BaseChatModel):
-    """Compares two dates or two countries, as a chat model; its tokens are estimates.
-
-    Example:
-        >>> Dates().invoke("Are these the same country: (A) Italian (B) Italy?").text
-        'yes'
-    """
-
-    @property
-    @override
-    def _llm_type(self) -> str:
-        return "dates"
-
-    @override
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **_: Any,
-    ) -> ChatResult:
-        answer = compared(messages[-1].text)
-        usage = estimated_usage((message.text for message in messages), answer)
-        return ChatResult(generations=[ChatGeneration(message=AIMessage(answer, usage_metadata=usage))])
