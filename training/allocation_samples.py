@@ -28,7 +28,7 @@ from training.allocation_search import Ask, cheapest_right, grouped_search
 from training.kinds import COMPARISON, KINDS, Kind
 from training.plan_samples import reworded
 from training.pools import DrawnPool, Member, draw_pool
-from training.teacher import WEIGHTS
+from training.teacher import WEIGHTS, reasons
 
 PLANS_PER_POOL = 8
 """A batch of training has one pool: what its prompts share is then computed once (see sft.py)."""
@@ -59,8 +59,21 @@ class Allocated:
 
     @property
     def text(self) -> str:
-        """What an allocator shall write: a line a step, with its number and the name that the prompt has."""
-        return "\n".join(f"{number}. {one.descriptor.display_name}" for number, one in enumerate(self.best, start=1))
+        """What an allocator shall write: for each step the reasons that the router's teacher has, then a line a step.
+
+        A line has the number of the step and the name that the prompt has for the model.
+        """
+        thoughts = [reasons(self.pool, kind, self.cost_weight, _in_words(kind)) for kind in self.kinds]
+        names = [one.descriptor.display_name for one in self.best]
+        return f"<think>\n{_numbered(thoughts)}\n</think>\n{_numbered(names)}"
+
+
+def _in_words(kind: str) -> str:
+    return kind if kind == COMPARISON else KINDS[kind].noun
+
+
+def _numbered(lines: Iterable[str]) -> str:
+    return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, start=1))
 
 
 def draw_allocations(

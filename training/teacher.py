@@ -227,7 +227,8 @@ def plan(
     best = pool.best(asked.kind.name, cost_weight)
     if best is None:
         return None
-    thought = _reasons(pool, asked.kind, cost_weight, f"country, by its {asked.kind.noun}" if asked.is_reversed else "")
+    needed = f"country, by its {asked.kind.noun}" if asked.is_reversed else asked.kind.noun
+    thought = reasons(pool, asked.kind.name, cost_weight, needed)
     if asked.through is None:
         steps = [_search(thought, best, asked.text)]
         return partial(_turn, steps, _final("The answer is {}.", "{}")), False
@@ -243,11 +244,12 @@ def plan(
     if (
         finder is best and best.told(TWO_HOP) is not None and asked.kind.relation
     ):  # who is the best for both steps can do them at once
-        steps = [_search(_reasons(pool, asked.kind, cost_weight, f"{asked.kind.noun}, in one call"), best, asked.text)]
+        thought = reasons(pool, asked.kind.name, cost_weight, f"{asked.kind.noun}, in one call")
+        steps = [_search(thought, best, asked.text)]
         return partial(_turn, steps, _final("The answer is {}.", "{}")), False
     assert asked.through.relation
     described = choose.choice(REVERSED[asked.through.relation]).format(asked.country.fact(asked.through.relation))
-    first = _reasons(pool, asked.through, cost_weight, f"country, by its {asked.through.noun}")
+    first = reasons(pool, asked.through.name, cost_weight, f"country, by its {asked.through.noun}")
     find = _search(f"First the country. {first}", finder, described)
     if cost_weight > 0 and knows:
         recalled = _final(f"The country is {{}}. I know its {asked.kind.noun}.", asked.answer)
@@ -280,14 +282,21 @@ def _given_up(asked: Asked, cost_weight: float, knows_a_step: bool) -> bool:
     return cost_weight > (0.5 if asked.kind.name in CODES else 0.8)
 
 
-def _reasons(pool: DrawnPool, kind: Kind, cost_weight: float, needed: str = "") -> str:
-    """Return the thought that leads from the descriptors to a name; `needed` says more exactly what is asked for."""
-    best = pool.best(kind.name, cost_weight)
+def reasons(pool: DrawnPool, kind: str, cost_weight: float, needed: str) -> str:
+    """Return the thought that leads from the descriptors to a name.
+
+    Args:
+        pool: One that has somebody for the kind.
+        kind: What is asked for.
+        cost_weight: How much a low cost counts, 0 to 1.
+        needed: The same in words.
+    """
+    best = pool.best(kind, cost_weight)
     assert best is not None
-    among = pool.candidates(kind.name)
-    compared = "; ".join(_told(member, kind.name) for member in among)
-    ranked = _ranked(among, kind.name)
-    return f"Needed: {needed or kind.noun}. {compared}. {ranked}Best: {best.descriptor.display_name}."
+    among = pool.candidates(kind)
+    compared = "; ".join(_told(member, kind) for member in among)
+    ranked = _ranked(among, kind)
+    return f"Needed: {needed}. {compared}. {ranked}Best: {best.descriptor.display_name}."
 
 
 def _ranked(among: Sequence[Member], kind: str) -> str:

@@ -27,8 +27,8 @@ from langgraph_router_r1.transcript import Segment
 if TYPE_CHECKING:
     from langgraph_router_r1.strategies.knn import KNNStrategy
 
-TOKENS_A_STEP = 32
-"""Most tokens that an allocator writes for a step."""
+TOKENS_A_STEP = 160
+"""Most tokens that an allocator writes for a step, a thought about it included."""
 
 _LINE = re.compile(r"\s*(?:step\s+)?#?(\d{1,3})\s*[.):]?\s+(.*?)\s*$", re.IGNORECASE | re.ASCII)
 
