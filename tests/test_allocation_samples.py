@@ -15,7 +15,7 @@ from langgraph_router_r1.evaluation.metrics import exact_match
 from langgraph_router_r1.pocket import pocket_registry
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.pocket.world import HIGHER, countries, joined_questions, questions
-from langgraph_router_r1.strategies.allocators import read_allocation
+from langgraph_router_r1.strategies.allocators import TOKENS_A_STEP, read_allocation
 from langgraph_router_r1.strategies.plans import joined, parse_plan
 from training.allocation_samples import (
     PLANS_PER_POOL,
@@ -170,7 +170,12 @@ def test_a_file_of_examples_has_the_prompt_that_an_allocator_gets_and_masks_it(t
         prompt = tokenizer.decode(row["token_ids"][:learned])
         assert row["plan"] in prompt
         assert f"Cost weight: {row['cost_weight']:g} of 1." in prompt
-        assert all(f"Name: {line.partition('. ')[2]}." in prompt for line in row["models"].splitlines())
+        thoughts, names = (part.strip().splitlines() for part in row["models"].split("</think>"))
+        assert all(f"Name: {line.partition('. ')[2]}." in prompt for line in names)
+        for thought, line in zip(thoughts[1:], names, strict=True):
+            assert thought.startswith(f"{line.partition(' ')[0]} Needed: ")
+            assert thought.endswith(f"Best: {line.partition('. ')[2]}.")
+        assert sum(row["mask"]) <= TOKENS_A_STEP * len(names)
     for batch in (rows[:8], rows[8:]):  # what a batch shares is computed once: nearly all of its prompts
         starts = [tokenizer.decode(row["token_ids"]).partition("Plan:")[0] for row in batch]
         assert len(set(starts)) == 1

@@ -342,12 +342,25 @@ def test_runs_can_be_scored_anew_from_their_file(tmp_path: Path) -> None:
     assert max(again["good"].metrics["f1"]) == pytest.approx(0.5)  # "it is right1" against "right1"
 
 
+def test_lengths_are_candidates_of_a_benchmark(tmp_path: Path) -> None:
+    file = recorded(tmp_path)
+    file.write_text(file.read_text().replace("records = [", "lengths = { short = 1 }\nrecords = ["))
+    names = Bench.from_file(file, tmp_path / "runs").names
+    assert [name for name in names if name.endswith(" (short)")] == [
+        f"{name} (short)" for name in names[: len(names) // 2]
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (("title", "titel"), r"titel: extra inputs are not permitted"),
         (('"contains"', '"rouge"'), r"metrics are rouge, em, score; here they may be em, f1"),
         (("records = [", "pocket = true\nrecords = ["), r"exactly one of 'records', 'registry', 'pocket' and 'wiki'"),
+        (
+            ('records = ["records.jsonl"]', "pocket = true\nlengths = {short = 9}"),
+            r"'lengths', which are for 'records' only",
+        ),
         (("records.jsonl", "others.jsonl"), r"needs 'others.jsonl', which is neither beside"),
         (('router = "random"', 'router = "cheapest"'), r"two rows have the same name"),
         (('router = "random"', 'router = "rndom"'), r"a row has router = 'rndom'; it may be models, router, prompted"),

@@ -57,6 +57,43 @@ def test_a_reply_to_a_long_prompt_whose_cost_was_not_recorded_costs_what_its_tie
     assert outcome_cost(Outcome("Lima", prompt_tokens=101, completion_tokens=3), price) == pytest.approx(425e-6)
 
 
+def test_a_length_makes_a_candidate_whose_replies_are_cut_and_cost_what_is_left() -> None:
+    short = pool().with_lengths({"short": 3})
+    assert short.models == ("small", "small (short)")
+    assert short.outcomes["t1"]["small"] == pool().outcomes["t1"]["small"]
+    cut = short.outcome("t1", "small (short)")
+    assert (cut.response, cut.completion_tokens, cut.cost_usd) == ("It is\nL", 3, pytest.approx(35e-6))
+    assert short.outcome("t2", "small (short)") == pool().outcome("t2", "small")  # it was short enough
+    limited = short.registry()["small (short)"]
+    assert limited.max_tokens == 3
+    assert limited.price == Price(prompt=2.0, completion=5.0)
+    assert limited.model.invoke("whatever", RUN).usage_metadata["output_tokens"] == 3
+    assert short.registry()["small"].params == {}
+
+
+def test_a_reply_that_was_cut_keeps_no_score_of_the_whole_one() -> None:
+    scored = {"completion_tokens": 9, "cost_usd": 9e-6, "score": 1.0}
+    rows = [{"id": "t1", "question": "?", "golden_answers": [], "outcomes": {"small": scored}}]
+    limited = RecordedPool.from_rows(rows).with_lengths({"short": 8, "long": 9})
+    assert limited.outcome("t1", "small (short)").score == 0
+    assert limited.outcome("t1", "small (long)").score == 1
+
+
+def test_lengths_need_a_record_of_how_long_replies_are() -> None:
+    rows = [{"id": "t1", "question": "?", "golden_answers": [], "outcomes": {"small": {"score": 1.0}}}]
+    with pytest.raises(ValueError, match="does not say what 'small' cost"):
+        RecordedPool.from_rows(rows).with_lengths({"short": 8})
+
+
+def test_a_router_asks_for_a_length_by_name_and_gets_so_much() -> None:
+    turns = [search("small (short): Capital of Peru?"), answer("Lima")]
+    router = create_router(ScriptedEngine(turns), pool().with_lengths({"short": 3}).registry())
+    result = router.invoke({"messages": [("user", "Capital of Peru?")]}, RUN)
+    (routed,) = result["routing"]["calls"]
+    assert (routed["model"], routed["response"]) == ("small (short)", "It is\nL")
+    assert routed["cost_usd"] == pytest.approx(35e-6)
+
+
 def test_a_recorded_models_skills_are_measured_on_the_train_split_alone() -> None:
     def rows(right: Any) -> list[dict[str, Any]]:
         paid = {"completion_tokens": 1, "cost_usd": 1e-6}

@@ -62,12 +62,14 @@ class Bench:
         Raises:
             BenchError: Something in it can't be had, or `output` holds runs of another benchmark.
         """
-        known = (*METRICS, *(["score"] if spec.pool.records else []), *(["judge"] if spec.judge else []))
-        if not spec.metrics or not set(spec.metrics) <= set(known):
-            raise BenchError(f"metrics are {', '.join(spec.metrics) or 'none'}; here they may be {', '.join(known)}")
         pool = spec.pool
         if sum((bool(pool.records), pool.registry is not None, pool.pocket, pool.wiki is not None)) != 1:
             raise BenchError("[pool] must have exactly one of 'records', 'registry', 'pocket' and 'wiki'")
+        if spec.pool.lengths and not spec.pool.records:
+            raise BenchError("[pool] has 'lengths', which are for 'records' only: give other models max_tokens instead")
+        known = (*METRICS, *(["score"] if spec.pool.records else []), *(["judge"] if spec.judge else []))
+        if not spec.metrics or not set(spec.metrics) <= set(known):
+            raise BenchError(f"metrics are {', '.join(spec.metrics) or 'none'}; here they may be {', '.join(known)}")
         self.spec, self.name, self._directory = spec, name, directory
         self._store = RunStore(Path(output), name, self._fingerprint)
         self.records = self._records()
@@ -166,7 +168,7 @@ class Bench:
         """Return what is recorded of the pool's models."""
         pool = self.spec.pool
         if pool.records:
-            return RecordedPool.from_file(*map(self.find, pool.records))
+            return RecordedPool.from_file(*map(self.find, pool.records)).with_lengths(pool.lengths)
         if pool.profile is not None:
             return RecordedPool.from_file(self.find(pool.profile))
         profile = self.pool_registry().profile

@@ -50,6 +50,8 @@ class PoolSpec(_Strict):
     """Prices of recorded models whose costs were not recorded."""
     descriptions: dict[str, str] = Field(default_factory=dict)
     """What the router is told of recorded models."""
+    lengths: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
+    """Of recorded models: each is a candidate once more for each length, with replies of at most so many tokens."""
 
 
 class RowSpec(_Strict):

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import contains, without_tags
 from langgraph_router_r1.evaluation.tasks import Split, Task, TaskError, as_task, json_lines
-from langgraph_router_r1.ledger import PER_MILLION, Price, PriceLike, estimate_tokens
+from langgraph_router_r1.ledger import CHARACTERS_PER_TOKEN, PER_MILLION, Price, PriceLike, estimate_tokens
 from langgraph_router_r1.registry import ModelRegistry
 
 TASK_ID = "task_id"
@@ -84,6 +84,8 @@ class RecordedPool:
     outcomes: dict[str, dict[str, Outcome]] = field(default_factory=dict)
     """By task id, then by model."""
     source: str = "the records"
+    limits: dict[str, int] = field(default_factory=dict)
+    """Most tokens of a reply, of models that have such a limit; see `with_lengths`."""
 
     @classmethod
     def from_file(cls, *paths: str | Path) -> RecordedPool:
@@ -170,7 +172,36 @@ class RecordedPool:
     def of_split(self, split: Split) -> RecordedPool:
         """Return the part of it that belongs to a split."""
         tasks = {task.id: task for task in self.tasks.values() if task.split == split}
-        return RecordedPool(tasks, {task_id: self.outcomes[task_id] for task_id in tasks}, self.source)
+        return RecordedPool(tasks, {task_id: self.outcomes[task_id] for task_id in tasks}, self.source, self.limits)
+
+    def with_lengths(self, lengths: Mapping[str, int]) -> RecordedPool:
+        """Return the pool with each model once more for each length, as a candidate whose replies are cut there.
+
+        A reply that was longer is worth nothing where the record has a score for it: its judge saw all of it. Elsewhere
+        it is judged by the words that are left. A real model that is told to be brief may well do better.
+
+        Args:
+            lengths: Most tokens of a reply, by what the length is called.
+
+        Raises:
+            ValueError: It is not recorded how long a reply is.
+
+        Example:
+            >>> pool = RecordedPool.from_rows([{"id": "t1", "question": "Capital of Peru?", "golden_answers": ["Lima"],
+            ...     "outcomes": {"small": {"response": "Well, in Lima.", "completion_tokens": 5, "cost_usd": 1e-6}}}])
+            >>> short = pool.with_lengths({"short": 4}).outcome("t1", "small (short)")
+            >>> short.response, short.completion_tokens, short.cost_usd
+            ('Well, in L', 4, 8e-07)
+        """
+        outcomes, limits = {task_id: dict(of) for task_id, of in self.outcomes.items()}, dict(self.limits)
+        for model in self.models if lengths else ():
+            price = self._price(model)
+            for label, most in lengths.items():
+                limits[f"{model} ({label})"] = most
+                for of in outcomes.values():
+                    if model in of:
+                        of[f"{model} ({label})"] = _cut(of[model], most, price)
+        return RecordedPool(self.tasks, outcomes, self.source, limits)
 
     def registry(
         self, *, prices: Mapping[str, PriceLike] | None = None, descriptions: Mapping[str, str] | None = None
@@ -190,6 +221,7 @@ class RecordedPool:
                 model=RecordedChatModel(pool=self, name=model),
                 price=(prices or {}).get(model) or self._price(model),
                 description=(descriptions or {}).get(model, ""),
+                params={"max_tokens": self.limits[model]} if model in self.limits else {},
                 skills=self._skills(model),
                 # Nothing is waited for, and what was once said can't be said again in other words.
                 max_retries=0,
@@ -221,6 +253,23 @@ class RecordedPool:
             raise ValueError(msg)
         prompt, completion = (max(0.0, float(f"{dollars / PER_MILLION:.6g}")) for dollars in found)
         return Price(prompt=prompt if used[:, 0].any() else 0.0, completion=completion)
+
+
+def _cut(outcome: Outcome, most: int, price: Price) -> Outcome:
+    """Return what would be recorded if the reply had been cut after so many tokens."""
+    assert outcome.completion_tokens is not None  # else there is no price
+    over = outcome.completion_tokens - most
+    if over <= 0:
+        return outcome
+    rates = price.at(outcome.prompt_tokens or 0)
+    return replace(
+        outcome,
+        # From the end: some files hold only the end of long replies.
+        response=None if outcome.response is None else outcome.response[: -over * CHARACTERS_PER_TOKEN],
+        completion_tokens=most,
+        cost_usd=None if outcome.cost_usd is None else outcome.cost_usd - PER_MILLION * over * rates.completion,
+        score=None if outcome.score is None else 0.0,
+    )
 
 
 def task_row(task: Task) -> dict[str, Any]:
