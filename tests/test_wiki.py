@@ -17,8 +17,9 @@ from langgraph.cache.memory import InMemoryCache
 from langgraph_router_r1.evaluation.bench import Bench
 from langgraph_router_r1.evaluation.bench_file import BenchSpec
 from langgraph_router_r1.evaluation.bench_routers import Routers
-from langgraph_router_r1.evaluation.tasks import DATA_VARIABLE, TaskError, load_tasks
+from langgraph_router_r1.evaluation.tasks import DATA_VARIABLE, Task, TaskError, load_tasks
 from langgraph_router_r1.strategies.plans import parse_plan, plan_text
+from langgraph_router_r1.testing import ByteTokenizer
 from langgraph_router_r1.wiki import PASSAGES_FILE, passages, wiki_registry, word_retriever
 from langgraph_router_r1.wiki.dates import UNKNOWN, compared, date_of
 from langgraph_router_r1.wiki.world import true_model, true_steps
@@ -241,3 +242,69 @@ def test_patterns_take_nothing_from_passages_that_questions_of_other_splits_are_
     everything, taken = (list(training.facts(titles, random.Random(0))) for titles in (set[str](), away))
     assert "Ann Lee" in {one.answer for one in everything}
     assert {one.answer for one in taken} == {"Leo Fong", "1988", "23 November 1928", "18 February 2022", "Canton"}
+
+
+def test_other_sets_add_questions_of_the_train_split_about_nobody_who_is_kept_away(data: Path, training: Any) -> None:
+    rows = [
+        {"question": f"Who lives in house {n}?", "golden_answers": ["Bo Li"],
+         "passages": [{"title": "Nobody", "text": "Empty."}, {"title": f"House {n}", "text": "Bo Li lives here."}]}
+        for n in range(40)
+    ]  # fmt: skip
+    for name in training.OTHER_QUESTIONS:
+        file = data / "corpus" / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = list(training.other_questions(set()))
+    train = {str(row["question"]) for row in rows if Task("t", str(row["question"]), (), "d").split == "train"}
+    assert 5 < len(train) < 35
+    assert {one.question for one in found} == train
+    assert {one.answer for one in found} == {"Bo Li"}
+    titles = {f"house {n}" for n in range(40)}
+    assert not list(training.other_questions(titles))
+
+
+async def test_the_router_learns_from_runs_of_the_graph_that_come_to_the_answer(
+    data: Path, training: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training.teacher import collect_demonstrations
+    from training.wiki_teacher import wiki_demonstrations
+
+    said = {
+        "Who is the director of the film Blood Street?": "Leo Fong",
+        "Who is the director of the film Night Street?": "Ann Lee",
+        "When was Leo Fong born?": "23 November 1928",
+        "When was Ann Lee born?": "3 May 1950",
+        "Where was Leo Fong born?": "Canton",
+    }
+    monkeypatch.setattr("langgraph_router_r1.wiki._Reader.read", lambda _, question, texts: said[question])
+    shown = list(wiki_demonstrations(load_tasks("wiki", split="train"), wiki_registry(data / "reader"), seed=1))
+    assert {one.question for one in shown} == {QUESTIONS[0][0], QUESTIONS[1][0]}
+    for one, run in zip(shown, await collect_demonstrations(shown, ByteTokenizer()), strict=True):
+        written = bytes(token for token, own in zip(run["token_ids"], run["mask"], strict=True) if own).decode()
+        golden = {question: answer for question, answer, _ in QUESTIONS}[one.question]
+        assert f"<answer> {golden} </answer>" in written
+        assert "Leo Fong" in written.partition("</search>")[2]  # what came back is what is asked about next
+        told = bytes(run["token_ids"]).decode()
+        assert all(f"Name: {name}." in told for name in one.pool.aliases)
+
+
+def test_pools_are_drawn_in_all_orders_and_under_neutral_names_in_half_of_the_cases(training: Any) -> None:
+    from training.wiki_teacher import DESCRIPTIONS, drawn_pool
+
+    pool, choose = wiki_registry("reader"), random.Random(0)
+    drawn = [drawn_pool(pool, choose) for _ in range(200)]
+    assert len({one.names for one in drawn}) == 24
+    assert 70 < sum(one.aliases != one.names for one in drawn) < 130
+    assert all(not set(one.aliases) & set(one.names) for one in drawn if one.aliases != one.names)
+    for model in pool:
+        assert {one[model.name].description for one in drawn} == set(DESCRIPTIONS[model.name])
+        assert model.description in DESCRIPTIONS[model.name]
+
+
+def test_replies_that_cannot_be_told_apart_end_the_teachers_run(training: Any) -> None:
+    from training.wiki_teacher import turn
+
+    plan = parse_plan("1. Who directed Up?\n2. Who directed Down?\n3. Which date is earlier: #1 or #2?", "?")
+    names = {1: "search", 2: "search", 3: "dates"}
+    assert "<search> search: Who directed Up?\nsearch: Who directed Down? </search>" in turn(plan, names, [])
+    assert "dates: Which date is earlier: Al or Bo?" in turn(plan, names, ["search: Al\nsearch: Bo"])
+    assert turn(plan, names, ["search: Al"]).endswith("<answer> unknown </answer>")

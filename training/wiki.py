@@ -4,6 +4,9 @@
     python -m training.wiki check        how many single steps of the test split it reads right
     python -m training.wiki plans        plans of the train split's questions, for the decomposer
     python -m training.sft ...           the decomposer's adapter, from those
+    python -m training.wiki transcripts  what a teacher asks and gets of the pool, for the router
+    python -m training.sft ...           the router's adapter, from those
+    python -m training.wiki measure      what each model makes of whole questions, for kNN
 
 The files of 2WikiMultihopQA that are used say neither which passages a question needs nor what comes out in between.
 For the train split both are found out: the passage that is named like the one who is asked about must name another
@@ -13,6 +16,7 @@ out of passages by patterns ("directed by ..."), but for those of questions of t
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import random
 import re
@@ -21,7 +25,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from langchain_core.documents import Document
@@ -29,24 +33,41 @@ from langchain_core.messages import HumanMessage
 
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.evaluation.metrics import exact_match, normalise
-from langgraph_router_r1.evaluation.tasks import WIKI_SET, Split, Task, load_tasks
+from langgraph_router_r1.evaluation.profile import profile
+from langgraph_router_r1.evaluation.tasks import WIKI_SET, Split, Task, as_task, draw, json_lines, load_tasks
+from langgraph_router_r1.pocket import pocket_server
 from langgraph_router_r1.pocket.base_model import base_model_dir
 from langgraph_router_r1.prompts import plan_chat
-from langgraph_router_r1.retrieval.reading import MAX_PASSAGE_BYTES
 from langgraph_router_r1.retrieval.span_reader import SpanReader, passage_text
 from langgraph_router_r1.strategies.plans import MAX_STEPS, plan_text
-from langgraph_router_r1.wiki import SEARCHED, passages, passages_file, passages_in, word_retriever
+from langgraph_router_r1.wiki import (
+    READ_BYTES,
+    SEARCHED,
+    passages,
+    passages_file,
+    passages_in,
+    wiki_registry,
+    word_retriever,
+)
 from langgraph_router_r1.wiki.world import LOOKED_UP, true_steps
 from training.examples import ended, row_of, write_rows
 from training.extractor import answer_in
 from training.pocket import report
 from training.span_reader import SpanExample, train_reader
+from training.teacher import collect_demonstrations, keep_batches
+from training.wiki_teacher import wiki_demonstrations
 
-WITHOUT_ANSWER_EVERY = 3
+WITHOUT_ANSWER_EVERY = 2
 """For one in so many questions, a passage without the answer is learned from, too."""
 
-MOST_OF_A_PATTERN = 60
+MOST_OF_A_PATTERN = 120
 """Most facts that one pattern gives."""
+
+LEARNED_BYTES = 700
+"""How much of a passage is learned from: less than is read later, since time grows with it."""
+
+OTHER_QUESTIONS = ("nq_oracle_500", "popqa_300")
+"""Questions about single facts that people asked, or that were made of a database, with passages that answer them."""
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -61,9 +82,10 @@ class Reading(NamedTuple):
 
     def examples(self, *, other: bool) -> Iterator[SpanExample]:
         """Yield what is learned: the answer and, with `other`, that another passage which is found has none."""
-        yield SpanExample(self.question, passage_text(self.passage), self.answer, len(passage_text(self.passage, 0)))
+        text = passage_text(self.passage, LEARNED_BYTES)
+        yield SpanExample(self.question, text, self.answer, len(passage_text(self.passage, 0)))
         for passage in word_retriever(SEARCHED).invoke(self.question) if other else ():
-            text = passage_text(passage)
+            text = passage_text(passage, LEARNED_BYTES)
             if passage.id != self.passage.id and self.answer not in text:
                 yield SpanExample(self.question, text, "")
                 break
@@ -172,7 +194,7 @@ def facts(kept_away: set[str], choose: random.Random) -> Iterator[Reading]:
     for question, pattern in FACTS.items():
         finds, count = re.compile(pattern), 0
         for passage in free:
-            text = passage.page_content[:MAX_PASSAGE_BYTES]
+            text = passage.page_content[:LEARNED_BYTES]
             is_work = re.search(r"\b(?:film|song|single|album)\b", text[:200]) is not None
             if is_work != ("the film" in question or "the song" in question) or (match := finds.search(text)) is None:
                 continue
@@ -183,6 +205,24 @@ def facts(kept_away: set[str], choose: random.Random) -> Iterator[Reading]:
             count += 1
             if count == MOST_OF_A_PATTERN:
                 break
+
+
+def other_questions(kept_away: set[str]) -> Iterator[Reading]:
+    """Yield questions of the train split that other sets have, with the first passage of theirs that answers each.
+
+    Args:
+        kept_away: As for `facts`.
+    """
+    directory = passages_file().parent
+    for name in OTHER_QUESTIONS:
+        for line, row in json_lines(directory / f"{name}.jsonl"):
+            task = as_task(row, f"{name}.jsonl, line {line}", name, line)
+            for passage in row["passages"] if task.split == "train" else ():
+                answer = answer_in(passage["text"], task)
+                if answer and answer in passage["text"] and str(passage["title"]).casefold() not in kept_away:
+                    document = Document(passage["text"], metadata={"title": passage["title"]})
+                    yield Reading(name, task.question, document, answer)
+                    break
 
 
 def kept_away() -> set[str]:
@@ -206,7 +246,8 @@ def reader(
 ) -> None:
     """Train the reader on the train split, and say how many questions of the validation split it reads right."""
     choose, started = random.Random(seed), time.monotonic()
-    found = [*reading_examples(load_tasks(WIKI_SET, split="train")), *facts(kept_away(), choose)]
+    away = kept_away()
+    found = [*reading_examples(load_tasks(WIKI_SET, split="train")), *facts(away, choose), *other_questions(away)]
     for one in choose.sample(found, min(show, len(found))):
         typer.echo(f"{one.source}: {one.question} {title_of(one.passage)} -> {one.answer}")
     choose.shuffle(found)
@@ -239,7 +280,7 @@ def read_right(adapter: Path, split: Split) -> dict[str, tuple[float, int]]:
     """Return the share of questions that are read right, and how many there are, by what kind they are."""
     span_reader, of_source = SpanReader(adapter), defaultdict[str, list[bool]](list)
     for one in reading_examples(load_tasks(WIKI_SET, split=split)):
-        texts = [passage_text(passage) for passage in word_retriever(SEARCHED).invoke(one.question)]
+        texts = [passage_text(passage, READ_BYTES) for passage in word_retriever(SEARCHED).invoke(one.question)]
         of_source[one.source].append(exact_match(span_reader.read(one.question, texts), [one.answer]))
     return {source: (statistics.mean(right), len(right)) for source, right in of_source.items()}
 
@@ -264,6 +305,46 @@ def plans(
         kinds[task.kind] += 1
     tokens = write_rows(output, rows)
     report(examples=len(rows), mean_tokens=tokens, **kinds)
+
+
+@cli.command()
+def transcripts(
+    adapter: Annotated[Path, typer.Argument(help="Directory of the reader's adapter.")] = Path("runs/wiki/reader"),
+    output: Annotated[Path, typer.Option(help="File of the transcripts, a JSON object a line.")] = Path(
+        "runs/wiki/transcripts.jsonl"
+    ),
+    rounds: Annotated[int, typer.Option(help="How often each question is asked, each time of another pool.")] = 1,
+    seed: int = 0,
+) -> None:
+    """Let a teacher ask the true steps of the train split's questions of the real pool."""
+    tokenizer, pool = ChatTokenizer.load(base_model_dir()), wiki_registry(adapter)
+    tasks, runs = load_tasks(WIKI_SET, split="train"), list[dict[str, Any]]()
+    for number in range(rounds):
+        shown = list(wiki_demonstrations(tasks, pool, seed=seed * rounds + number))
+        found = asyncio.run(collect_demonstrations(shown, tokenizer))
+        runs += [{**run, "block": (number, run["block"])} for run in found]
+    report(**keep_batches(runs, output, seed=seed))
+
+
+@cli.command()
+def measure(
+    adapter: Annotated[Path, typer.Argument(help="Directory of the reader's adapter.")] = Path("runs/wiki/reader"),
+    output: Annotated[Path, typer.Option(help="File of the replies, a JSON object a line.")] = Path(
+        "runs/wiki/profile.jsonl"
+    ),
+    sample: Annotated[int, typer.Option(help="How many questions each model is asked.")] = 100,
+    seed: int = 0,
+) -> None:
+    """Ask every model, through vLLM, questions of the train split as they are: what kNN learns from."""
+    tasks = draw(load_tasks(WIKI_SET, split="train"), sample=sample, seed=seed)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with pocket_server() as server:
+        measured = asyncio.run(profile(wiki_registry(adapter, server.base_url), tasks, path=output, in_flight=2))
+    right = {
+        name: {kind: round(accuracy.value, 3) for kind, accuracy in figures.accuracy.items()}
+        for name, figures in measured.items()
+    }
+    report(questions=len(tasks), right=right)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from langgraph_router_r1.retrieval.as_model import NOTHING_FOUND
 from langgraph_router_r1.retrieval.index import NEEDS_EXTRA
 from langgraph_router_r1.retrieval.reading import MAX_PASSAGE_BYTES, MAX_TITLE_BYTES, PassageReader, cut
 
-MAX_TOKENS = 256
+MAX_TOKENS = 320
 """Of a question and a passage together; what is longer is cut at the end of the passage."""
 
 MAX_ANSWER_TOKENS = 16

@@ -35,6 +35,9 @@ PASSAGES_FILE = "corpus/2wiki_6119_passages.jsonl"
 SEARCHED, OVERVIEWED = 2, 10
 """How many passages `search` and `library` read."""
 
+READ_BYTES = 1_000
+"""How much of a passage is read: of what the train questions ask for second, .94 stands there, and .79 in the first 500."""
+
 MAX_ANSWER_TOKENS = 32
 
 PRICES = {"smol": 0.01, "search": 0.1, "library": 0.5, "dates": 0.01}
@@ -132,7 +135,7 @@ def wiki_registry(reader: str | Path, base_url: str = NOT_SERVED) -> ModelRegist
     shared = _Reader(Path(reader))
 
     def quoting(k: int) -> QuotingModel:
-        return QuotingModel(retriever=word_retriever(k), reader=shared, k=k)
+        return QuotingModel(retriever=word_retriever(k), reader=shared, k=k, max_passage_bytes=READ_BYTES)
 
     smol = ModelDescriptor(
         name=BASE_NAME,
