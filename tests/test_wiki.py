@@ -38,6 +38,15 @@ QUESTIONS = [
     ("Where was the director of film Night Street born?", "Lima", "bridge"),
 ]
 
+READ = {
+    "Who is the director of the film Blood Street?": "Leo Fong",
+    "Who is the director of the film Night Street?": "Ann Lee",
+    "When was Leo Fong born?": "23 November 1928",
+    "When was Ann Lee born?": "3 May 1950",
+    "Where was Leo Fong born?": "Canton",
+}
+"""What a perfect reader reads in these passages."""
+
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -196,13 +205,7 @@ def test_the_benchmark_tells_runs_with_other_passages_apart(data: Path, tmp_path
 async def test_the_true_plan_gives_each_step_to_its_model(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = {
-        "Who is the director of the film Blood Street?": "Leo Fong",
-        "Who is the director of the film Night Street?": "Ann Lee",
-        "When was Leo Fong born?": "23 November 1928",
-        "When was Ann Lee born?": "3 May 1950",
-    }
-    monkeypatch.setattr("langgraph_router_r1.wiki._Reader.read", lambda _, question, texts: said[question])
+    monkeypatch.setattr("langgraph_router_r1.wiki._Reader.read", lambda _, question, texts: READ[question])
     (data / "reader").mkdir()
     (data / "reader" / "adapter_model.safetensors").write_bytes(b"weights")
     row = {"router": "planner", "name": "true plan", "model": "true-steps", "allocator": "true-steps"}
@@ -268,14 +271,7 @@ async def test_the_router_learns_from_runs_of_the_graph_that_come_to_the_answer(
     from training.teacher import collect_demonstrations
     from training.wiki_teacher import wiki_demonstrations
 
-    said = {
-        "Who is the director of the film Blood Street?": "Leo Fong",
-        "Who is the director of the film Night Street?": "Ann Lee",
-        "When was Leo Fong born?": "23 November 1928",
-        "When was Ann Lee born?": "3 May 1950",
-        "Where was Leo Fong born?": "Canton",
-    }
-    monkeypatch.setattr("langgraph_router_r1.wiki._Reader.read", lambda _, question, texts: said[question])
+    monkeypatch.setattr("langgraph_router_r1.wiki._Reader.read", lambda _, question, texts: READ[question])
     shown = list(wiki_demonstrations(load_tasks("wiki", split="train"), wiki_registry(data / "reader"), seed=1))
     assert {one.question for one in shown} == {QUESTIONS[0][0], QUESTIONS[1][0]}
     for one, run in zip(shown, await collect_demonstrations(shown, ByteTokenizer()), strict=True):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The reader and the decomposer of the wiki pool from nothing.
+# The reader of the wiki pool, the decomposer and the router (three seeds) from nothing, and the profile for kNN.
 # Passages and questions come from the data directory, ROUTER_R1_DATA. Everything is written into runs/wiki.
 # Expected figures: README.md. Figures of this run: runs/wiki/figures.jsonl.
 set -euo pipefail
@@ -8,9 +8,16 @@ python=${PYTHON:-.venv/bin/python}
 mkdir -p runs/wiki
 step() { "$python" -m "$@" | tee -a runs/wiki/figures.jsonl; }
 
-step training.wiki reader
+step training.wiki reader --epochs 3
 step training.wiki check
-step training.wiki plans
+step training.wiki measure
+step training.wiki plans --examples 447
 # It goes on from the pocket planner's: what a plan looks like is known to it.
 step training.sft runs/wiki/plans.jsonl runs/wiki/adapters/wiki-decomposer \
-  --start adapters/langgraph_router_r1_adapters/planner/decomposer --learning-rate 4e-4
+  --start adapters/langgraph_router_r1_adapters/planner/decomposer --epochs 2 --learning-rate 4e-4
+# It goes on from the pocket router: the protocol is known to it.
+for seed in 0 1 2; do
+  step training.wiki transcripts --output "runs/wiki/transcripts-$seed.jsonl" --rounds 2 --seed "$seed"
+  step training.sft "runs/wiki/transcripts-$seed.jsonl" "runs/wiki/adapters/wiki-router-$seed" \
+    --start adapters/langgraph_router_r1_adapters/pocket/router --learning-rate 5e-4 --seed "$seed"
+done
