@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from langgraph_router_r1 import create_router
+from langgraph_router_r1.calls import CallMiddleware
 from langgraph_router_r1.engines.tokenizer import Tokenizer
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import exact_match
@@ -99,9 +100,21 @@ class Demonstration:
 
 
 async def collect_demonstrations(
-    taught: Iterable[Demonstration], tokenizer: Tokenizer, *, prompt: RouterPrompt | None = None, in_flight: int = 32
+    taught: Iterable[Demonstration],
+    tokenizer: Tokenizer,
+    *,
+    prompt: RouterPrompt | None = None,
+    in_flight: int = 32,
+    middleware: Sequence[CallMiddleware] = (),
 ) -> list[dict[str, Any]]:
     """Let the teacher drive the graph, the models of each demonstration's pool behind it.
+
+    Args:
+        taught: What is shown.
+        tokenizer: Of the router.
+        prompt: As for `create_router`.
+        in_flight: Most runs at the same time.
+        middleware: Around each call; a `CallCache` where the same is asked several times.
 
     Returns:
         For each demonstration `token_ids`, `mask` (1 on the teacher's own tokens), `right` and `block`, in order.
@@ -114,7 +127,9 @@ async def collect_demonstrations(
             return demonstration.turn([text[len("<information>") : -len("</information>")].strip() for text in blocks])
 
         engine = ScriptedEngine(write, tokenizer=tokenizer)
-        router = create_router(engine, demonstration.pool, cost_weight=demonstration.cost_weight, prompt=prompt)
+        router = create_router(
+            engine, demonstration.pool, cost_weight=demonstration.cost_weight, prompt=prompt, middleware=middleware
+        )
         async with gate:
             result = await router.ainvoke(
                 {"messages": [("user", demonstration.question)]},

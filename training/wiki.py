@@ -30,7 +30,9 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from langchain_core.documents import Document
 from langchain_core.messages import HumanMessage
+from langgraph.cache.memory import InMemoryCache
 
+from langgraph_router_r1.calls import CallCache
 from langgraph_router_r1.engines.tokenizer import ChatTokenizer
 from langgraph_router_r1.evaluation.metrics import exact_match, normalise
 from langgraph_router_r1.evaluation.profile import profile
@@ -319,9 +321,10 @@ def transcripts(
     """Let a teacher ask the true steps of the train split's questions of the real pool."""
     tokenizer, pool = ChatTokenizer.load(base_model_dir()), wiki_registry(adapter)
     tasks, runs = load_tasks(WIKI_SET, split="train"), list[dict[str, Any]]()
+    cache = CallCache(InMemoryCache())
     for number in range(rounds):
         shown = list(wiki_demonstrations(tasks, pool, seed=seed * rounds + number))
-        found = asyncio.run(collect_demonstrations(shown, tokenizer))
+        found = asyncio.run(collect_demonstrations(shown, tokenizer, middleware=[cache]))
         runs += [{**run, "block": (number, run["block"])} for run in found]
     report(**keep_batches(runs, output, seed=seed))
 
