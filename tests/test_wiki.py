@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langgraph.cache.memory import InMemoryCache
+from typer.testing import CliRunner
 
 from langgraph_router_r1.evaluation.bench import Bench
 from langgraph_router_r1.evaluation.bench_file import BenchSpec
@@ -304,3 +305,35 @@ def test_replies_that_cannot_be_told_apart_end_the_teachers_run(training: Any) -
     assert "<search> search: Who directed Up?\nsearch: Who directed Down? </search>" in turn(plan, names, [])
     assert "dates: Which date is earlier: Al or Bo?" in turn(plan, names, ["search: Al\nsearch: Bo"])
     assert turn(plan, names, ["search: Al"]).endswith("<answer> unknown </answer>")
+
+
+def test_a_question_about_others_has_the_same_steps_about_others(training: Any) -> None:
+    films, people = ["Old Film", "New Film"], ["Zo Ra", "Ti Mu"]
+    for question, steps in STEPS.items():
+        changed = training.renamed(question, films, people, random.Random(1))
+        if not steps:
+            assert changed is None
+        elif changed is not None:
+            new = [query for query, _ in true_steps(changed)]
+            assert len(new) == len(steps)
+            assert not any(name in changed for name in ("Ann Lee", "Bo Li", "Blood Street", "Up", "Down"))
+    changed = training.renamed("Which film whose director is younger, Up or Down?", films, people, random.Random(2))
+    assert changed in {
+        f"Which film whose director is younger, {one}?" for one in ("Old Film or New Film", "New Film or Old Film")
+    }
+    assert training.renamed("Who is older, Ann Lee or Bo Li?", films, ["Zo Ra"], random.Random(1)) is None
+
+
+def test_plans_beyond_the_questions_are_about_others_and_nobody_of_the_other_splits(
+    data: Path, training: Any, tmp_path: Path
+) -> None:
+    film, person = training.names_to_draw()
+    assert (film, person) == (["Blood Street"], ["Leo Fong"])  # the others are what a test question is about
+    file = tmp_path / "plans.jsonl"
+    result = CliRunner().invoke(training.cli, ["plans", "--output", str(file), "--examples", "6"])
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == json.loads(result.stdout)["examples"] == 6
+    for row in rows:
+        assert row["plan"] == plan_text(query for query, _ in true_steps(row["question"]))
+    assert {row["question"] for row in rows} == {question for question, _, _ in QUESTIONS[:2]}

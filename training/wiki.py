@@ -68,6 +68,9 @@ MOST_OF_A_PATTERN = 120
 LEARNED_BYTES = 700
 """How much of a passage is learned from: less than is read later, since time grows with it."""
 
+MOST_TRIES = 20
+"""Most tries to put other names into a question, for each that is asked for: not every name fits every template."""
+
 OTHER_QUESTIONS = ("nq_oracle_500", "popqa_300")
 """Questions about single facts that people asked, or that were made of a database, with passages that answer them."""
 
@@ -287,26 +290,73 @@ def read_right(adapter: Path, split: Split) -> dict[str, tuple[float, int]]:
     return {source: (statistics.mean(right), len(right)) for source, right in of_source.items()}
 
 
+def renamed(question: str, films: Sequence[str], people: Sequence[str], choose: random.Random) -> str | None:
+    """Return a question with other names in it, whose steps are the same but for the names; None where that fails.
+
+    Args:
+        question: One whose steps are known.
+        films: Names that a film may get.
+        people: Names that anybody else may get.
+        choose: Draws them.
+    """
+    steps = true_steps(question)
+    found = {match[1]: query for query, _ in steps if (match := _SUBJECT.fullmatch(query)) and "#" not in query}
+    of_film = {name: "film" in query for name, query in found.items()}
+    count = sum(of_film.values())
+    if not found or count > len(films) or len(found) - count > len(people):
+        return None
+    drawn = {True: iter(choose.sample(films, count)), False: iter(choose.sample(people, len(found) - count))}
+    names = {name: next(drawn[is_film]) for name, is_film in of_film.items()}
+    pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+
+    def exchanged(text: str) -> str:
+        return pattern.sub(lambda match: names[match[0]], text)
+
+    changed = exchanged(question)
+    return changed if true_steps(changed) == [(exchanged(query), model) for query, model in steps] else None
+
+
+def names_to_draw() -> tuple[list[str], list[str]]:
+    """Return the titles of films, and those of people, but for what questions of the other splits are about."""
+    films, people = list[str](), list[str]()
+    away = kept_away()
+    for passage in passages():
+        start = passage.page_content[:200]
+        if str(passage.metadata["title"]).casefold() in away:
+            continue
+        if re.search(r"\bis an? [\w -]*\bfilm\b(?! [\w-]*(?:or|er|ress|ist|ic)\b)", start):
+            films.append(title_of(passage))
+        elif re.search(r"\bborn\b|\b\d{4} ?[–-] ?", start[:120]):
+            people.append(title_of(passage))
+    return films, people
+
+
 @cli.command()
 def plans(
     output: Annotated[Path, typer.Option(help="File of the examples, a JSON object a line.")] = Path(
         "runs/wiki/plans.jsonl"
     ),
-    examples: Annotated[int, typer.Option(help="Of how many questions.")] = 240,
+    examples: Annotated[
+        int, typer.Option(help="How many; beyond the questions that there are, with other names.")
+    ] = 447,
     seed: int = 0,
 ) -> None:
-    """Write down the true plans of questions of the train split."""
-    tokenizer = ChatTokenizer.load(base_model_dir())
-    rows, kinds = [], defaultdict[str, int](int)
-    planned = [task for task in load_tasks(WIKI_SET, split="train") if true_steps(task.question)]
-    for task in random.Random(seed).sample(planned, min(examples, len(planned))):
-        steps = true_steps(task.question)
-        plan = plan_text(query for query, _ in steps)
-        chat = plan_chat([HumanMessage(task.question)], max_steps=MAX_STEPS, control_tokens=tokenizer.control_tokens)
-        rows.append({**row_of(tokenizer.render(chat)[1], ended(tokenizer, plan)), "question": task.question})
-        kinds[task.kind] += 1
-    tokens = write_rows(output, rows)
-    report(examples=len(rows), mean_tokens=tokens, **kinds)
+    """Write down the true plans of questions of the train split, and of the same questions about others."""
+    tokenizer, choose = ChatTokenizer.load(base_model_dir()), random.Random(seed)
+    planned = [task.question for task in load_tasks(WIKI_SET, split="train") if true_steps(task.question)]
+    asked, (films, people) = choose.sample(planned, min(examples, len(planned))), names_to_draw()
+    for _ in range(MOST_TRIES * examples):
+        if len(asked) >= examples:
+            break
+        if changed := renamed(choose.choice(planned), films, people, choose):
+            asked.append(changed)
+    choose.shuffle(asked)
+    rows = []
+    for question in asked:
+        plan = plan_text(query for query, _ in true_steps(question))
+        chat = plan_chat([HumanMessage(question)], max_steps=MAX_STEPS, control_tokens=tokenizer.control_tokens)
+        rows.append({**row_of(tokenizer.render(chat)[1], ended(tokenizer, plan)), "question": question, "plan": plan})
+    report(examples=len(rows), films=len(films), people=len(people), mean_tokens=write_rows(output, rows))
 
 
 @cli.command()
