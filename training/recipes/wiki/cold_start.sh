@@ -11,10 +11,10 @@ step() { "$python" -m "$@" | tee -a runs/wiki/figures.jsonl; }
 step training.wiki reader --epochs 3
 step training.wiki check
 step training.wiki measure
-step training.wiki plans --examples 447
+step training.wiki plans --examples 2000
 # It goes on from the pocket planner's: what a plan looks like is known to it.
 step training.sft runs/wiki/plans.jsonl runs/wiki/adapters/wiki-decomposer \
-  --start adapters/langgraph_router_r1_adapters/planner/decomposer --epochs 2 --learning-rate 4e-4
+  --start adapters/langgraph_router_r1_adapters/planner/decomposer --learning-rate 4e-4
 # It goes on from the pocket router: the protocol is known to it.
 for seed in 0 1; do
   step training.wiki transcripts --output "runs/wiki/transcripts-$seed.jsonl" --rounds 2 --seed "$seed"
