@@ -36,7 +36,7 @@ SEARCHED, OVERVIEWED = 2, 10
 """How many passages `search` and `library` read."""
 
 READ_BYTES = 1_000
-"""How much of a passage is read: of what the train questions ask for second, .94 stands there, and .79 in the first 500."""
+"""How much of a passage is read: of what train questions ask for second, .94 stands there, and .79 in the first 500."""
 
 MAX_ANSWER_TOKENS = 32
 
