@@ -48,7 +48,8 @@ def run(*command: str | Path, **environment: str) -> str:
 
 def train_as_one_of_several(directory: str) -> None:
     """What each process runs; it leaves what it sampled and the weights that it ends with."""
-    process = PartialState(cpu=True).process_index
+    state = PartialState(cpu=True)
+    process = state.process_index
     trainer = tiny_trainer(
         Path(directory, str(process)),
         steps=2,
@@ -82,6 +83,7 @@ def train_as_one_of_several(directory: str) -> None:
     torch.save([weight.detach() for weight in weights], Path(directory, f"weights-{process}.pt"))
     told = {"own": own, "gathered": len(trainer.rollouts), "moved": moved, "wanted": wanted, "earned": earned}
     Path(directory, f"told-{process}.json").write_text(json.dumps(told))
+    state.destroy_process_group()  # as training.train does: its threads may abort a process that ends with them
 
 
 def test_two_processes_make_rollouts_of_their_own_and_end_with_the_same_weights(tmp_path: Path) -> None:

@@ -253,6 +253,7 @@ def train(
     save_adapter(trainer.accelerator.unwrap_model(trainer.model), adapter)
     if process == 0:
         print(json.dumps({"adapter": str(adapter), "steps": trainer.state.global_step, "seed": seed}))
+    state.destroy_process_group()  # its threads may abort a process that ends with them
 
 
 @contextmanager
