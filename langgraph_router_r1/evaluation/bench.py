@@ -65,9 +65,9 @@ class Bench:
         pool = spec.pool
         if sum((bool(pool.records), pool.registry is not None, pool.pocket, pool.wiki is not None)) != 1:
             raise BenchError("[pool] must have exactly one of 'records', 'registry', 'pocket' and 'wiki'")
-        if spec.pool.lengths and not spec.pool.records:
+        if pool.lengths and not pool.records:
             raise BenchError("[pool] has 'lengths', which are for 'records' only: give other models max_tokens instead")
-        known = (*METRICS, *(["score"] if spec.pool.records else []), *(["judge"] if spec.judge else []))
+        known = (*METRICS, *(["score"] if pool.records else []), *(["judge"] if spec.judge else []))
         if not spec.metrics or not set(spec.metrics) <= set(known):
             raise BenchError(f"metrics are {', '.join(spec.metrics) or 'none'}; here they may be {', '.join(known)}")
         self.spec, self.name, self._directory = spec, name, directory
