@@ -79,10 +79,22 @@ def test_a_reply_that_was_cut_keeps_no_score_of_the_whole_one() -> None:
     assert limited.outcome("t1", "small (long)").score == 1
 
 
-def test_lengths_need_a_record_of_how_long_replies_are() -> None:
+def test_lengths_need_a_record_of_how_long_replies_are_and_names_of_their_own() -> None:
     rows = [{"id": "t1", "question": "?", "golden_answers": [], "outcomes": {"small": {"score": 1.0}}}]
-    with pytest.raises(ValueError, match="does not say what 'small' cost"):
+    with pytest.raises(ValueError, match="does not say how many tokens each reply of 'small' has"):
         RecordedPool.from_rows(rows).with_lengths({"short": 8})
+    with pytest.raises(
+        ValueError, match=r"has a model 'small \(short\)' already: give the length 'short' another name"
+    ):
+        pool().with_lengths({"short": 3}).with_lengths({"short": 2})
+
+
+def test_a_length_has_the_price_and_the_words_of_its_model_and_says_how_long_it_is() -> None:
+    rows = [{"id": "t1", "question": "?", "golden_answers": [], "outcomes": {"small": {"completion_tokens": 9}}}]
+    given: Any = {"prices": {"small": 2.0}, "descriptions": {"small": "Quick."}}
+    limited = RecordedPool.from_rows(rows).with_lengths({"short": 8}).registry(**given)["small (short)"]
+    assert limited.price == Price.parse(2.0)
+    assert limited.describe().startswith("- Quick. Replies of at most 8 tokens. ")
 
 
 def test_a_router_asks_for_a_length_by_name_and_gets_so_much() -> None:

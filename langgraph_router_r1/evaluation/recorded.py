@@ -36,7 +36,7 @@ from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import contains, without_tags
 from langgraph_router_r1.evaluation.tasks import Split, Task, TaskError, as_task, json_lines
-from langgraph_router_r1.ledger import CHARACTERS_PER_TOKEN, PER_MILLION, Price, PriceLike, estimate_tokens
+from langgraph_router_r1.ledger import CHARACTERS_PER_TOKEN, FREE, PER_MILLION, Price, PriceLike, estimate_tokens
 from langgraph_router_r1.registry import ModelRegistry
 
 TASK_ID = "task_id"
@@ -84,8 +84,8 @@ class RecordedPool:
     outcomes: dict[str, dict[str, Outcome]] = field(default_factory=dict)
     """By task id, then by model."""
     source: str = "the records"
-    limits: dict[str, int] = field(default_factory=dict)
-    """Most tokens of a reply, of models that have such a limit; see `with_lengths`."""
+    limited: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """Models with a length: which model each was made from, and most tokens of its reply; see `with_lengths`."""
 
     @classmethod
     def from_file(cls, *paths: str | Path) -> RecordedPool:
@@ -172,7 +172,7 @@ class RecordedPool:
     def of_split(self, split: Split) -> RecordedPool:
         """Return the part of it that belongs to a split."""
         tasks = {task.id: task for task in self.tasks.values() if task.split == split}
-        return RecordedPool(tasks, {task_id: self.outcomes[task_id] for task_id in tasks}, self.source, self.limits)
+        return RecordedPool(tasks, {task_id: self.outcomes[task_id] for task_id in tasks}, self.source, self.limited)
 
     def with_lengths(self, lengths: Mapping[str, int]) -> RecordedPool:
         """Return the pool with each model once more for each length, as a candidate whose replies are cut there.
@@ -184,7 +184,7 @@ class RecordedPool:
             lengths: Most tokens of a reply, by what the length is called.
 
         Raises:
-            ValueError: It is not recorded how long a reply is.
+            ValueError: It is not recorded how long a reply is, or a model is called so already.
 
         Example:
             >>> pool = RecordedPool.from_rows([{"id": "t1", "question": "Capital of Peru?", "golden_answers": ["Lima"],
@@ -193,15 +193,24 @@ class RecordedPool:
             >>> short.response, short.completion_tokens, short.cost_usd
             ('Well, in L', 4, 8e-07)
         """
-        outcomes, limits = {task_id: dict(of) for task_id, of in self.outcomes.items()}, dict(self.limits)
-        for model in self.models if lengths else ():
-            price = self._price(model)
+        outcomes, limited = {task_id: dict(of) for task_id, of in self.outcomes.items()}, dict(self.limited)
+        models = self.models
+        for model in models if lengths else ():
+            recorded = {task_id: of[model] for task_id, of in self.outcomes.items() if model in of}
+            if any(outcome.completion_tokens is None for outcome in recorded.values()):
+                msg = f"{self.source} does not say how many tokens each reply of {model!r} has: they can't be cut"
+                raise ValueError(msg)
+            has_costs = any(outcome.cost_usd is not None for outcome in recorded.values())
+            price = self._price(model) if has_costs else FREE
             for label, most in lengths.items():
-                limits[f"{model} ({label})"] = most
-                for of in outcomes.values():
-                    if model in of:
-                        of[f"{model} ({label})"] = _cut(of[model], most, price)
-        return RecordedPool(self.tasks, outcomes, self.source, limits)
+                name = f"{model} ({label})"
+                if name in models:
+                    msg = f"{self.source} has a model {name!r} already: give the length {label!r} another name"
+                    raise ValueError(msg)
+                limited[name] = model, most
+                for task_id, outcome in recorded.items():
+                    outcomes[task_id][name] = _cut(outcome, most, price)
+        return RecordedPool(self.tasks, outcomes, self.source, limited)
 
     def registry(
         self, *, prices: Mapping[str, PriceLike] | None = None, descriptions: Mapping[str, str] | None = None
@@ -216,17 +225,23 @@ class RecordedPool:
             ValueError: A model's price is neither recorded nor given, or its recorded costs follow no price.
         """
         return ModelRegistry(
-            ModelDescriptor(
-                name=model,
-                model=RecordedChatModel(pool=self, name=model),
-                price=(prices or {}).get(model) or self._price(model),
-                description=(descriptions or {}).get(model, ""),
-                params={"max_tokens": self.limits[model]} if model in self.limits else {},
-                skills=self._skills(model),
-                # Nothing is waited for, and what was once said can't be said again in other words.
-                max_retries=0,
-            )
-            for model in self.models
+            self._descriptor(model, prices=prices or {}, descriptions=descriptions or {}) for model in self.models
+        )
+
+    def _descriptor(
+        self, model: str, *, prices: Mapping[str, PriceLike], descriptions: Mapping[str, str]
+    ) -> ModelDescriptor:
+        whole, most = self.limited.get(model, (model, None))
+        told = descriptions.get(model, descriptions.get(whole, ""))
+        return ModelDescriptor(
+            name=model,
+            model=RecordedChatModel(pool=self, name=model),
+            price=prices.get(model) or prices.get(whole) or self._price(whole),
+            description=told if most is None else f"{told} Replies of at most {most} tokens.".strip(),
+            params={} if most is None else {"max_tokens": most},
+            skills=self._skills(model),
+            # Nothing is waited for, and what was once said can't be said again in other words.
+            max_retries=0,
         )
 
     def _skills(self, model: str) -> dict[str, float]:
@@ -257,8 +272,7 @@ class RecordedPool:
 
 def _cut(outcome: Outcome, most: int, price: Price) -> Outcome:
     """Return what would be recorded if the reply had been cut after so many tokens."""
-    assert outcome.completion_tokens is not None  # else there is no price
-    over = outcome.completion_tokens - most
+    over = (outcome.completion_tokens or 0) - most
     if over <= 0:
         return outcome
     rates = price.at(outcome.prompt_tokens or 0)
