@@ -322,6 +322,8 @@ def test_a_question_about_others_has_the_same_steps_about_others(training: Any) 
         f"Which film whose director is younger, {one}?" for one in ("Old Film or New Film", "New Film or Old Film")
     }
     assert training.renamed("Who is older, Ann Lee or Bo Li?", films, ["Zo Ra"], random.Random(1)) is None
+    unclear = ["Zo or Ra", "Ti or Mu"]  # where the first name ends can't be told
+    assert training.renamed("Who is older, Ann Lee or Bo Li?", films, unclear, random.Random(1)) is None
 
 
 def test_plans_beyond_the_questions_are_about_others_and_nobody_of_the_other_splits(
