@@ -68,11 +68,11 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def training(data: Path) -> Any:
-    """What trains the pool's parts, over these passages."""
+    """What the pool's parts learn from, over these passages."""
     pytest.importorskip("trl", reason="the [train] extra is not installed")
-    from training import wiki
+    from training import wiki_examples
 
-    return wiki
+    return wiki_examples
 
 
 STEPS = {
@@ -329,10 +329,12 @@ def test_a_question_about_others_has_the_same_steps_about_others(training: Any) 
 def test_plans_beyond_the_questions_are_about_others_and_nobody_of_the_other_splits(
     data: Path, training: Any, tmp_path: Path
 ) -> None:
+    from training.wiki import cli
+
     film, person = training.names_to_draw()
     assert (film, person) == (["Blood Street"], ["Leo Fong"])  # the others are what a test question is about
     file = tmp_path / "plans.jsonl"
-    result = CliRunner().invoke(training.cli, ["plans", "--output", str(file), "--examples", "6"])
+    result = CliRunner().invoke(cli, ["plans", "--output", str(file), "--examples", "6"])
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert len(rows) == json.loads(result.stdout)["examples"] == 6

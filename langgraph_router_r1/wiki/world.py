@@ -4,7 +4,7 @@
                                                             Where was #1 born?
 
 The questions come from templates, so their steps can be read off them. Which passages hold the answers, nobody has
-noted; `reading_examples` in training/wiki.py finds out for the train split.
+noted; `reading_examples` in training/wiki_examples.py finds out for the train split.
 """
 
 from __future__ import annotations
