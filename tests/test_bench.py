@@ -94,6 +94,18 @@ def test_the_same_seed_gives_the_same_numbers_and_another_one_others(tmp_path: P
     assert other["random"].calls != first["random"].calls or other["random"].metrics != first["random"].metrics
 
 
+def test_questions_that_were_seen_are_left_out_and_no_others(tmp_path: Path) -> None:
+    def ids(head: str) -> set[str]:
+        return {task.id for task in Bench.from_file(recorded(tmp_path, head=head), tmp_path / "runs").tasks}
+
+    every, seen = ids(""), ids("sample = 5\n")
+    assert ids("seen = 5\n") == every - seen
+    assert len(seen) == 5
+    assert len(ids("seen = 5\nsample = 3\n") - seen) == 3
+    with pytest.raises(BenchError, match="there is no task in the split 'test' beyond the 60 that were seen"):
+        ids("seen = 60\n")
+
+
 def test_what_was_run_is_not_run_again_and_rows_can_be_added(tmp_path: Path) -> None:
     file = recorded(tmp_path, rows='[[rows]]\nrouter = "cheapest"\n[[rows]]\nrouter = "best"\n')
     run(Bench.from_file(file, tmp_path / "runs"))

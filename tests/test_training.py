@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import re
 from pathlib import Path
@@ -169,11 +170,14 @@ def test_demonstrations_always_ask_at_cost_weight_0_and_ask_less_the_more_cost_c
     assert shares[-1] < shares[1] < 1
 
 
-RANKED = re.compile(r"\. Most accurate: (?P<accurate>\S+)\. Cheapest: (?P<cheapest>\S+)$")
+RANKED = re.compile(
+    r"\. Most accurate: (?P<accuracy>[^,]+), (?P<accurate>\S+)\. Cheapest: \$(?P<price>[\d.]+), (?P<cheapest>\S+)"
+    r"(?:\. (?P<points>-?\d+) points for (?P<times>[\d.e+]+) times the price)?$"
+)
 
 
 def test_a_thought_names_the_skill_compares_the_candidates_by_what_is_said_of_them_and_names_one(taught: Any) -> None:
-    compared = ranked = 0
+    compared = ranked = apart = 0
     for demo, _ in taught:
         thought, _, search = demo.turn([]).partition("</think>")
         if "<search>" not in search:
@@ -182,7 +186,7 @@ def test_a_thought_names_the_skill_compares_the_candidates_by_what_is_said_of_th
         assert needed
         candidates, _, best = rest.strip().removesuffix(".").rpartition(". Best: ")
         assert best == search.partition("<search> ")[2].partition(":")[0]
-        names, prices = [], []
+        names, prices, told = [], [], []
         ranking = RANKED.search(candidates)
         for candidate in RANKED.sub("", candidates).split("; "):
             said, _, name = candidate.rpartition(": ")
@@ -191,8 +195,10 @@ def test_a_thought_names_the_skill_compares_the_candidates_by_what_is_said_of_th
             assert price in line
             if of_skill.endswith(" only") or of_skill == "anything":  # no accuracy is told
                 assert f"{of_skill.removesuffix(' only')} " not in line.partition("Accuracy: ")[2]
+                told.append(math.nan)
             else:  # nothing that the descriptor does not say
                 assert of_skill in line
+                told.append(float(of_skill.rpartition(" ")[2]))
             names.append(name)
             prices.append(demo.pool.by_alias(name).price.prompt)
         assert best in names
@@ -201,9 +207,16 @@ def test_a_thought_names_the_skill_compares_the_candidates_by_what_is_said_of_th
             accurate, cheapest = names.index(ranking["accurate"]), names.index(ranking["cheapest"])
             assert prices[cheapest] == min(prices) < prices[accurate]
             assert demo.cost_weight > 0 or best == ranking["accurate"]
+            assert float(ranking["price"]) == min(prices)
+            if ranking["points"]:
+                assert float(ranking["accuracy"]) == told[accurate]
+                assert int(ranking["points"]) == round(100 * (told[accurate] - told[cheapest]))
+                assert float(ranking["times"]) == pytest.approx(prices[accurate] / prices[cheapest], rel=0.5)
+                apart += 1
             ranked += 1
     assert compared > 100
     assert ranked > 50
+    assert apart > 25
 
 
 def test_the_cheaper_of_two_specialists_is_asked_more_often_the_more_cost_counts() -> None:

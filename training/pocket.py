@@ -54,7 +54,7 @@ from langgraph_router_r1.pocket.world import (
 )
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.registry import ModelRegistry
-from training.teacher import Memory, collect_demonstrations, demonstrations, keep_batches
+from training.teacher import CONTESTED, TWO_HOPS, Memory, collect_demonstrations, demonstrations, keep_batches
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -196,17 +196,20 @@ def transcripts(
     ),
     memory: Annotated[Path, typer.Option(help="File that `recall` wrote.")] = MEMORY_FILE,
     pools: Annotated[int, typer.Option(help="How many drawn pools, eight transcripts each.")] = 250,
+    contested: Annotated[
+        float, typer.Option(help="Share of transcripts that need a skill of two specialists, where a pool has such.")
+    ] = CONTESTED,
+    two_hops: Annotated[float, typer.Option(help="Share of pools that are asked questions of two hops.")] = TWO_HOPS,
     seed: int = 0,
 ) -> None:
     """Let the teacher drive the graph over the training countries, and keep the runs that went as they should."""
+    if not memory.exists():
+        raise typer.BadParameter(f"{str(memory)!r} is missing: `python -m training.pocket recall` writes it")
     rows = map(json.loads, memory.read_text(encoding="utf-8").splitlines())
     known: Memory = {(row["iso"], row["asked"], row["by"]): row["says"] for row in rows}
     chosen = list(sample_for_router(seed))
-    runs = asyncio.run(
-        collect_demonstrations(
-            demonstrations(chosen, known, blocks=pools, seed=seed), ChatTokenizer.load(base_model_dir())
-        )
-    )
+    taught = demonstrations(chosen, known, blocks=pools, seed=seed, contested=contested, two_hops=two_hops)
+    runs = asyncio.run(collect_demonstrations(taught, ChatTokenizer.load(base_model_dir())))
     report(**keep_batches(runs, output, seed=seed))
 
 

@@ -18,10 +18,9 @@ import random
 import statistics
 import tempfile
 import tomllib
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from langchain_core.messages import AIMessage
@@ -42,7 +41,7 @@ from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.serving.vllm import VLLMServer
 from training import unseen
-from training.pools import draw_pool, simulated_pocket
+from training.pools import DrawnPool, Member, draw_pool, simulated_pocket
 from training.rollout import Rollout, roll_out
 
 FORMS_FILE = Path("benchmarks/robustness.toml")
@@ -56,7 +55,8 @@ WEIGHTS = (0.0, 0.3, 0.6, 0.9)
 NEWCOMER = "newcomer"
 
 RIVALS = "rivals"
-"""Drawn pools in which two specialists have the same skill, one of them cheaper and less accurate."""
+"""Drawn pools in which two specialists have the same skill, one of them cheaper and less accurate. The share of calls
+to the cheaper one is printed beside the share that is due to it by the descriptors, as the teacher chooses."""
 
 RIVAL_POOLS = 20
 """How many of them; each is asked as many questions as fit into the sample."""
@@ -95,6 +95,15 @@ def tasks() -> list[Task]:
 def needs(task: Task) -> set[str]:
     """Return the skills that a question takes."""
     return {relation.removesuffix("_code") for relation in task.meta["needs"] if relation}
+
+
+class Rivals(NamedTuple):
+    """A drawn pool, and two specialists of one skill in it."""
+
+    pool: DrawnPool
+    kind: str
+    cheaper: Member
+    other: Member
 
 
 def main(
@@ -143,13 +152,16 @@ async def _ask(
                 _print(form.label(pool, number), weight, runs, **fields)
     if recorded is None and RIVALS.startswith(only):
         for weight in WEIGHTS:
-            runs, cheaper = [], []
-            for pool_of_two, names, asked in _rivals(sample_size=len(sample)):
-                made = await ask(pool_of_two, asked, weight)
+            runs, cheaper, due = [], [], []
+            for rivals, asked in _rivals(sample_size=len(sample)):
+                made = await ask(rivals.pool.registry, asked, weight)
                 runs += made
+                names = [member.descriptor.name for member in (rivals.cheaper, rivals.other)]
                 called = [call["answered_by"] for run in made for call in run.calls if call["answered_by"] in names]
                 cheaper += [name == names[0] for name in called]
-            _print(RIVALS, weight, runs, cheaper_share=round(statistics.mean(cheaper or [0]), 4), rivals=len(cheaper))
+                due += [rivals.pool.best(rivals.kind, weight) is rivals.cheaper] * len(called)
+            shares = {"cheaper_share": _mean(cheaper), "due_share": _mean(due)}
+            _print(RIVALS, weight, runs, **shares, rivals=len(cheaper))
     if recorded is None and NEWCOMER.startswith(only):
         asked = random.Random(seed).sample(unseen.tasks("test"), len(sample))
         for of_whom, newcomer in _newcomers(pool):
@@ -158,29 +170,23 @@ async def _ask(
     await engine.aclose()
 
 
-def _rivals(sample_size: int) -> Iterator[tuple[ModelRegistry, tuple[str, str], list[Task]]]:
-    """Yield drawn pools, the names of two specialists of one skill, the cheaper first, and questions for them."""
+def _rivals(sample_size: int) -> Iterator[tuple[Rivals, list[Task]]]:
+    """Yield drawn pools with two specialists of one skill, whose accuracies are told, and questions for them."""
     one_hop = [task for task in tasks() if needs(task) and task.meta["needs"][1] is None]
     number = 0
     for _ in range(RIVAL_POOLS):
-        while True:
+        found: list[Rivals] = []
+        while not found:
             number += 1
             choose = random.Random(f"{RIVALS} {number}")
             drawn = draw_pool(choose, plain=0.0)
-            of_kind: dict[str, list[ModelDescriptor]] = defaultdict(list)
-            for member in drawn.members:
-                if member.role == "specialist":
-                    of_kind[next(iter(member.accuracy))].append(member.descriptor)
-            pairs = [
-                (kind, two) for kind, two in of_kind.items() if len(two) == 2 and any(kind in needs(t) for t in one_hop)
-            ]
-            if pairs:
-                break
-        kind, two = choose.choice(pairs)
-        cheaper, other = sorted(two, key=lambda model: model.price.prompt)
-        of_skill = [task for task in one_hop if kind in needs(task)]
-        asked = choose.sample(of_skill, max(1, sample_size // RIVAL_POOLS))
-        yield drawn.registry, (cheaper.name, other.name), asked
+            for kind in sorted(drawn.contested()):
+                two = [member for member in drawn.candidates(kind) if member.role == "specialist"]
+                if all(kind in member.descriptor.skills for member in two) and any(kind in needs(t) for t in one_hop):
+                    found.append(Rivals(drawn, kind, *sorted(two, key=lambda one: one.descriptor.price.prompt)))
+        rivals = choose.choice(found)
+        of_skill = [task for task in one_hop if rivals.kind in needs(task)]
+        yield rivals, choose.sample(of_skill, max(1, sample_size // RIVAL_POOLS))
 
 
 def _newcomers(pool: ModelRegistry) -> Iterator[tuple[str, ModelDescriptor]]:
@@ -209,7 +215,11 @@ def _newcomers(pool: ModelRegistry) -> Iterator[tuple[str, ModelDescriptor]]:
 
 def _share(runs: Sequence[Rollout], model: str) -> float:
     """Return in which share of the runs a model was asked."""
-    return round(statistics.mean(any(call["answered_by"] == model for call in run.calls) for run in runs), 4)
+    return _mean([any(call["answered_by"] == model for call in run.calls) for run in runs])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(statistics.mean(values or [0]), 4)
 
 
 def _print(name: str, cost_weight: float, runs: Sequence[Rollout], **fields: float) -> None:

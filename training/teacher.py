@@ -51,7 +51,7 @@ SPARE = 5
 CODES = ("dialling", "domain")
 """Kinds that hardly anybody remembers, so that they take the most calls."""
 
-LONG = 0.5
+TWO_HOPS = 0.5
 """Share of pools that are asked questions of two hops."""
 
 CONTESTED = 0.6
@@ -175,7 +175,13 @@ def keep_batches(runs: Iterable[dict[str, Any]], path: Path, *, seed: int) -> di
 
 
 def demonstrations(
-    questions: Sequence[PocketQuestion], memory: Memory, *, blocks: int, seed: int = 0
+    questions: Sequence[PocketQuestion],
+    memory: Memory,
+    *,
+    blocks: int,
+    seed: int = 0,
+    contested: float = CONTESTED,
+    two_hops: float = TWO_HOPS,
 ) -> Iterator[Demonstration]:
     """Yield demonstrations, block by block, each with a pool of its own.
 
@@ -184,6 +190,8 @@ def demonstrations(
         memory: What is answered without asking.
         blocks: How many pools.
         seed: Of pools, questions, wordings, moves and cost weights.
+        contested: Share of the demonstrations that ask for a skill of two specialists, where a pool has such.
+        two_hops: Share of pools that are asked questions of two hops.
     """
     choose = random.Random(seed)
     asked = [Asked.of(question) for question in questions]
@@ -193,16 +201,16 @@ def demonstrations(
         others = [KINDS[kind] for member in pool.members for kind in member.accuracy if kind in KINDS]
         strangers = [kind for kind in others if not kind.relation]
         left = DEMONSTRATIONS_PER_POOL + SPARE
-        contested = pool.contested()
-        is_long = choose.random() < LONG  # a batch is padded to its longest: questions of two hops stand together
+        of_two = pool.contested()
+        is_long = choose.random() < two_hops  # a batch is padded to its longest: questions of two hops stand together
         while left:
             known = strangers if strangers and choose.random() < 0.9 else STRANGERS
             is_strange = choose.random() < (0.4 if strangers else 0.1)
             one = _about_stranger(choose.choice(known), lands, choose) if is_strange else choose.choice(asked)
             if (one.through is not None) != is_long:
                 continue
-            is_contested = bool({one.kind.name, one.through and one.through.name} & contested)
-            if contested and not is_contested and choose.random() < CONTESTED:
+            is_contested = bool({one.kind.name, one.through and one.through.name} & of_two)
+            if of_two and not is_contested and choose.random() < contested:
                 continue
             weight = choose.choice(WEIGHTS)
             planned = plan(one, weight, pool, memory, choose)
@@ -315,9 +323,10 @@ def reasons(pool: DrawnPool, kind: str, cost_weight: float, needed: str) -> str:
 
 
 def _ranked(among: Sequence[Member], kind: str) -> str:
-    """Return who is the most accurate and who the cheapest, as words; nothing where they are the same model.
+    """Return who is the most accurate and who the cheapest, and how far they are apart; nothing where one is both.
 
-    A small model does not weigh two numbers against two others in one step. Here each comparison is a step of its own.
+    A small model does not weigh two numbers against two others in one step. Here each comparison is a step of its own,
+    and a number comes before the name that it leads to.
     """
 
     def accuracy(member: Member) -> float:
@@ -326,22 +335,47 @@ def _ranked(among: Sequence[Member], kind: str) -> str:
     def price(member: Member) -> float:
         return member.descriptor.price.prompt
 
-    most_accurate = max(among, key=lambda member: (accuracy(member), -price(member)))
-    cheapest = min(among, key=lambda member: (price(member), -accuracy(member)))
-    if most_accurate is cheapest:
+    better = max(among, key=lambda member: (accuracy(member), -price(member)))
+    cheaper = min(among, key=lambda member: (price(member), -accuracy(member)))
+    if better is cheaper:
         return ""
-    names = most_accurate.descriptor.display_name, cheapest.descriptor.display_name
-    return "Most accurate: {}. Cheapest: {}. ".format(*names)
+    apart = ""
+    if kind in better.descriptor.skills and kind in cheaper.descriptor.skills:
+        points = round(100 * (accuracy(better) - accuracy(cheaper)))
+        apart = f"{points} points for {_times(price(better), price(cheaper))} the price. "
+    return (
+        f"Most accurate: {_accuracy(better, kind)}, {better.descriptor.display_name}. "
+        f"Cheapest: {_price(cheaper)}, {cheaper.descriptor.display_name}. {apart}"
+    )
+
+
+def _times(price: float, cheapest: float) -> str:
+    """Return in words how many times as high a price is, to one digit.
+
+    Example:
+        >>> _times(0.23, 0.01), _times(0.5, 0.0)
+        ('20 times', 'any times')
+    """
+    return f"{float(f'{price / cheapest:.1g}'):g} times" if cheapest else "any times"
 
 
 def _told(member: Member, kind: str) -> str:
     """Return what a descriptor says of a kind, of the price, and whose it is: in the order in which it says so."""
-    price = str(member.descriptor.price).removesuffix("/M")
+    is_told = kind in member.descriptor.skills
+    said = f"{kind} {_accuracy(member, kind)}" if is_told else _accuracy(member, kind)
+    return f"{said}, {_price(member)}: {member.descriptor.display_name}"
+
+
+def _accuracy(member: Member, kind: str) -> str:
+    """Return the accuracy that is told; where none is, whether the description speaks of this kind alone."""
     accuracy = member.descriptor.skills.get(kind)
-    # Where no accuracy is told, whether a model is made for this kind alone is what the description says of it.
-    unmeasured = f"{kind} only" if member.role == "specialist" else "anything"
-    said = unmeasured if accuracy is None else f"{kind} {accuracy:.2f}"
-    return f"{said}, {price}: {member.descriptor.display_name}"
+    if accuracy is None:
+        return f"{kind} only" if member.role == "specialist" else "anything"
+    return f"{accuracy:.2f}"
+
+
+def _price(member: Member) -> str:
+    return str(member.descriptor.price).removesuffix("/M")
 
 
 def _turn(steps: Sequence[str], last: str, replies: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from langchain_core.messages import HumanMessage
@@ -49,10 +49,9 @@ from training.teacher import collect_demonstrations, keep_batches
 from training.wiki_examples import (
     facts,
     kept_away,
-    names_to_draw,
     other_questions,
+    questions_to_learn,
     reading_examples,
-    renamed,
     title_of,
 )
 from training.wiki_teacher import wiki_demonstrations
@@ -60,8 +59,9 @@ from training.wiki_teacher import wiki_demonstrations
 WITHOUT_ANSWER_EVERY = 2
 """For one in so many questions, a passage without the answer is learned from, too."""
 
-MOST_TRIES = 20
-"""Most tries to put other names into a question, for each that is asked for: not every name fits every template."""
+Examples = Annotated[
+    int, typer.Option(help="How many; beyond the questions that there are, the same with other names in them.")
+]
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -119,27 +119,16 @@ def plans(
     output: Annotated[Path, typer.Option(help="File of the examples, a JSON object a line.")] = Path(
         "runs/wiki/plans.jsonl"
     ),
-    examples: Annotated[
-        int, typer.Option(help="How many; beyond the questions that there are, with other names.")
-    ] = 447,
+    examples: Examples = 447,
     seed: int = 0,
 ) -> None:
     """Write down the true plans of questions of the train split, and of the same questions about others."""
-    tokenizer, choose = ChatTokenizer.load(base_model_dir()), random.Random(seed)
-    planned = [task.question for task in load_tasks(WIKI_SET, split="train") if true_steps(task.question)]
-    asked, (films, people) = choose.sample(planned, min(examples, len(planned))), names_to_draw()
-    for _ in range(MOST_TRIES * examples):
-        if len(asked) >= examples:
-            break
-        if changed := renamed(choose.choice(planned), films, people, choose):
-            asked.append(changed)
-    choose.shuffle(asked)
-    rows = []
-    for question in asked:
+    tokenizer, rows = ChatTokenizer.load(base_model_dir()), []
+    for question in questions_to_learn(examples, random.Random(seed)):
         plan = plan_text(query for query, _ in true_steps(question))
         chat = plan_chat([HumanMessage(question)], max_steps=MAX_STEPS, control_tokens=tokenizer.control_tokens)
         rows.append({**row_of(tokenizer.render(chat)[1], ended(tokenizer, plan)), "question": question, "plan": plan})
-    report(examples=len(rows), films=len(films), people=len(people), mean_tokens=write_rows(output, rows))
+    report(examples=len(rows), mean_tokens=write_rows(output, rows))
 
 
 @cli.command()
@@ -148,17 +137,13 @@ def transcripts(
     output: Annotated[Path, typer.Option(help="File of the transcripts, a JSON object a line.")] = Path(
         "runs/wiki/transcripts.jsonl"
     ),
-    rounds: Annotated[int, typer.Option(help="How often each question is asked, each time of another pool.")] = 1,
+    examples: Examples = 447,
     seed: int = 0,
 ) -> None:
-    """Let a teacher ask the true steps of the train split's questions of the real pool."""
+    """Let a teacher ask the real pool the true steps of the train split's questions, and of the same about others."""
     tokenizer, pool = ChatTokenizer.load(base_model_dir()), wiki_registry(adapter)
-    tasks, runs = load_tasks(WIKI_SET, split="train"), list[dict[str, Any]]()
-    cache = CallCache(InMemoryCache())
-    for number in range(rounds):
-        shown = list(wiki_demonstrations(tasks, pool, seed=seed * rounds + number))
-        found = asyncio.run(collect_demonstrations(shown, tokenizer, middleware=[cache]))
-        runs += [{**run, "block": (number, run["block"])} for run in found]
+    shown = wiki_demonstrations(questions_to_learn(examples, random.Random(seed)), pool, seed=seed)
+    runs = asyncio.run(collect_demonstrations(shown, tokenizer, middleware=[CallCache(InMemoryCache())]))
     report(**keep_batches(runs, output, seed=seed))
 
 

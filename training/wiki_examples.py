@@ -25,6 +25,9 @@ from langgraph_router_r1.wiki.world import LOOKED_UP, true_steps
 from training.extractor import answer_in
 from training.span_reader import SpanExample
 
+MOST_TRIES = 20
+"""Most tries to put other names into a question, for each that is asked for: not every name fits every template."""
+
 MOST_OF_A_PATTERN = 120
 """Most facts that one pattern gives."""
 
@@ -239,3 +242,21 @@ def names_to_draw() -> tuple[list[str], list[str]]:
         elif re.search(r"\bborn\b|\b\d{4} ?[–-] ?", start[:120]):
             people.append(title_of(passage))
     return films, people
+
+
+def questions_to_learn(count: int, choose: random.Random) -> list[str]:
+    """Return questions of the train split whose steps are known; beyond these, the same about others.
+
+    Args:
+        count: How many; fewer are returned where names are too few.
+        choose: Of the questions, names and their order.
+    """
+    known = [task.question for task in load_tasks(WIKI_SET, split="train") if true_steps(task.question)]
+    asked, (films, people) = choose.sample(known, min(count, len(known))), names_to_draw()
+    for _ in range(MOST_TRIES * count):
+        if len(asked) >= count:
+            break
+        if changed := renamed(choose.choice(known), films, people, choose):
+            asked.append(changed)
+    choose.shuffle(asked)
+    return asked

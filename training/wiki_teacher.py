@@ -11,7 +11,6 @@ import functools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 
-from langgraph_router_r1.evaluation.tasks import Task
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.strategies.plans import Plan, parse_plan, plan_text
 from langgraph_router_r1.wiki.world import true_steps
@@ -50,24 +49,22 @@ UNCLEAR = "unknown"
 """The answer where replies can't be told apart."""
 
 
-def wiki_demonstrations(tasks: Sequence[Task], pool: ModelRegistry, *, seed: int = 0) -> Iterator[Demonstration]:
-    """Yield one demonstration for each question whose steps are known, pool after pool.
+def wiki_demonstrations(questions: Sequence[str], pool: ModelRegistry, *, seed: int = 0) -> Iterator[Demonstration]:
+    """Yield one demonstration for each question, pool after pool.
 
     Args:
-        tasks: Of the train split; those whose steps are not known are left out.
+        questions: Those whose steps are known, in the order in which they are shown.
         pool: The wiki pool as it ships.
-        seed: Of the order of the questions, and of the drawn pools.
+        seed: Of the drawn pools.
     """
     choose = random.Random(seed)
-    planned = [task for task in tasks if true_steps(task.question)]
-    choose.shuffle(planned)
-    for block, start in enumerate(range(0, len(planned), DEMONSTRATIONS_PER_POOL)):
+    for block, start in enumerate(range(0, len(questions), DEMONSTRATIONS_PER_POOL)):
         drawn = drawn_pool(pool, choose)
-        for task in planned[start : start + DEMONSTRATIONS_PER_POOL]:
-            steps = true_steps(task.question)
-            plan = parse_plan(plan_text(query for query, _ in steps), task.question)
+        for question in questions[start : start + DEMONSTRATIONS_PER_POOL]:
+            steps = true_steps(question)
+            plan = parse_plan(plan_text(query for query, _ in steps), question)
             names = {number: drawn[model].display_name for number, (_, model) in enumerate(steps, start=1)}
-            yield Demonstration(task.question, drawn, 0.0, functools.partial(turn, plan, names), None, block)
+            yield Demonstration(question, drawn, 0.0, functools.partial(turn, plan, names), None, block)
 
 
 def drawn_pool(pool: ModelRegistry, choose: random.Random) -> ModelRegistry:

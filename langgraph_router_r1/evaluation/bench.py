@@ -208,9 +208,14 @@ class Bench:
             tasks = draw(self.records.complete(), split=split)
         else:
             raise BenchError("'tasks' is missing: a benchmark of real models must say what to ask them")
-        chosen = draw(distinct(tasks), sample=self.spec.sample, seed=self.spec.seed)
+        tasks = distinct(tasks)
+        if self.spec.seen is not None:
+            seen = {task.id for task in draw(tasks, sample=self.spec.seen, seed=self.spec.seed)}
+            tasks = [task for task in tasks if task.id not in seen]
+        chosen = draw(tasks, sample=self.spec.sample, seed=self.spec.seed)
         if not chosen:
-            raise BenchError(f"there is no task in the split {self.spec.split!r}")
+            left = "" if self.spec.seen is None else f" beyond the {self.spec.seen} that were seen"
+            raise BenchError(f"there is no task in the split {self.spec.split!r}{left}")
         if self.spec.pool.records:
             assert self.records is not None
             for task in chosen:

@@ -99,6 +99,8 @@ class BenchSpec(_Strict):
     """Task sets, or `.jsonl` files of tasks; by default what the pool's records hold."""
     split: Split | Literal["all"] = "test"
     sample: int | None = Field(default=None, ge=1)
+    seen: int | None = Field(default=None, ge=1)
+    """The sample of so many tasks, of the same seed, is left out: they were looked at before."""
     seed: int = 0
     metrics: tuple[str, ...] = ("em", "f1", "contains")
     """The first one decides."""
