@@ -44,13 +44,19 @@ def account(
     earlier, before = add_spending(earlier), add_spending(before)
     calls = in_call_order(calls)
     by_model: dict[str, ModelBill] = {}
+
+    def bill_of(name: str) -> ModelBill:
+        nothing: ModelBill = {"calls": 0, "failed": 0, "cost_usd": 0.0, "prompt_tokens": 0, "completion_tokens": 0}
+        return by_model.setdefault(name, nothing)
+
     for call in calls:
         if call["status"] not in {"ok", "error"}:
             continue
-        name = call["answered_by"] or call["model"]
-        bill = by_model.setdefault(
-            name, {"calls": 0, "failed": 0, "cost_usd": 0.0, "prompt_tokens": 0, "completion_tokens": 0}
-        )
+        if call["status"] == "ok" and call["reason"] is not None:  # a fallback replied in its place
+            failing = bill_of(call["model"])
+            failing["calls"] += 1
+            failing["failed"] += 1
+        bill = bill_of(call["answered_by"] or call["model"])
         bill["calls"] += 1
         bill["failed"] += call["status"] != "ok"
         bill["cost_usd"] += call["cost_usd"]

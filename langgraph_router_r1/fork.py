@@ -22,6 +22,7 @@ from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.engines.base import RouterEngine
 from langgraph_router_r1.events import AnswerStream
 from langgraph_router_r1.graph import router_machine
+from langgraph_router_r1.ledger import Price
 from langgraph_router_r1.question import count_images, image_digests
 from langgraph_router_r1.record import RunRecord
 from langgraph_router_r1.registry import ModelRegistry, UnknownModelError
@@ -49,7 +50,8 @@ def fork(
 ) -> CompiledStateGraph[RouterState, RouterContext, RouterInput, RouterOutput]:
     """Return a router that repeats a run up to a call, asks another model there, and goes on by itself.
 
-    It is held to the limits of the run, whatever the settings say of them.
+    It is held to the limits of the run, whatever the settings say of them. A router LLM's own tokens cost what they did
+    in the run, unless `router_price` says otherwise.
 
     Args:
         record: The run.
@@ -73,6 +75,8 @@ def fork(
         made = [f"{call['turn']}.{call['index']}" for call in record.calls if call["status"] in {"ok", "error"}]
         msg = f"the record has no call {turn}.{index} that was made; it has {', '.join(made) or 'none'}"
         raise ForkError(msg)
+    if engine is not None:
+        settings.setdefault("router_price", Price.parse(record.strategy["price"]))
     machine = router_machine(engine, registry, strategy=strategy, **settings)
     asks = [place for place, note in enumerate(record.decisions) if note["kind"] == "ask"]
     forked = replace(

@@ -7,7 +7,8 @@ The nodes are in `machine.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -19,8 +20,8 @@ from typing_extensions import Unpack
 
 from langgraph_router_r1.calls import CallCache, Candidates
 from langgraph_router_r1.calls.approval import Approval
-from langgraph_router_r1.engines.base import RouterEngine
-from langgraph_router_r1.ledger import FREE, Price, PriceLike
+from langgraph_router_r1.engines.base import RouterEngine, own_price
+from langgraph_router_r1.ledger import PriceLike
 from langgraph_router_r1.machine import RouterMachine
 from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.registry import ModelRegistry
@@ -69,6 +70,7 @@ def router_machine(
     **settings: Unpack[RouterSettings],
 ) -> RouterMachine:
     """Return the nodes that `build_router` makes the graph of; see there."""
+    _check_kinds(engine, registry, strategy, settings)
     if registry is None or not len(registry):
         msg = "the registry is empty: a router needs at least one model to ask"
         raise ValueError(msg)
@@ -143,7 +145,7 @@ def create_planner(
     review: Review = "never",
     max_steps: int = MAX_STEPS,
     max_tokens: int = 512,
-    router_price: PriceLike = "free",
+    router_price: PriceLike | None = None,
     **options: Any,
 ) -> CompiledStateGraph[RouterState, RouterContext, RouterInput, RouterOutput]:
     r"""Return a router that plans first, as R2-Reasoner (arXiv 2506.05901) does; see `strategies.planner`.
@@ -157,7 +159,7 @@ def create_planner(
         review: Which replies are reviewed by the next better model: "never", "unsure" or "always"; see `Planner`.
         max_steps: Most steps of a plan.
         max_tokens: Most tokens of a plan.
-        router_price: Of the tokens of decomposer and allocator, in any form that `Price.parse` reads.
+        router_price: Of the tokens of decomposer and allocator, see `RouterSettings`.
         **options: Those of `create_router` that are not for a router LLM. By default `max_turns` is three a step and
             `max_parallel` is `max_steps`.
 
@@ -175,7 +177,7 @@ def create_planner(
         >>> result["answer"], [call["query"] for call in result["routing"]["calls"]]
         ('Sol', ['Which country has the capital Lima?', 'What currency is used in Peru?'])
     """
-    price = Price.parse(router_price)
+    price = own_price(decomposer, router_price)
     strategy = Planner(
         decomposer,
         make_allocator(allocator, registry, price),
@@ -187,10 +189,35 @@ def create_planner(
     return create_router(registry=registry, strategy=strategy, **{**strategy.limits, "name": "planner", **options})
 
 
+def _check_kinds(engine: Any, registry: Any, strategy: Any, settings: Mapping[str, Any]) -> None:
+    """Find what is of another kind than it must be, before a run fails deep inside.
+
+    Raises:
+        TypeError: Something is.
+    """
+    if registry is not None and not isinstance(registry, ModelRegistry):
+        raise TypeError(
+            f"registry is {registry!r}; it must be a ModelRegistry, such as ModelRegistry.from_file('models.toml')"
+        )
+    if strategy is not None and not isinstance(strategy, Strategy):
+        made = f", such as {strategy.__name__}()" if isinstance(strategy, type) else ""
+        raise TypeError(f"strategy is {strategy!r}; it must be an instance of a Strategy{made}")
+    if engine is not None and not isinstance(engine, RouterEngine):
+        kinds = "a chat model goes in as ChatModelEngine(chat_model), a vLLM server as VLLMEngine(address, model=...)"
+        hint = "a strategy goes in as strategy=" if isinstance(engine, Strategy) else kinds
+        raise TypeError(f"engine is {engine!r}; it must be a RouterEngine: {hint}")
+    known = RouterSettings.__annotations__
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+            raise TypeError(f"{name!r} is not a setting of a router{meant}")
+
+
 def _router_llm(engine: RouterEngine | None, style: AnswerStyle, settings: dict[str, Any]) -> RouterLLM:
     if engine is None:
         msg = "a router needs an engine, for its router LLM, or a strategy=, which decides without one"
         raise TypeError(msg)
     prompt = settings.pop("prompt", None) or RouterPrompt.of_style(style)
-    price = Price.parse(settings.pop("router_price", FREE))
+    price = own_price(engine, settings.pop("router_price", None))
     return RouterLLM(engine, prompt=prompt, price=price, relays=style == "full", **settings)

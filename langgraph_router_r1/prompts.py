@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -15,6 +16,7 @@ from langchain_core.messages import (
     FunctionMessage,
     HumanMessage,
     SystemMessage,
+    ToolCall,
     ToolMessage,
 )
 
@@ -222,7 +224,8 @@ def cost_words(cost_weight: float) -> str:
 def context_chat(messages: Sequence[AnyMessage], control_tokens: Collection[str]) -> list[dict[str, str]]:
     """Return all messages but the question, in their order, as context; what users wrote is sanitized."""
     last = last_question(messages)
-    told = ((_role(message), sanitize(_context(message), control_tokens).strip())
+    made = {call["id"]: call for message in messages if isinstance(message, AIMessage) for call in message.tool_calls}
+    told = ((_role(message), sanitize(_context(message, made), control_tokens).strip())
             for message in [*messages[:last], *messages[last + 1 :]])  # fmt: skip
     return [{"role": role, "content": text} for role, text in told if text]
 
@@ -304,10 +307,14 @@ def _readable(model: ModelDescriptor, messages: Sequence[BaseMessage]) -> list[B
     ]
 
 
-def _context(message: AnyMessage) -> str:
-    """Return what a message other than the question says to the router."""
+def _context(message: AnyMessage, made: Mapping[str | None, ToolCall]) -> str:
+    """Return what a message other than the question says to the router; `made` are the tool calls by their ids."""
     if isinstance(message, ToolMessage | FunctionMessage) and message.text.strip():
-        return f"Result of the tool {message.name or 'call'}: {message.text}"
+        # Of two calls of one tool, what each was asked tells their results apart.
+        call = made.get(message.tool_call_id) if isinstance(message, ToolMessage) else None
+        name = message.name or (call["name"] if call else "call")
+        asked = json.dumps(call["args"], ensure_ascii=False) if call and call["args"] else ""
+        return f"Result of the tool {name}{f'({asked})' if asked else ''}: {message.text}"
     return in_words(message)
 
 

@@ -38,7 +38,7 @@ def replay(record: RunRecord) -> CompiledStateGraph[RouterState, RouterContext, 
     """Return a router that does what the record says: the same transcript, calls, costs and answer.
 
     Raises:
-        ReplayError: Only when it runs, at the end of a record of a run that broke off.
+        ReplayError: Only when it runs: it is given another question, or comes to the end of a run that broke off.
     """
     # Refusals are part of the record: limits must not make others.
     most = max((len(decision["calls"]) for decision in record.decisions), default=1)
@@ -65,6 +65,8 @@ class RecordedStrategy(Strategy):
     @override
     def decide(self, view: View) -> Decision:
         decided = view.decided
+        if view.question != self.record.question:
+            raise ReplayError(f"the record is of the question {self.record.question!r}, and not of {view.question!r}")
         if decided >= len(self.record.decisions):
             raise ReplayError(f"the record has {decided} decisions, and no answer after them: its run broke off")
         note = self.record.decisions[decided]

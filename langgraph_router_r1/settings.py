@@ -56,6 +56,11 @@ class Limits:
     """The most that a run may spend, in dollars; None for no limit."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kinds = getattr(self, field.name), int if field.name.startswith("max_") else int | float
+            is_none = value is None and field.name == "budget_usd"
+            if not is_none and (isinstance(value, bool) or not isinstance(value, kinds)):
+                raise TypeError(f"{field.name} is {value!r}; it must be a number")
         if self.max_turns < 0:
             msg = f"max_turns is {self.max_turns!r}; it must be 0 (never ask) or more"
             raise ValueError(msg)
@@ -116,7 +121,8 @@ class RouterSettings(TypedDict, total=False):
     max_info_tokens: int
     """Most tokens of what comes back to it after a turn (600)."""
     router_price: PriceLike
-    """Price of its own tokens, in any form that `Price.parse` reads ("free")."""
+    """Price of its own tokens, in any form that `Price.parse` reads ("free"; with a `ChatModelEngine`, whose tokens a
+    provider bills, it must be given)."""
     fallback: Fallback | Literal["knn"] | None
     """Chooses models when the router LLM does not answer: "knn", for a `KNNStrategy` on the registry's profile, or
     anything with its `rank`. The models are then asked the whole question in that order, at most three, until one

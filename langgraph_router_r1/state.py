@@ -69,7 +69,8 @@ class RoutedCall(TypedDict):
     """The reply, without the thinking that the model shows; empty unless `status` is `ok`."""
     status: CallStatus
     reason: str | None
-    """Why it is not `ok`, in words that are fit for anyone to read; None when it is."""
+    """Why it is not `ok`, in words that are fit for anyone to read; None when it is. Where a fallback replied, why the
+    model that was asked did not."""
     usage: Usage
     cost_usd: float
     """What was spent: 0 on a cache hit."""

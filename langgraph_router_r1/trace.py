@@ -51,12 +51,15 @@ class ConsoleTrace:
             self._line("→", f"{event['model']}: {event['query']}", "cyan")
         elif event["type"] == "router_r1.info":
             said = event["response"] if event["status"] == "ok" else event["reason"] or event["status"]
-            facts = f"   (${event['cost_usd']:.8f}, {event['latency_s']:.2f} s)"
+            is_fallback = event["status"] == "ok" and event["reason"] is not None
+            why = f"from {event['answered_by']}, for {event['reason']}; " if is_fallback else ""
+            facts = printable(f"   ({why}${event['cost_usd']:.8f}, {event['latency_s']:.2f} s)")
             self._line("←", _shorten(said), "green" if event["status"] == "ok" else "yellow", facts)
         elif event["type"] == "router_r1.done":
             routing = self.routing = event["routing"]
             stopped = "" if routing["stop_reason"] == "answered" else f", {routing['stop_reason']}"
-            facts = f"   ({routing['turns']} routes, ${routing['cost_usd']:.8f}{stopped})"
+            turns = f"{routing['turns']} turn{'s' * (routing['turns'] != 1)} with calls"
+            facts = f"   ({turns}, ${routing['cost_usd']:.8f}{stopped})"
             self._line("=", event["answer"] or "(no answer)", "bold magenta", facts)
 
     def _line(self, sign: str, text: str, style: str, facts: str = "") -> None:

@@ -209,7 +209,7 @@ class Candidates:
             **self._spent(outcome),
             "response": response,
             "status": "error" if is_empty else "ok",
-            "reason": f"{model.name} gave an empty reply" if is_empty else None,
+            "reason": f"{model.name} gave an empty reply" if is_empty else self._why_not(outcome),
             "tool_calls": tool_calls,
             "answered_by": model.name,
             "finish_reason": "too_long" if whole_length > len(text) else finish_of(reply.response_metadata),
@@ -217,10 +217,16 @@ class Candidates:
         # What was sent is in the account already; this was answered by a middleware, such as a cache.
         return self._priced(routed, replace(request, model=model), reply) if outcome.sent_to is None else routed
 
-    def _failed(self, outcome: _Outcome) -> RoutedCall:
-        failure = outcome.failures[0]
-        reason = public_reason(self.registry[outcome.call["model"]], failure)
+    def _why_not(self, outcome: _Outcome) -> str | None:
+        """Return why the model that was asked did not reply; None while it has not failed."""
+        if not outcome.failures:
+            return None
+        reason = public_reason(self.registry[outcome.call["model"]], outcome.failures[0])
         logger.info("%s", reason)
+        return reason
+
+    def _failed(self, outcome: _Outcome) -> RoutedCall:
+        failure, reason = outcome.failures[0], self._why_not(outcome)
         was_refused = isinstance(failure, RestingError) and not outcome.was_sent
         return {**self._spent(outcome), "status": "resting" if was_refused else "error", "reason": reason}
 

@@ -18,9 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.exceptions import (
     ContextOverflowError,
-    ModelAPIError,
     ModelAuthenticationError,
-    ModelConnectionError,
     ModelInvalidRequestError,
     ModelNotFoundError,
     ModelPermissionDeniedError,
@@ -41,6 +39,7 @@ from langgraph_router_r1.calls.tools import ToolsNotSupportedError, tool_options
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.event_loops import AnyLoopModel, for_any_loop, in_thread
 from langgraph_router_r1.ledger import FREE, worst_case
+from langgraph_router_r1.provider_errors import failure
 from langgraph_router_r1.question import images_in, is_image
 
 if TYPE_CHECKING:
@@ -49,19 +48,6 @@ if TYPE_CHECKING:
 
 PROMPT_OVERHEAD_TOKENS = 64
 """Room for what a chat template puts around a message, in worst cases."""
-
-_REASONS: tuple[tuple[type[BaseException], str], ...] = (
-    (ModelRateLimitError, "is rate limited (429)"),
-    (ModelAuthenticationError, "refused its key (401)"),
-    (ModelPermissionDeniedError, "does not permit the request (403)"),
-    (ModelNotFoundError, "is not there (404)"),
-    (ContextOverflowError, "has too short a context for the query"),
-    (ModelInvalidRequestError, "rejected the request (400)"),
-    (ModelAPIError, "had a server error (5xx)"),
-    (ModelConnectionError, "can't be reached"),
-    (ToolsNotSupportedError, "can't call tools"),
-    (ImportError, "needs a LangChain package that is not installed"),
-)
 
 _NOT_BILLED = (
     ModelRateLimitError,
@@ -285,10 +271,9 @@ def public_reason(model: ModelDescriptor, error: BaseException) -> str:
         return str(error)
     if isinstance(error, MissingKeyError):
         return f"{model.name} has no key: the environment variable {model.api_key_env!r} is not set"
-    for kind, words in _REASONS:
-        if isinstance(error, kind):
-            return f"{model.name} {words}"
-    return f"{model.name} failed ({type(error).__name__})"
+    if isinstance(error, ToolsNotSupportedError):
+        return f"{model.name} can't call tools"
+    return f"{model.name} {failure(error)}"
 
 
 def request_worst_case(call: ModelCall) -> float:

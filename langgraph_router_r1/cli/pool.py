@@ -18,6 +18,7 @@ from langgraph_router_r1.cli.output import fail
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.engines import RouterEngine
 from langgraph_router_r1.pocket import ADAPTERS, PLANNER_ADAPTERS, ROUTER_NAME, pocket_registry, pocket_server
+from langgraph_router_r1.provider_errors import failure
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.serving.vllm import VLLMServer
 
@@ -97,7 +98,7 @@ def chat_model_engine(router: str, *, timeout_s: float = 120.0) -> RouterEngine:
     except ImportError:
         raise
     except Exception as error:  # noqa: BLE001 - any provider, any exception; its words may hold a key
-        problem = f"can't be set up ({type(error).__name__}): is its key in the environment?"
+        problem = failure(error)
     raise ValueError(f"the chat model {router!r} {problem}")
 
 

@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import logging
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,6 +40,7 @@ from langgraph_router_r1.strategies.planner import Planner
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from uvicorn import Server
 
     from langgraph_router_r1.serving.shadow import ShadowRouter
     from langgraph_router_r1.serving.targets import MakePlanner
@@ -47,6 +49,9 @@ logger = logging.getLogger(__name__)
 
 GRACE_S = 20
 """How long requests have to end when the server is stopped; then they are broken off, and what they spent is kept."""
+
+LAST_WORDS_S = 5
+"""How long they have then to tell their clients."""
 
 KEEP_ALIVE_S = 125
 """How long an idle connection is kept: longer than clients and proxies keep it (httpx 5 s, aiohttp 15 s, nginx 60 s,
@@ -107,6 +112,7 @@ def serve(
         from langgraph_router_r1.serving.options import ServerSettings
 
         known = read_keys(keys)
+        _check_port(host, port)
         is_loopback = _is_loopback(host)
         if not is_loopback and not known and not insecure:
             fail(
@@ -212,11 +218,39 @@ async def _serve(app: FastAPI, host: str, port: int, reload: Callable[[], None] 
         server_header=False,
         lifespan="on",
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=GRACE_S,
+        timeout_graceful_shutdown=GRACE_S + LAST_WORDS_S,
     )
     if reload is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reread, app, reload)
-    await uvicorn.Server(config).serve()
+    server = uvicorn.Server(config)
+    ending = asyncio.create_task(_break_off(server, app))
+    await server.serve()
+    ending.cancel()
+
+
+async def _break_off(server: Server, app: FastAPI) -> None:
+    """Break off the runs that have not ended in time after the server was told to stop.
+
+    Their clients are told so then; uvicorn, which waits a little longer, would only drop them.
+    """
+    while not server.should_exit:
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(GRACE_S)
+    await app.state.api.runs.stop()
+
+
+def _check_port(host: str, port: int) -> None:
+    """Find out whether an address can be listened on, before anything is started for it.
+
+    Raises:
+        ValueError: It can't.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        with socket.create_server(found[0][4][:2], family=found[0][0]):
+            pass
+    except OSError as error:
+        raise ValueError(f"--host {host!r} --port {port}: can't be listened on ({error.strerror})") from None
 
 
 def _reread(app: FastAPI, reload: Callable[[], None]) -> None:

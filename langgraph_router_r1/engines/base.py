@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeGuard, runtime_checkable
 
-from langgraph_router_r1.ledger import Usage
+from langgraph_router_r1.ledger import FREE, Price, PriceLike, Usage
 from langgraph_router_r1.protocol import Constraint
 from langgraph_router_r1.transcript import Segment
 
@@ -135,6 +135,30 @@ class Fallback(Protocol):
 
     def rank(self, question: str, *, cost_weight: float) -> Sequence[str]:
         """Return names of the registry, the best choice first; `cost_weight` is that of the run. It may block."""
+
+
+def own_price(engine: object, price: PriceLike | None) -> Price:
+    """Return the price of a router LLM's own tokens.
+
+    Args:
+        engine: What they come from; a function that plans has none.
+        price: In any form that `Price.parse` reads. None: they are free, as on a server of one's own.
+
+    Raises:
+        ValueError: The engine is a chat model, which a provider bills, and no price is given.
+    """
+    if price is not None:
+        try:
+            return Price.parse(price)
+        except ValueError as error:
+            raise ValueError(f"router_price is {price!r}: {error}") from None
+    if getattr(engine, "is_billed", False):
+        msg = (
+            f"router_price is missing: the tokens of {engine!r} are paid for. Give dollars per million tokens, such as "
+            "0.6 or {'prompt': 0.15, 'completion': 0.6}, or 'free'"
+        )
+        raise ValueError(msg)
+    return FREE
 
 
 def can_be_constrained(engine: RouterEngine) -> TypeGuard[ConstrainableEngine]:

@@ -7,6 +7,7 @@ import operator
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.language_models import BaseChatModel
@@ -17,6 +18,7 @@ from langgraph.constants import TAG_NOSTREAM
 from langgraph_router_r1.engines.base import ContextFullError, EngineError, Generation, OnText, cut_after_stop
 from langgraph_router_r1.event_loops import for_any_loop
 from langgraph_router_r1.ledger import CHARACTERS_PER_TOKEN, NO_USAGE, estimate_tokens, finish_of, reported_usage
+from langgraph_router_r1.provider_errors import failure
 from langgraph_router_r1.transcript import Segment
 
 _CONFIG: RunnableConfig = {"run_name": "router", "tags": [TAG_NOSTREAM]}
@@ -33,9 +35,19 @@ class ChatModelEngine:
     """
 
     control_tokens: tuple[str, ...] = ()
+    is_billed = True
+    """Its tokens cost money: see `own_price`."""
 
     def __init__(self, chat_model: BaseChatModel, *, model: str | None = None) -> None:
-        """Wrap a chat model; `model` is the policy's name in transcripts, by default the chat model's own."""
+        """Wrap a chat model; `model` is the policy's name in transcripts, by default the chat model's own.
+
+        Raises:
+            TypeError: It is no chat model, but its name, say.
+        """
+        given: object = chat_model  # whatever the annotation says
+        if not isinstance(given, BaseChatModel):
+            hint = f": init_chat_model({given!r}) makes one" if isinstance(given, str) else ""
+            raise TypeError(f"chat_model is {given!r}; it must be a chat model of LangChain{hint}")
         self.chat_model = chat_model
         self._client = for_any_loop(chat_model)
         self.model = model or str(getattr(chat_model, "model_name", None) or chat_model.get_name())
@@ -104,7 +116,9 @@ class ChatModelEngine:
     def _options(self, stop: Sequence[str], max_tokens: int, on_text: OnText | None) -> dict[str, Any]:
         # Without it, OpenAI's client asks for no usage when it streams from another address than OpenAI's.
         usage = {"stream_usage": True} if on_text is not None and hasattr(self.chat_model, "stream_usage") else {}
-        return {"stop": _closing(stop), "max_tokens": max_tokens, **usage}
+        # An empty list of stop strings is refused by some providers.
+        ends = {"stop": closing} if (closing := _closing(stop)) else {}
+        return {**ends, "max_tokens": max_tokens, **usage}
 
     def __repr__(self) -> str:
         return f"ChatModelEngine({self.model!r})"
@@ -112,8 +126,8 @@ class ChatModelEngine:
     def _error(self, error: Exception) -> EngineError:
         if isinstance(error, ContextOverflowError):
             return ContextFullError(f"the router's context is full: {self.model!r} takes no more")
-        # The provider's own words may hold a key.
-        return EngineError(f"the router model {self.model!r} failed ({type(error).__name__})")
+        where = f" at {address}" if (address := _address(self.chat_model)) else ""
+        return EngineError(f"the router model {self.model!r}{where} {failure(error)}")
 
     def _read(self, transcript: Sequence[Segment], reply: AIMessage, stop: Sequence[str]) -> Generation:
         cut_by_length = finish_of(reply.response_metadata) == "length"
@@ -135,6 +149,16 @@ class ChatModelEngine:
             },
             finish="length" if cut_by_length else "stop",
         )
+
+
+def _address(chat_model: BaseChatModel) -> str | None:
+    """Return where a chat model's provider is, if the model says so, without what may be secret in an address."""
+    for name in ("openai_api_base", "base_url", "anthropic_api_url", "endpoint"):
+        value = getattr(chat_model, name, None)
+        if isinstance(value, str) and (parts := urlsplit(value)).hostname:
+            port = f":{parts.port}" if parts.port else ""
+            return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+    return None
 
 
 def _chat(transcript: Sequence[Segment]) -> list[BaseMessage]:

@@ -386,7 +386,13 @@ class VLLMEngine(TokenEngine):
             raise self._unknown(cards)
         card = cards[self.model]
         card = cards.get(card.parent or "", card)
-        return card.root or card.id
+        if card.root is None:
+            raise EngineError(
+                f"{self.base_url} serves {self.model!r} and does not say from which files, as vLLM does: is it vLLM? If "
+                "it is, give tokenizer=. A chat model of another server goes in as a ChatModelEngine, and on the "
+                "command line as --router openai:NAME with --router-url"
+            )
+        return card.root
 
     async def _refused(self, status: int, content: bytes) -> EngineError:
         """Return the error of a turn that the server refused."""

@@ -53,11 +53,10 @@ class Reply:
         """Return the reply of a run that ended.
 
         Raises:
-            ApiError: The model that was asked directly did not reply, or no model put the answer into its form.
+            ApiError: No model put the answer into its form.
         """
         message, routing = values["messages"][-1], values["routing"]
         assert isinstance(message, AIMessage)
-        _check_replied(run, routing)
         calls = [ToolCallOut(call["id"] or "", call["name"], json.dumps(call["args"])) for call in message.tool_calls]
         text = str(message.text)
         if run.asked.tools is not None and run.asked.tools["is_form"]:
@@ -179,15 +178,6 @@ def bill(run_id: str, routing: RunReport) -> dict[str, Any]:
         "candidate_tokens": routing["candidate_tokens"],
         "calls": [{key: call[key] for key in shown} for call in routing["calls"]],  # type: ignore[literal-required]
     }
-
-
-def _check_replied(run: Run, routing: RunReport) -> None:
-    if run.target.model is None or routing["calls"][-1]["status"] == "ok":
-        return
-    call = routing["calls"][-1]
-    if call["status"] == "over_budget":
-        raise ApiError(429, f"{call['reason']}", "insufficient_quota", run_id=run.id)
-    raise ApiError(502, f"{call['reason']}", "model_failed", run_id=run.id)
 
 
 def _finish(run: Run, routing: RunReport) -> FinishReason:

@@ -36,7 +36,7 @@ from langgraph_router_r1.serving.store import (
 )
 from langgraph_router_r1.serving.targets import ROUTER, Target, Targets
 from langgraph_router_r1.serving.wire import Asked
-from langgraph_router_r1.state import RouterContext
+from langgraph_router_r1.state import RouterContext, RunReport
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,8 @@ class Run:
         """Why it broke off."""
         self.approval: dict[str, Any] | None = None
         """The request to decide on its calls, in the form of LangChain's `HumanInTheLoopMiddleware`: it waits."""
+        self.has_record = False
+        """Whether its graph came to its end, or waits; what broke off is read from its checkpoints."""
         self.is_over = False
         """Whether it only has to be recorded."""
         self._recorded = asyncio.Event()
@@ -243,6 +245,10 @@ class Runs:
         except Exception as error:  # noqa: BLE001 - whatever it is, the run is over and has spent something
             status = "failed"
             run.error = self._explained(error, run.id)
+        else:
+            run.has_record = True
+            if status == "ended" and (problem := without_answer(run)) is not None:
+                status, run.error = "failed", problem
         run.is_over = True
         try:
             await self._settle(run, status)
@@ -254,7 +260,7 @@ class Runs:
     async def _settle(self, run: Run, status: RunStatus) -> None:
         record: RunRecord | None
         try:
-            if status in ("ended", "waiting"):
+            if run.has_record:
                 record = RunRecord.of(run.values)
                 spent = spending(record.report["cost_usd"], record.report["maybe_cost_usd"])
             else:
@@ -332,6 +338,32 @@ class Runs:
         for run in open_runs:
             run.cancel()
         await asyncio.gather(*(run.task for run in open_runs if run.task is not None), return_exceptions=True)
+
+
+def without_answer(run: Run) -> ApiError | None:
+    """Return why a run that came to its end has no answer that its client can use; None if it has one."""
+    routing: RunReport = run.values["routing"]
+    if run.target.model is not None:
+        call = routing["calls"][-1]
+        if call["status"] == "ok":
+            return None
+        if call["status"] == "over_budget":
+            return ApiError(429, f"{call['reason']}", "insufficient_quota", run_id=run.id)
+        return ApiError(502, f"{call['reason']}", "model_failed", run_id=run.id)
+    may_spend, wanted = run.stored.reserved_usd, run.asked.options.budget_usd
+    if may_spend is None:
+        return None
+    is_out = routing["stop_reason"] == "budget_exhausted" and not run.values["answer"]
+    # Who asks for a run of no dollars gets what the router LLM knows; whose key pays for no call gets no worse answer.
+    is_cut_short = routing["stop_reason"] == "forced_answer" and not routing["calls"] and may_spend != wanted
+    if not is_out and not is_cut_short:
+        return None
+    whose = "its request allows" if may_spend == wanted else "is left for it"
+    message = (
+        f"the run may spend ${may_spend:.6f}, which is what {whose}, and that does not pay for the worst case of a call "
+        "to any model and of the router's answer after it"
+    )
+    return ApiError(429, message, "insufficient_quota", run_id=run.id)
 
 
 def _config(run_id: str) -> RunnableConfig:

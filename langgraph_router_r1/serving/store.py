@@ -201,6 +201,7 @@ class Store:
         now: float,
     ) -> float | None:
         if allowance.day_usd is None and allowance.month_usd is None:
+            self._charge(connection, key, day, want_usd or 0.0)
             return want_usd
         charged = self._charged(connection, key, day)
         reserved = float("inf") if want_usd is None else want_usd
