@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from langgraph_router_r1.events import RouterEvent
+from langgraph_router_r1.ledger import Price
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.state import RunReport
 
@@ -66,7 +67,7 @@ class ConsoleTrace:
         self.console.print(Text(f"  {sign} "), Text(printable(text), style=style), Text(facts, style="dim"), sep="")
 
 
-def bill_table(routings: Iterable[RunReport], registry: ModelRegistry) -> Table:
+def bill_table(routings: Iterable[RunReport], registry: ModelRegistry, *, router_price: Price | None = None) -> Table:
     """Return the table of what each model did in these runs and cost, in millionths of a dollar."""
     routings = list(routings)
     table = Table("model", "price", "calls", "failed", "tokens in", "tokens out", "µ$", title="Cost by model")
@@ -87,8 +88,8 @@ def bill_table(routings: Iterable[RunReport], registry: ModelRegistry) -> Table:
     table.add_section()
     table.add_row(
         "router",
+        "" if router_price is None else str(router_price),
         "",
-        str(len(routings)),
         "",
         str(sum(usage["prompt_tokens"] for usage in tokens)),
         str(sum(usage["completion_tokens"] for usage in tokens)),

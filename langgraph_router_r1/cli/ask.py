@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -18,18 +19,23 @@ from langgraph_router_r1.cli.pool import (
     RegistryOption,
     RouterOption,
     RouterPriceOption,
+    RouterUrlOption,
+    check_price,
+    decides,
     finite,
-    is_chat_model,
     open_pool,
+    read_price,
     running,
 )
 from langgraph_router_r1.cli.prices import price_table
 from langgraph_router_r1.engines import EngineError
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.graph import build_router, create_router
+from langgraph_router_r1.ledger import FREE, estimate_tokens
 from langgraph_router_r1.pocket import MAX_ROUTER_TOKENS, ROUTER_NAME, pocket_registry, pocket_router, pocket_server
 from langgraph_router_r1.record import RECORD_KEYS, RunRecord
 from langgraph_router_r1.registry import ModelRegistry
+from langgraph_router_r1.strategies import Strategy
 from langgraph_router_r1.trace import ConsoleTrace, bill_table, printable
 
 DEMO_QUESTIONS = (
@@ -68,6 +74,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="What you want to know.")],
     registry: RegistryOption = None,
     router: RouterOption = None,
+    router_url: RouterUrlOption = None,
     model: ModelOption = ROUTER_NAME,
     cost_weight: Annotated[
         float,
@@ -90,19 +97,18 @@ def ask(
         fail("the question is empty")
     if not _is_text(question):
         fail("the question is not UTF-8 text")
+    if record is not None and not record.absolute().parent.is_dir():
+        fail(f"--record is {str(record)!r}, and its directory is not there")
+    own = read_price(router_price) or FREE
     with failing_clearly():
-        if is_chat_model(router) and router_price is None:
-            fail(
-                "--router names a chat model: give the price of its tokens with --router-price, in dollars per million"
-            )
-    with failing_clearly(), open_pool(registry, router, model, errors) as (engine, pool):
+        check_price(router, read_price(router_price))
+    with failing_clearly(), open_pool(registry, router, model, errors, router_url=router_url) as (engine, pool):
+        tokens = MAX_ROUTER_TOKENS if router is None else 1024
         graph = create_router(
-            engine,
-            pool,
+            registry=pool,
             cost_weight=cost_weight,
             budget_usd=budget,
-            max_tokens=MAX_ROUTER_TOKENS if router is None else 1024,
-            router_price="free" if router_price is None else router_price,
+            **decides(engine, max_tokens=tokens, router_price=own),
         )
         trace = ConsoleTrace(console)
         if not as_json:
@@ -122,7 +128,7 @@ def ask(
         if as_json:
             typer.echo(RunRecord.of(state).model_dump_json())
         elif trace.routing:
-            console.print(bill_table([trace.routing], pool))
+            console.print(bill_table([trace.routing], pool, router_price=own))
 
 
 @cli.command()
@@ -151,31 +157,41 @@ def models(
 def check(
     registry: RegistryOption = None,
     router: RouterOption = None,
+    router_url: RouterUrlOption = None,
     model: ModelOption = ROUTER_NAME,
     timeout: Annotated[
         float, typer.Option(min=0.1, callback=finite, help="The most seconds to wait for each of them.")
     ] = CHECK_TIMEOUT_S,
 ) -> None:
-    """Ask the router and every model for a few tokens, and say what is wrong. Exits with 1 when anything is."""
+    """Ask the router and every model for a few tokens, and say what is wrong. Exits with 1 when anything is.
+
+    With a registry and without a router, the models alone are asked.
+    """
     console = results_console()
     healthy = True
-    with failing_clearly(), open_pool(registry, router, model, errors, timeout_s=timeout) as (engine, pool):
-        table = Table("", "who", "result")
-        try:
-            with telling("asking the router"):
-                begun = engine.begin([{"role": "user", "content": "Hello"}])
-                engine.generate([begun], stop=[], max_tokens=4)
-            table.add_row("✓", "router", Text(printable(repr(engine))))
-        except EngineError as error:
-            healthy = False
-            table.add_row("✗", "router", Text(printable(str(error))))
+    opened = (
+        nullcontext((None, ModelRegistry.from_file(registry)))
+        if registry is not None and router is None
+        else open_pool(registry, router, model, errors, router_url=router_url, timeout_s=timeout)
+    )
+    with failing_clearly(), opened as (engine, pool):
+        table = Table("", "who", "which", "result")
+        if engine is not None and not isinstance(engine, Strategy):
+            try:
+                with telling("asking the router"):
+                    begun = engine.begin([{"role": "user", "content": "Hello"}])
+                    engine.generate([begun], stop=[], max_tokens=4)
+                table.add_row("✓", "router", Text(printable(repr(engine))), "")
+            except EngineError as error:
+                healthy = False
+                table.add_row("✗", "router", Text(printable(repr(engine))), Text(printable(str(error))))
         # Each model for itself, and once: neither a fallback nor a retry may hide what is wrong.
         alone = {"fallbacks": (), "max_retries": 0}
         candidates = Candidates(
             ModelRegistry(
                 entry.model_copy(update={**alone, "timeout_s": min(timeout, entry.timeout_s)}) for entry in pool
             ),
-            engine.count_tokens,
+            estimate_tokens,
         )
         for entry in pool:
             call = {"turn": 0, "index": 0, "model": entry.name, "query": "Say: yes", "refusal": None}
@@ -188,7 +204,9 @@ def check(
                 else routed["reason"]
             )
             mark = "✓" if routed["status"] == "ok" else "✗"
-            table.add_row(mark, Text(printable(entry.name)), Text(printable(result or "")))
+            which = entry.model if isinstance(entry.model, str) else type(entry.model).__name__
+            where = f"{which} at {entry.base_url}" if entry.base_url else which
+            table.add_row(mark, Text(printable(entry.name)), Text(printable(where)), Text(printable(result or "")))
         console.print(table)
     if not healthy:
         raise typer.Exit(1)

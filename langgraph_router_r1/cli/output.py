@@ -85,7 +85,7 @@ def failing_clearly() -> Iterator[None]:
     except BrokenPipeError:  # whoever reads the output has read enough
         raise
     except ImportError as error:
-        fail(_what_to_install(error))
+        fail(what_to_install(error))
     except OSError as error:
         fail(f"{error.filename!r}: {error.strerror}" if error.filename and error.strerror else str(error))
     except RecursionError:
@@ -94,11 +94,15 @@ def failing_clearly() -> Iterator[None]:
         fail(str(error))
 
 
-def _what_to_install(error: ImportError) -> str:
-    """Return what is missing, and the extra that brings it."""
+def what_to_install(error: ImportError) -> str:
+    """Return what is missing, and how to install it."""
     # LangChain says in words which package a model needs.
     module = error.name or ("langchain_openai" if "langchain-openai" in str(error) else "")
     for name, extra in EXTRAS.items():
         if f"{module}.".startswith(f"{name}."):
-            return f"{module} is not installed: pip install 'langgraph-router-r1[{extra}]'"
+            adapters = " together with langgraph-router-r1-adapters" if extra in {"pocket", "eval"} else ""
+            return (
+                f"{module} is not installed: it comes with the extra [{extra}]{adapters}; "
+                f"'Install' in the README has the command, pip install 'langgraph-router-r1[{extra}] @ ...'"
+            )
     return str(error)

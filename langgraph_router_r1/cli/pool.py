@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from langgraph_router_r1.calls.client import build_chat_model, build_model
-from langgraph_router_r1.cli.output import fail
+from langgraph_router_r1.cli.output import fail, what_to_install
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.engines import RouterEngine
+from langgraph_router_r1.engines.base import API_KEY_ENV
+from langgraph_router_r1.ledger import Price
 from langgraph_router_r1.pocket import ADAPTERS, PLANNER_ADAPTERS, ROUTER_NAME, pocket_registry, pocket_server
 from langgraph_router_r1.provider_errors import failure
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.serving.vllm import VLLMServer
+from langgraph_router_r1.strategies import Strategy
 
 RegistryOption = Annotated[
     Path | None, typer.Option("--registry", help="File with the models that may be asked (.toml, .yaml).")
@@ -29,8 +33,17 @@ RouterOption = Annotated[
     str | None,
     typer.Option(
         "--router",
-        help="Who routes: the address of a vLLM server (http://127.0.0.1:8000/v1), or a chat model by LangChain's "
-        "name for it (openai:gpt-4o-mini), which then routes untrained.",
+        help="Who routes: the address of a vLLM server (http://127.0.0.1:8000/v1); a chat model by LangChain's name "
+        "for it (openai:gpt-4o-mini), which then routes untrained; or knn, which goes by the registry's profile.",
+    ),
+]
+RouterUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--router-url",
+        metavar="ADDRESS",
+        help="Where --router's chat model is, if not at its provider: any OpenAI-compatible server. Its key, if it "
+        "needs one, is the value of ROUTER_R1_API_KEY.",
     ),
 ]
 ModelOption = Annotated[str, typer.Option("--model", help="Name of the router on its vLLM server.")]
@@ -43,10 +56,61 @@ def finite(value: float | None) -> float | None:
     return value
 
 
+def read_price(value: str | None) -> Price | None:
+    """Read the price of a router's own tokens: "0.6", "0.15,0.60" or "free".
+
+    Raises:
+        typer.BadParameter: It is none of these.
+    """
+    if value is None:
+        return None
+    try:
+        rates = [float(rate) for rate in value.split(",")] if value != "free" else [0.0]
+        if len(rates) <= 2 and all(math.isfinite(rate) and rate >= 0 for rate in rates):
+            return Price(rates[0], rates[-1])
+    except ValueError:
+        pass
+    raise typer.BadParameter(
+        f"{value!r} is no price: give dollars per million tokens, such as 0.6, or 0.15,0.60 for prompt and completion, "
+        "or free"
+    )
+
+
 RouterPriceOption = Annotated[
-    float | None,
-    typer.Option(min=0, callback=finite, help="Price of the router's own tokens, in dollars per million."),
+    str | None,
+    typer.Option(
+        metavar="PRICE",
+        help="Price of the router's own tokens in dollars per million, such as 0.6, or 0.15,0.60 for prompt and "
+        "completion.",
+    ),
 ]
+
+KNN = "knn"
+"""As `--router`: `KNNStrategy` on the registry's profile decides, and no LLM."""
+
+
+def decides(engine: RouterEngine | Strategy, **for_llm: Any) -> dict[str, Any]:
+    """Return who decides as the arguments of `create_router`; those for a router LLM only where there is one."""
+    return {"strategy": engine} if isinstance(engine, Strategy) else {"engine": engine, **for_llm}
+
+
+def check_price(router: str | None, price: Price | None) -> None:
+    """Fail where the tokens of a router are paid for, and their price is not given."""
+    if is_chat_model(router) and price is None:
+        fail("--router is a chat model: give the price of its tokens with --router-price, in dollars per million")
+
+
+def knn(registry: ModelRegistry) -> Strategy:
+    """Return the strategy that goes by a registry's profile.
+
+    Raises:
+        ValueError: It has none.
+    """
+    from langgraph_router_r1.strategies.knn import KNNStrategy
+
+    if registry.profile is None:
+        raise ValueError("'knn' goes by the registry's profile, and it has none: run 'router-r1 profile' on it")
+    return KNNStrategy.from_profile(registry.profile, registry)
 
 
 @contextmanager
@@ -56,22 +120,25 @@ def open_pool(
     model: str,
     console: Console,
     *,
+    router_url: str | None = None,
     timeout_s: float = 120.0,
     planning: bool = False,
-) -> Iterator[tuple[RouterEngine, ModelRegistry]]:
-    """Give the router and its pool: those that were named, or the pocket ones, started for the length of the block.
+) -> Iterator[tuple[RouterEngine | Strategy, ModelRegistry]]:
+    """Give who decides and the pool: those that were named, or the pocket ones, started for the length of the block.
 
     With `planning`, the pocket pool has the specialist that only plans need, and its server the decomposer.
     """
     if registry is not None and router is None:
-        fail("--registry needs --router: the pocket router knows its own pool only")
+        fail("--registry needs --router, who routes over its models: a server's address, a chat model, or knn")
+    if router_url is not None and not is_chat_model(router):
+        fail("--router-url is where a chat model is, and --router names none: give --router openai:NAME")
     pool = ModelRegistry.from_file(registry) if registry else None
     check_packages(pool or ModelRegistry())
-    if is_chat_model(router):
+    if router == KNN or is_chat_model(router):
         assert router is not None
         if pool is None:
-            fail("--router with a chat model needs --registry, the models it may ask")
-        yield chat_model_engine(router, timeout_s=timeout_s), pool
+            fail(f"--router {router} needs --registry, the models it may ask")
+        yield knn(pool) if router == KNN else chat_model_engine(router, router_url, timeout_s=timeout_s), pool
     elif router is not None:
         from langgraph_router_r1.engines import VLLMEngine
 
@@ -79,12 +146,21 @@ def open_pool(
             yield engine, pool or pocket_registry(router)
     else:
         adapters = [ADAPTERS, PLANNER_ADAPTERS] if planning else [ADAPTERS]
-        with running(pocket_server(adapters=adapters), console) as server:
+        try:
+            server = pocket_server(adapters=adapters)
+        except ImportError as error:
+            fail(f"without --registry and --router the pocket pool is asked. {what_to_install(error)}")
+        with running(server, console):
             yield _pocket_engine(server), pocket_registry(server.base_url, planning=planning)
 
 
-def chat_model_engine(router: str, *, timeout_s: float = 120.0) -> RouterEngine:
+def chat_model_engine(router: str, url: str | None = None, *, timeout_s: float = 120.0) -> RouterEngine:
     """Return a router that is a chat model.
+
+    Args:
+        router: LangChain's name of it.
+        url: Where it is, if not at its provider.
+        timeout_s: Most seconds that a turn may take.
 
     Raises:
         ValueError: It can't be set up, for want of a key, say.
@@ -93,7 +169,10 @@ def chat_model_engine(router: str, *, timeout_s: float = 120.0) -> RouterEngine:
     from langgraph_router_r1.engines import ChatModelEngine
 
     try:
-        descriptor = ModelDescriptor(name="router", model=router, price="free", timeout_s=timeout_s)
+        key = API_KEY_ENV if url is not None and os.environ.get(API_KEY_ENV) else None
+        descriptor = ModelDescriptor(
+            name="router", model=router, base_url=url, api_key_env=key, price="free", timeout_s=timeout_s
+        )
         return ChatModelEngine(build_chat_model(descriptor))
     except ImportError:
         raise
@@ -118,13 +197,13 @@ def is_chat_model(router: str | None, option: str = "--router") -> bool:
     Raises:
         ValueError: It is neither.
     """
-    if router is None or router.startswith(("http://", "https://")):
+    if router is None or router == KNN or router.startswith(("http://", "https://")):
         return False
     if not router.strip() or _ADDRESS.match(router):
         # Not shown: an address may hold a password.
         msg = (
             f"{option} must be an address that starts with http:// or https://, such as http://localhost:8000/v1, "
-            "or a chat model, such as openai:gpt-4o-mini"
+            "a chat model, such as openai:gpt-4o-mini, or knn"
         )
         raise ValueError(msg)
     return True

@@ -20,9 +20,11 @@ from langgraph_router_r1.cli.pool import (
     RegistryOption,
     RouterOption,
     RouterPriceOption,
+    RouterUrlOption,
+    check_price,
     finite,
-    is_chat_model,
     open_pool,
+    read_price,
 )
 from langgraph_router_r1.engines import RouterEngine
 from langgraph_router_r1.ledger import FREE, Price
@@ -34,7 +36,8 @@ from langgraph_router_r1.pocket import (
     ROUTER_NAME,
 )
 from langgraph_router_r1.registry import ModelRegistry
-from langgraph_router_r1.settings import AnswerStyle
+from langgraph_router_r1.settings import AnswerStyle, RouterSettings
+from langgraph_router_r1.strategies import Strategy
 from langgraph_router_r1.strategies.allocators import make_allocator
 from langgraph_router_r1.strategies.planner import Planner
 
@@ -64,6 +67,7 @@ LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 def serve(
     registry: RegistryOption = None,
     router: RouterOption = None,
+    router_url: RouterUrlOption = None,
     model: ModelOption = ROUTER_NAME,
     host: Annotated[str, typer.Option(help="Address to listen on. Any but loopback needs keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8787,
@@ -119,8 +123,8 @@ def serve(
                 f"--host is {host!r}, which others can reach, and there are no keys: give --keys, set "
                 "ROUTER_R1_SERVER_KEYS, or say --insecure"
             )
-        if is_chat_model(router) and router_price is None:
-            fail("--router is a chat model: give the price of its tokens with --router-price, in dollars per million")
+        own = read_price(router_price) or FREE
+        check_price(router, read_price(router_price))
         asyncio.run(_check_database(database))
 
         def read_shadow() -> ShadowRouter | None:
@@ -136,19 +140,21 @@ def serve(
             allowed_hosts=LOOPBACK_HOSTS if is_loopback else ("*",),
         )
         planning = router is None and registry is None and PLANNER_ADAPTERS.is_dir()
-        with open_pool(registry, router, model, errors, planning=planning) as (engine, pool):
-            make_planner = _planner_maker(engine, DECOMPOSER_NAME if planning else decomposer, router_price)
+        with open_pool(registry, router, model, errors, router_url=router_url, planning=planning) as (engine, pool):
+            make_planner = _planner_maker(engine, DECOMPOSER_NAME if planning else decomposer, own)
             if make_planner is not None and not _can_allocate(pool, is_needed=not planning):
                 make_planner = None
+            tokens = MAX_ROUTER_TOKENS if router is None else 1024
+            for_router: RouterSettings = {"answer": answer}
+            if not isinstance(engine, Strategy):
+                for_router |= {"max_tokens": tokens, "router_price": own}
             app = create_app(
                 engine,
                 pool,
                 settings,
                 make_planner=make_planner,
                 shadow=second,
-                answer=answer,
-                max_tokens=MAX_ROUTER_TOKENS if router is None else 1024,
-                router_price="free" if router_price is None else router_price,
+                **for_router,
             )
             names = ", ".join(["router-r1", *(["planner"] if make_planner else []), *pool.names])
             results_console().print(f"http://{host}:{port}/v1  serves: {names}", markup=False)
@@ -165,18 +171,17 @@ def serve(
             asyncio.run(_serve(app, host, port, reload if has_files else None))
 
 
-def _planner_maker(engine: RouterEngine, decomposer: str | None, price: float | None) -> MakePlanner | None:
+def _planner_maker(engine: RouterEngine | Strategy, decomposer: str | None, own: Price) -> MakePlanner | None:
     """Return what makes the planner for a registry; None where there is no decomposer."""
     from langgraph_router_r1.engines import VLLMEngine
 
     if decomposer is None:
         return None
     if not isinstance(engine, VLLMEngine):
-        fail("--decomposer names a model on the router's vLLM server, and --router is a chat model")
+        fail("--decomposer names a model on the router's vLLM server, and --router is none")
     written = VLLMEngine(engine.base_url, model=decomposer, tokenizer=engine.tokenizer_source)
 
     def make(registry: ModelRegistry) -> Planner:
-        own = Price.parse("free" if price is None else price)
         return Planner(written, make_allocator("knn", registry, own), max_tokens=MAX_PLAN_TOKENS, price=own)
 
     return make
@@ -233,7 +238,7 @@ async def _break_off(server: Server, app: FastAPI) -> None:
 
     Their clients are told so then; uvicorn, which waits a little longer, would only drop them.
     """
-    while not server.should_exit:
+    while not server.should_exit:  # noqa: ASYNC110 - uvicorn has a flag, and no event
         await asyncio.sleep(0.1)
     await asyncio.sleep(GRACE_S)
     await app.state.api.runs.stop()

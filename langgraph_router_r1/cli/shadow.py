@@ -12,7 +12,7 @@ from rich.text import Text
 
 from langgraph_router_r1.cli.app import cli
 from langgraph_router_r1.cli.output import failing_clearly, results_console
-from langgraph_router_r1.cli.pool import chat_model_engine, check_packages, is_chat_model
+from langgraph_router_r1.cli.pool import chat_model_engine, check_packages, is_chat_model, knn
 from langgraph_router_r1.cli.stored import DatabaseOption, reading
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import AnswerStyle, RouterSettings
@@ -61,12 +61,8 @@ def _engine(
 ) -> RouterEngine | Strategy | None:
     """Return who decides; None if it is whoever decides for the server."""
     if described.strategy is not None:
-        from langgraph_router_r1.strategies.knn import KNNStrategy
-
         assert registry is not None
-        if registry.profile is None:
-            raise ValueError("strategy is 'knn', and its registry has no profile: run 'router-r1 profile' on it")
-        return KNNStrategy.from_profile(registry.profile, registry)
+        return knn(registry)
     if described.router is None and described.model is None:
         return None
     address = described.router or router

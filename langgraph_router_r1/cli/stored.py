@@ -18,9 +18,17 @@ from rich.text import Text
 
 from langgraph_router_r1.cli.app import cli
 from langgraph_router_r1.cli.output import errors, fail, failing_clearly, results_console
-from langgraph_router_r1.cli.pool import RegistryOption, RouterOption, open_pool
+from langgraph_router_r1.cli.pool import (
+    RegistryOption,
+    RouterOption,
+    RouterPriceOption,
+    RouterUrlOption,
+    decides,
+    open_pool,
+    read_price,
+)
 from langgraph_router_r1.fork import ForkError, fork
-from langgraph_router_r1.ledger import sum_of
+from langgraph_router_r1.ledger import Price, sum_of
 from langgraph_router_r1.pocket import MAX_ROUTER_TOKENS, ROUTER_NAME
 from langgraph_router_r1.preferences import preferences
 from langgraph_router_r1.record import RECORD_KEYS, RunRecord
@@ -52,7 +60,9 @@ def replay(
     model: Annotated[str | None, typer.Option(help="The other model.")] = None,
     registry: RegistryOption = None,
     router: RouterOption = None,
+    router_url: RouterUrlOption = None,
     router_name: Annotated[str, typer.Option(help="Name of the router on its vLLM server.")] = ROUTER_NAME,
+    router_price: RouterPriceOption = None,
 ) -> None:
     """Show a recorded run again, event by event, without asking any model; or with one call made to another."""
     if (fork_at is None) != (model is None):
@@ -72,7 +82,8 @@ def replay(
             fail(str(error))
         if model is None:
             return
-        with open_pool(registry, router, router_name, errors) as (engine, pool):
+        own = read_price(router_price) or Price.parse(record.strategy["price"])
+        with open_pool(registry, router, router_name, errors, router_url=router_url) as (engine, pool):
             tokens = MAX_ROUTER_TOKENS if router is None else 1024
             try:
                 forked = fork(
@@ -80,9 +91,8 @@ def replay(
                     turn=int(place[1]),
                     index=int(place[2]),
                     model=model,
-                    engine=engine,
                     registry=pool,
-                    max_tokens=tokens,
+                    **decides(engine, max_tokens=tokens, router_price=own),
                 )
             except (ForkError, UnknownModelError) as error:
                 fail(str(error))
@@ -160,12 +170,16 @@ def reading(database: str) -> Iterator[Engine]:
 def _record(file: Path, thread: str | None) -> RunRecord:
     """Return the record of a file, or of the latest run of a database or of one of its threads."""
     if _is_database(file):
-        with _runs_of(file, thread) as runs:
-            found = list(runs)
-        threads = sorted({run.thread_id for run in found})
-        if not found or len(threads) > 1:
-            fail(f"{str(file)!r} has finished runs of the threads {threads!r}: name one with --thread")
+        with _runs_of(file, None) as runs:
+            every = list(runs)
+        threads = sorted({run.thread_id for run in every})
+        found = [run for run in every if thread in (None, run.thread_id)]
+        if not found or (thread is None and len(threads) > 1):
+            wrong = f" and none of {thread!r}" if thread is not None else ""
+            fail(f"{str(file)!r} has finished runs of the threads {threads!r}{wrong}: name one of them with --thread")
         return found[-1].record
+    if thread is not None:
+        fail(f"--thread is of a database, and {str(file)!r} is the record of one run")
     try:
         return RunRecord.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:

@@ -388,8 +388,8 @@ class VLLMEngine(TokenEngine):
         card = cards.get(card.parent or "", card)
         if card.root is None:
             raise EngineError(
-                f"{self.base_url} serves {self.model!r} and does not say from which files, as vLLM does: is it vLLM? If "
-                "it is, give tokenizer=. A chat model of another server goes in as a ChatModelEngine, and on the "
+                f"{self.base_url} serves {self.model!r} and does not say from which files, as vLLM does: is it vLLM? "
+                "If it is, give tokenizer=. A chat model of another server goes in as a ChatModelEngine, and on the "
                 "command line as --router openai:NAME with --router-url"
             )
         return card.root

@@ -360,8 +360,8 @@ def without_answer(run: Run) -> ApiError | None:
         return None
     whose = "its request allows" if may_spend == wanted else "is left for it"
     message = (
-        f"the run may spend ${may_spend:.6f}, which is what {whose}, and that does not pay for the worst case of a call "
-        "to any model and of the router's answer after it"
+        f"the run may spend ${may_spend:.6f}, which is what {whose}, and that does not pay for the worst case of a "
+        "call to any model and of the router's answer after it"
     )
     return ApiError(429, message, "insufficient_quota", run_id=run.id)
 
