@@ -12,7 +12,7 @@ from langchain_core.runnables import Runnable, RunnableBinding
 from langgraph.pregel import Pregel
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from langgraph_router_r1.ledger import Price, PriceLike
+from langgraph_router_r1.ledger import RATES, Price, PriceLike
 from langgraph_router_r1.price_list import UnlistedPriceError, list_price
 from langgraph_router_r1.protocol import sanitize
 from langgraph_router_r1.secret_text import SECRET_NAME, SECRET_VALUE, keys_in, shown, walk
@@ -186,7 +186,10 @@ class ModelDescriptor(BaseModel):
             return Price.parse(value)
         except (ValueError, OverflowError, RecursionError):
             pass
-        # The value is not shown: it may be a key that was pasted in the wrong place.
+        # The value is not shown: it may be a key that was pasted in the wrong place. Names of rates are no secret.
+        known = (*RATES, "tiers", "source")
+        if isinstance(value, dict) and (wrong := [shown(key) for key in value if key not in known]):
+            raise ValueError(f"{wrong[0]!r} is not part of a price; there are {', '.join(known)}")
         msg = (
             "it must be 'free', 'auto', a number of dollars per million tokens from 0 to 1e9, or a table with such "
             "numbers: prompt, completion and perhaps cached, cache_write and tiers"

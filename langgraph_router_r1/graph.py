@@ -202,7 +202,8 @@ def _check_kinds(engine: Any, registry: Any, strategy: Any, settings: Mapping[st
     if strategy is not None and not isinstance(strategy, Strategy):
         made = f", such as {strategy.__name__}()" if isinstance(strategy, type) else ""
         raise TypeError(f"strategy is {strategy!r}; it must be an instance of a Strategy{made}")
-    if engine is not None and not isinstance(engine, RouterEngine):
+    # Not by `isinstance`: it would look at all of the protocol, and the tokenizer would be loaded for it.
+    if engine is not None and not (hasattr(engine, "begin") and hasattr(engine, "agenerate")):
         kinds = "a chat model goes in as ChatModelEngine(chat_model), a vLLM server as VLLMEngine(address, model=...)"
         hint = "a strategy goes in as strategy=" if isinstance(engine, Strategy) else kinds
         raise TypeError(f"engine is {engine!r}; it must be a RouterEngine: {hint}")

@@ -60,6 +60,12 @@ class ModelRegistry:
         self._called: dict[str, ModelDescriptor] = {}
         problems = []
         for model in models:
+            given: object = model  # whatever the annotation says
+            if not isinstance(given, ModelDescriptor):
+                raise RegistryError(
+                    f"a registry is made of ModelDescriptors, and this is a {type(given).__name__}: "
+                    "ModelRegistry.from_dict reads a dict, ModelRegistry.from_file a file"
+                )
             if fold(model.name) in self._models:
                 problems.append(f"models.{shown(model.name)}: the name is taken; case and blanks do not matter")
             elif fold(model.display_name) in self._called:
@@ -235,7 +241,9 @@ def _problem(detail: Any) -> str:
     if detail["type"] == "missing":
         return f"{key}: is missing" + (' (use price = "free" for a model that costs nothing)' if key == "price" else "")
     if detail["type"] == "extra_forbidden":
-        return f"{key}: is not a field of a model" + (f"; {USE_ENVIRONMENT}" if "key" in key else "")
+        near = difflib.get_close_matches(str(detail["loc"][-1]), ModelDescriptor.model_fields, n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{key}: is not a field of a model{f'; {USE_ENVIRONMENT}' if 'key' in key else meant}"
     message = str(detail["msg"]).removeprefix("Value error, ")
     # Numbers are shown; text and tables may hold a key that stands in the wrong place.
     value = detail["input"]

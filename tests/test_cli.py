@@ -79,7 +79,7 @@ def test_replay_shows_a_recorded_run_again_and_names_a_file_that_is_none(tmp_pat
     path.write_text(record.model_dump_json())
     shown = run.invoke(cli, ["replay", str(path)], env={"COLUMNS": "200"})
     assert shown.exit_code == 0
-    for text in ("? Capital of Peru?", "→ small: Capital of Peru?", "← It is Lima.", "= Lima", "(1 routes, $"):
+    for text in ("? Capital of Peru?", "→ small: Capital of Peru?", "← It is Lima.", "= Lima", "(1 turn with calls, $"):
         assert text in shown.stdout
     for content, reason in (("{}", "question: Field required"), ("no json", "Invalid JSON"), (None, "No such file")):
         path.unlink(missing_ok=True)
@@ -104,13 +104,13 @@ def test_a_chat_model_as_router_needs_its_price_and_its_key(registry: str, monke
     assert (result.exit_code, "--router-price" in result.stderr) == (1, True)
     result = run.invoke(cli, [*arguments, "--router-price", "1"])
     assert result.exit_code == 1
-    assert "is its key in the environment?" in " ".join(result.stderr.split())
+    assert "OPENAI_API_KEY set in the environment?" in " ".join(result.stderr.split())
 
 
 def test_cost_weight_and_budget_reach_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = ScriptedEngine([search("m: a?") + answer("Lima")])
     monkeypatch.setattr(
-        "langgraph_router_r1.cli.ask.open_pool", lambda *_: contextlib.nullcontext((engine, pool(m="x")))
+        "langgraph_router_r1.cli.ask.open_pool", lambda *_, **__: contextlib.nullcontext((engine, pool(m="x")))
     )
     result = run.invoke(cli, ["ask", "Which?", "--cost-weight", "1", "--budget", "0", "--json"])
     assert RunRecord.model_validate_json(result.stdout).report["stop_reason"] == "forced_answer"
@@ -200,7 +200,14 @@ WRONG_COMMAND_LINES = [
     ("ask Which? --router http://127.0.0.1:99999/v1", 1, ""),
     ("ask Which? --router openai:gpt-x", 1, "with --router-price"),
     ("ask Which? --router openai:gpt-x --router-price 1", 1, "needs --registry"),
-    ("ask Which? --router nobody:x --router-price 1 --registry models.toml", 1, "can't be set up"),
+    ("ask Which? --router nobody:x --router-price 1 --registry models.toml", 1, "names no provider that LangChain"),
+    ("ask Which? --router mine --router-price 1 --registry models.toml", 1, "a name is PROVIDER:MODEL"),
+    ("ask Which? --router knn --registry models.toml", 1, "models.profile.jsonl, line 1: is no JSON"),
+    ("ask Which? --router knn", 1, "needs --registry"),
+    ("ask Which? --router-url http://127.0.0.1:9/v1 --registry models.toml --router knn", 1, "--router names none"),
+    ("ask Which? --record absent/run.json", 1, "its directory is not there"),
+    ("ask Which? --router-price 1,2,3", 2, "'1,2,3' is no price"),
+    ("ask Which? --router-price -1", 2, "'-1' is no price"),
     ("ask Which? --registry models.toml", 1, "--registry needs --router"),
     ("check --router localhost:8000", 1, "starts with http:// or https://"),
     ("check --router http://127.0.0.1:9/v1 --registry models.toml", 1, "is down"),
@@ -212,7 +219,7 @@ WRONG_COMMAND_LINES = [
     ("ask Which? --cost-weight much", 2, "--cost-weight"),
     ("ask Which? --budget -1", 2, "--budget"),
     ("ask Which? --budget inf", 2, "--budget"),
-    ("ask Which? --router-price nan", 2, "--router-price"),
+    ("ask Which? --router-price nan", 2, "'nan' is no price"),
     # Questions
     ("ask ''", 1, "the question is empty"),
     ("ask \udcff\udcfe", 1, "not UTF-8 text"),
@@ -410,8 +417,12 @@ def test_a_base_install_names_the_extra_that_a_command_needs(
     process = router_r1(*arguments, without=NOT_IN_THE_BASE, cwd=tmp_path, OPENAI_API_KEY="none")
     printed, said = process.communicate(timeout=120)
     assert (process.returncode, printed) == (1, "")
-    assert said.endswith(f"is not installed: pip install 'langgraph-router-r1[{extra}]'\n"), said
+    assert f"is not installed: it comes with the extra [{extra}]" in said, said
+    assert said.endswith(f"has the command, pip install 'langgraph-router-r1[{extra}] @ ...'\n"), said
+    assert ("langgraph-router-r1-adapters" in said) == (extra in {"pocket", "eval"})
     assert said.startswith("Error: ")
+    if arguments in (["ask", "Which?"], ["check"]):
+        assert "without --registry and --router the pocket pool is asked" in said
 
 
 def test_every_extra_that_is_named_exists() -> None:

@@ -52,6 +52,7 @@ LAYERS = (
         "adapters",
         "ledger",
         "price_list",
+        "provider_errors",
         "scanner",
         "protocol",
         "transcript",

@@ -66,6 +66,8 @@ def bench(
         running = Running(
             benchmark.spec.title, [row.name for row in benchmark.rows], len(benchmark.tasks), benchmark.spec.metrics[0]
         )
+        seen = "" if benchmark.spec.seen is None else f", without {benchmark.spec.seen} that were seen"
+        errors.print(f"{len(benchmark.tasks)} questions: split {benchmark.spec.split!r}{seen}", highlight=False)
         for run in benchmark.finished(retry_failed=retry_failed).values():
             running.add(run)
         with Live(running, console=errors, refresh_per_second=2, transient=True):

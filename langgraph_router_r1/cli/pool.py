@@ -209,12 +209,16 @@ def is_chat_model(router: str | None, option: str = "--router") -> bool:
     return True
 
 
-def check_packages(pool: ModelRegistry) -> None:
-    """Find out whether the packages of all providers are installed before anything is asked.
+def check_packages(pool: ModelRegistry, *, keys: bool = False) -> None:
+    """Find out whether the packages of all providers are installed, and with `keys` all keys set, before it costs.
 
     Raises:
         ImportError: One of them is missing.
+        ValueError: The variable of a key is not set.
     """
+    for entry in pool if keys else ():
+        if entry.api_key_env is not None and not os.environ.get(entry.api_key_env):
+            raise ValueError(f"{entry.name} has no key: the environment variable {entry.api_key_env!r} is not set")
     providers = {entry.model.partition(":")[0]: entry for entry in pool if isinstance(entry.model, str)}
     for entry in providers.values():
         try:

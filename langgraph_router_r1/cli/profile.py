@@ -40,7 +40,7 @@ def profile(
     ] = None,
     sample: Annotated[int, typer.Option(min=1, help="The most questions of each kind.")] = 200,
     split: Annotated[
-        Literal["train", "validation", "test"],
+        Literal["train", "validation", "test", "all"],
         typer.Option(help="Which of the questions; those that a router is tested on should stay unseen."),
     ] = "train",
     seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
@@ -74,8 +74,13 @@ def profile(
         if target.is_dir():
             fail(f"{str(target)!r} is a directory: name a file (.toml) with --output")
         pool = ModelRegistry.from_file(source)
-        check_packages(pool)
-        asked = profiling.sample_by_kind(distinct(_tasks(tasks or ["pocket"])), split=split, sample=sample, seed=seed)
+        check_packages(pool, keys=True)
+        every = distinct(_tasks(tasks or ["pocket"]))
+        of_split = None if split == "all" else split
+        asked = profiling.sample_by_kind(every, split=of_split, sample=sample, seed=seed)
+        errors.print(
+            f"{len(asked)} of {len(every)} questions: split {split!r}, {sample} of a kind at most", highlight=False
+        )
         replies = target.with_suffix(".profile.jsonl")
         with (
             nullcontext() if registry else running(pocket_server(), errors) as server,
@@ -99,6 +104,8 @@ def profile(
     spent = sum(standing.spent_usd for standing in standings.values())
     figures = f"${spent:.6f} spent. Figures: {target}. Replies: {replies}."
     console.print(figures, markup=False, highlight=False, soft_wrap=True)
+    if silent := [name for name, figures in measured.items() if profiling.never_replied(figures)]:
+        fail(f"no reply at all of {', '.join(silent)}: what the registry says of them stays as it was")
 
 
 def _tasks(names: list[str]) -> Iterator[Task]:

@@ -116,13 +116,13 @@ def serve(
         from langgraph_router_r1.serving.options import ServerSettings
 
         known = read_keys(keys)
-        _check_port(host, port)
         is_loopback = _is_loopback(host)
         if not is_loopback and not known and not insecure:
             fail(
                 f"--host is {host!r}, which others can reach, and there are no keys: give --keys, set "
                 "ROUTER_R1_SERVER_KEYS, or say --insecure"
             )
+        _check_port(host, port)
         own = read_price(router_price) or FREE
         check_price(router, read_price(router_price))
         asyncio.run(_check_database(database))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 from langgraph_router_r1.evaluation.bench_file import BenchError, BenchSpec
@@ -18,7 +19,7 @@ from langgraph_router_r1.evaluation.report import (
 PAGE_HEAD = """\
 # Results
 
-Made by `router-r1 results` from the files in `docs/results/`, which `router-r1 bench FILE --publish docs/results`
+Made by `router-r1 results` from the files in `{results}/`, which `router-r1 bench FILE --publish {results}`
 writes; nothing here is written by hand. Intervals are 95 % bootstrap intervals over questions (9,999 resamples, seed
 0), Wilson's where all are right or all wrong; *p* is a two-sided permutation test over pairs, not corrected for the
 number of rows. Costs are list prices in millionths of a dollar. Seconds are those of a run among up to 32 at a time,
@@ -38,8 +39,8 @@ def results_page(benchmarks: Path, results: Path) -> str:
         BenchError: There are no benchmark files in that directory, or one of them is wrong.
         TaskError: A result file is wrong.
     """
-    parts = [PAGE_HEAD]
-    files = sorted(benchmarks.glob("*.toml"))
+    parts = [PAGE_HEAD.format(results=results.as_posix())]
+    files = sorted(path for path in benchmarks.glob("*.toml") if _is_benchmark(path))
     if not files:
         raise BenchError(
             f"{str(benchmarks)!r} is no directory with benchmark files (.toml): "
@@ -48,7 +49,7 @@ def results_page(benchmarks: Path, results: Path) -> str:
     for path in files:
         spec = BenchSpec.from_file(path)
         file = results / f"{path.stem}.jsonl"
-        command = f"router-r1 bench {benchmarks.name}/{path.name} --publish docs/results"
+        command = f"router-r1 bench {path.as_posix()} --publish {results.as_posix()}"
         parts.append(f"## {spec.title}\n")
         if spec.about:
             parts.append(f"{spec.about.strip()}\n")
@@ -58,6 +59,14 @@ def results_page(benchmarks: Path, results: Path) -> str:
             why = " (its models are behind keys)" if spec.needs_keys else ""
             parts.append(f"**Not run**{why}. Command: `{command}`\n")
     return "\n".join(parts)
+
+
+def _is_benchmark(path: Path) -> bool:
+    """Return whether a TOML file is meant as a benchmark: beside them stand registries."""
+    try:
+        return "models" not in tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True  # what is wrong with it is said when it is read
 
 
 def _section(results: Results, directory: str, command: str) -> list[str]:

@@ -105,11 +105,18 @@ async def profile(
         progress: Told of each model at the start, and again whenever it is a task further.
 
     Raises:
-        TaskError: There are no tasks, or the file can't be written or is none of recorded answers.
+        TaskError: There are no tasks, or one has no golden answers, or the file can't be written or is none of recorded
+            answers.
         ValueError: `in_flight` is less than 1.
     """
     if not tasks:
         raise TaskError("there are no tasks to ask")
+    for task in tasks:
+        if not task.golden_answers:
+            raise TaskError(
+                f"task {task.id!r} ({task.question!r}) has no golden answers to be scored by: a line of a file "
+                "of tasks has 'golden_answers', a list of texts"
+            )
     if in_flight < 1:
         raise ValueError(f"in_flight is {in_flight!r}; it must be 1 or more")
     alone = ModelRegistry(model.model_copy(update={"fallbacks": ()}) for model in registry)
@@ -281,6 +288,11 @@ def _mean(values: Iterable[float]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
+def never_replied(figures: Measured) -> bool:
+    """Return whether a model was asked and nothing came of it: that says nothing of how good it is."""
+    return figures.failure_rate == 1
+
+
 def require_toml(path: str | Path) -> None:
     """Check that a registry file is one that `write_profile` can write.
 
@@ -294,7 +306,8 @@ def require_toml(path: str | Path) -> None:
 def write_profile(path: str | Path, measured: Mapping[str, Measured], *, output: str | Path | None = None) -> None:
     """Write what was measured into a registry's file, or with `output` into a copy of it.
 
-    That is `measured`, and for the router to read `skills` (of these kinds; others stay) and `latency_s`.
+    That is `measured`, and for the router to read `skills` (of these kinds; others stay) and `latency_s`. What stands
+    there of a model that never replied stays.
 
     Raises:
         RegistryError: The file is no registry in TOML.
@@ -304,6 +317,8 @@ def write_profile(path: str | Path, measured: Mapping[str, Measured], *, output:
     fields: dict[str, dict[str, Any]] = {}
     for name, figures in measured.items():
         if name not in registry:  # any more: the file may have changed since
+            continue
+        if never_replied(figures):
             continue
         found = {kind: round(accuracy.value, 2) for kind, accuracy in figures.accuracy.items()}
         fields[name] = {"skills": {**registry[name].skills, **found}} if found else {}

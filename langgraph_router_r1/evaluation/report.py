@@ -299,7 +299,7 @@ def terminal_table(results: Results, console: Console) -> Table:
     while True:
         caption = f"no room here for: {'; '.join(left_out)}" if left_out else None
         names = [column.replace(" against ", " against\n") for column in kept]
-        table = Table(*names, title=results.title, caption=caption)
+        table = Table(*names, title=f"{results.title} ({len(results.tasks)} questions)", caption=caption)
         for row in rows:
             table.add_row(*(Text(printable(row[column])) for column in kept))
         if not spare or Measurement.get(console, unbounded, table).maximum <= console.width:
