@@ -161,7 +161,7 @@ def test_a_chat_model_that_routes_and_fails_shows_no_key(echo: str, logs: pytest
     registry = ModelRegistry([ModelDescriptor(name="m", model="openai:x", price=1.0, base_url=echo)])
     engine = ChatModelEngine(model)
     with pytest.raises(EngineError) as caught:
-        create_router(engine, registry).invoke(QUESTION)
+        create_router(engine, registry, router_price=1.0).invoke(QUESTION)
     assert_clean(error=str(caught.value), traceback="".join(traceback.format_exception(caught.value)))
     assert_clean(engine=repr(engine), logs=logs.text)
 

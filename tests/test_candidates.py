@@ -218,7 +218,10 @@ def test_the_fallback_that_answered_is_billed() -> None:
     routed = result["routing"]["calls"][0]
     assert (routed["model"], routed["answered_by"], routed["status"]) == ("m", "other", "ok")
     assert routed["cost_usd"] == pytest.approx(11 * 5.0 / 1e6)
-    assert list(result["routing"]["by_model"]) == ["other"]
+    bills = result["routing"]["by_model"]
+    assert {name: (bill["calls"], bill["failed"]) for name, bill in bills.items()} == {"m": (1, 1), "other": (1, 0)}
+    assert bills["m"]["cost_usd"] == 0
+    assert routed["reason"] == "m failed (ValueError)", "why it was not the model that was asked"
 
 
 async def test_a_model_that_hangs_leaves_its_fallback_to_answer_in_both_worlds() -> None:

@@ -47,7 +47,7 @@ def test_tokens_that_were_read_from_and_written_to_a_cache_are_passed_on() -> No
         "input_tokens": 9, "output_tokens": 1, "total_tokens": 10,
         "input_token_details": {"cache_read": 2, "cache_creation": 4},
     }  # fmt: skip
-    router = create_router(ChatModelEngine(ScriptedChatModel([reply])), pool(capitals="Lima"))
+    router = create_router(ChatModelEngine(ScriptedChatModel([reply])), pool(capitals="Lima"), router_price="free")
     assert ChatRouterR1(router=router).invoke("Peru?").usage_metadata == reply.usage_metadata
 
 

@@ -105,7 +105,7 @@ def test_without_it_and_once_no_model_can_be_asked_nothing_is_constrained() -> N
 
 def test_an_engine_that_can_not_be_constrained_is_refused() -> None:
     with pytest.raises(ValueError, match=r"constrain is 'names', and ChatModelEngine\(.*\) can't be constrained"):
-        create_router(ChatModelEngine(ScriptedChatModel()), pool(small="Lima"), constrain="names")
+        create_router(ChatModelEngine(ScriptedChatModel()), pool(small="Lima"), constrain="names", router_price="free")
     with pytest.raises(ValueError, match="constrain is 'grammar'; it must be 'names' or None"):
         create_router(Constrained(), pool(small="Lima"), constrain="grammar")
 

@@ -20,10 +20,19 @@ from langchain_core.runnables import RunnableLambda
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 
-from langgraph_router_r1 import ModelDescriptor, ModelRegistry, Price, RouterContext, build_router, create_router
-from langgraph_router_r1.engines import EngineUnavailableError
+from langgraph_router_r1 import (
+    ModelDescriptor,
+    ModelRegistry,
+    Price,
+    RouterContext,
+    build_router,
+    create_planner,
+    create_router,
+)
+from langgraph_router_r1.engines import ChatModelEngine, EngineUnavailableError
 from langgraph_router_r1.ledger import add_usage, cost
 from langgraph_router_r1.prompts import RouterPrompt
+from langgraph_router_r1.strategies import AskInOrder
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 from langgraph_router_r1.transcript import sampled_mask, token_ids
 
@@ -32,6 +41,44 @@ TWO_HOPS = [search("capitals: Country of Lima?"), search("currencies: Currency o
 
 def two_hop_pool() -> ModelRegistry:
     return pool(capitals="Peru", currencies="Sol")
+
+
+# What a router is made of
+
+
+@pytest.mark.parametrize(
+    ("made", "error", "says"),
+    [
+        (lambda: create_router(ScriptedChatModel(["x"]), two_hop_pool()), TypeError, "goes in as ChatModelEngine"),
+        (lambda: create_router("openai:x", two_hop_pool()), TypeError, "engine is 'openai:x'"),
+        (lambda: create_router(AskInOrder(lambda _: []), two_hop_pool()), TypeError, "goes in as strategy="),
+        (lambda: create_router(strategy=AskInOrder, registry=two_hop_pool()), TypeError, r"such as AskInOrder\(\)"),
+        (lambda: create_router(ScriptedEngine([]), "models.toml"), TypeError, "registry is 'models.toml'"),
+        (lambda: create_router(ScriptedEngine([]), two_hop_pool(), budget=1), TypeError, "did you mean 'budget_usd'"),
+        (lambda: create_router(ScriptedEngine([]), two_hop_pool(), budget_usd="1"), TypeError, "budget_usd is '1'"),
+        (lambda: create_router(ScriptedEngine([]), two_hop_pool(), max_turns=1.5), TypeError, r"max_turns is 1\.5"),
+        (lambda: create_router(ScriptedEngine([]), two_hop_pool(), cost_weight=True), TypeError, "cost_weight is True"),
+        (lambda: create_router(ScriptedEngine([]), two_hop_pool(), router_price="auto"), ValueError, "router_price is"),
+        (lambda: ModelRegistry({"models": {}}), ValueError, "ModelRegistry.from_dict reads a dict"),
+        (lambda: ChatModelEngine("openai:x"), TypeError, r"init_chat_model\('openai:x'\) makes one"),
+    ],
+)  # fmt: skip
+def test_a_part_of_the_wrong_kind_is_named_when_the_router_is_made(made: Any, error: Any, says: str) -> None:
+    with pytest.raises(error, match=says):
+        made()
+
+
+def test_the_tokens_of_a_chat_model_that_routes_have_a_price_free_or_not() -> None:
+    engine = ChatModelEngine(ScriptedChatModel(["<answer> Lima </answer>"] * 2))
+    with pytest.raises(ValueError, match="router_price is missing"):
+        create_router(engine, two_hop_pool())
+    with pytest.raises(ValueError, match="router_price is missing"):
+        create_planner(engine, two_hop_pool(), allocator=lambda *_: "capitals")
+    spent = []
+    for price in ("free", 1.0):
+        result = create_router(engine, two_hop_pool(), router_price=price).invoke({"messages": [("user", "Which?")]})
+        spent.append(result["routing"]["router_cost_usd"])
+    assert spent[0] == 0 < spent[1]
 
 
 # What a run is

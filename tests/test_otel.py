@@ -248,7 +248,7 @@ ENGINES: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("way", ["invoke", "ainvoke", "stream"])
 async def test_each_turn_is_one_run_of_an_llm(kind: str, way: str) -> None:
     traced = Traced()
-    made = create_router(ENGINES[kind](), pool(small="Lima", large="Santiago", broken="Havana"))
+    made = create_router(ENGINES[kind](), pool(small="Lima", large="Santiago", broken="Havana"), router_price="free")
     await run(made, QUESTION, traced.config, way)
     turns = {span.context.span_id for span in traced.spans("think")}
     assert len([span for span in traced.spans("chat") if span.parent and span.parent.span_id in turns]) == len(TURNS)

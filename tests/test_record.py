@@ -48,6 +48,12 @@ def test_a_result_without_the_keys_of_a_record_says_how_to_get_them() -> None:
         RunRecord.of(router(answer("Sol")).invoke(QUESTION))
 
 
+def test_a_replay_answers_the_question_of_its_record_and_no_other() -> None:
+    record = RunRecord.of(router(answer("Sol")).invoke(QUESTION, output_keys=RECORD_KEYS))
+    with pytest.raises(ReplayError, match=r"the record is of the question 'What currency .*', and not of 'Who\?'"):
+        replay(record).invoke({"messages": [("user", "Who?")]})
+
+
 @pytest.mark.parametrize("turns", TURNS.values(), ids=TURNS)
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_a_finished_run_replays_from_its_record_token_for_token_and_cent_for_cent(

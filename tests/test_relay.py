@@ -340,14 +340,14 @@ def test_a_stream_of_many_pieces_is_read_in_linear_time() -> None:
 
 def test_a_chat_model_as_the_router_lets_a_model_answer_though_its_provider_leaves_out_the_stop_string() -> None:
     engine = ChatModelEngine(ScriptedChatModel([DELEGATE.removesuffix(" </answer>")]))
-    made = create_router(engine, pool(m="from m"), answer="full")
+    made = create_router(engine, pool(m="from m"), answer="full", router_price="free")
     assert made.invoke(QUESTION)["answer"] == "from m"
 
 
 def test_a_chat_model_as_the_router_may_speak_of_the_tag() -> None:
     turn = '<think> I could write <answer from="1"/> here. </think><answer> Own. </answer>'
     engine = ChatModelEngine(ScriptedChatModel([search("m: a?"), turn]))
-    made = create_router(engine, pool(m="from m"), answer="full")
+    made = create_router(engine, pool(m="from m"), answer="full", router_price="free")
     assert made.invoke(QUESTION)["answer"] == "Own."
 
 

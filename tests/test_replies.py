@@ -182,7 +182,7 @@ def test_the_command_line_routes_by_a_chat_model(tmp_path: Path, monkeypatch: py
 def test_a_chat_model_routes_in_every_event_loop_of_a_process() -> None:
     with Provider(reply=lambda _: "<think> easy </think><answer> Lima") as provider:
         model = ChatOpenAI(model="gpt-x", base_url=provider.base_url, api_key="k", max_retries=0)
-        router = create_router(ChatModelEngine(model), pool(m="x"))
+        router = create_router(ChatModelEngine(model), pool(m="x"), router_price="free")
         assert [asyncio.run(router.ainvoke(QUESTION))["answer"] for _ in range(3)] == ["Lima"] * 3
 
 

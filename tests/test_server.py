@@ -128,7 +128,7 @@ def test_a_tool_is_called_by_the_model_that_the_router_chose_and_its_result_is_r
         messages += [choice.message.model_dump(exclude_none=True), result]
         reply = client(server).chat.completions.create(messages=messages, **asked)
         assert reply.choices[0].message.content == "21 degrees"
-        assert "It has 21." in bytes(engine.prompts[-1]).decode()
+        assert 'Result of the tool weather({"city": "Lima"}): It has 21.' in bytes(engine.prompts[-1]).decode()
 
 
 def test_tool_calls_are_streamed(tmp_path: Path) -> None:
@@ -169,6 +169,16 @@ def test_a_model_of_the_pool_is_asked_directly_through_the_same_account(tmp_path
         ]
         chunks = client(server).chat.completions.create(model="small", messages=ASKED, stream=True)
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "It is Lima."
+
+
+def test_a_model_that_was_asked_directly_and_did_not_reply_is_a_run_that_failed(tmp_path: Path) -> None:
+    broken = ScriptedChatModel([ValueError("no")])
+    with serving(ScriptedEngine(write), pool(small=broken), tmp_path / "runs.sqlite") as server:
+        with pytest.raises(openai.InternalServerError, match="small failed"):
+            client(server).chat.completions.create(model="small", messages=ASKED)
+        [run] = httpx.get(f"{server.url}/v1/runs").json()["data"]
+        assert (run["status"], run["error"]) == ("failed", "model_failed")
+        assert 'router_r1_runs_total{status="failed",target="small"} 1.0' in httpx.get(f"{server.url}/metrics").text
 
 
 def test_the_models_are_the_presets_and_the_pool(served: Served) -> None:

@@ -124,6 +124,44 @@ def test_a_used_up_budget_is_a_429_that_says_when_it_resets_also_after_a_restart
         assert 0 < int(refused.headers["retry-after"]) <= 86_400
 
 
+def test_a_run_that_its_budget_does_not_let_ask_anybody_is_a_429_and_no_empty_or_worse_answer(start: Any) -> None:
+    # A call may cost 0.00065 dollars.
+    with start(key("alice", day_usd=0.0005)) as server:
+        refused = ask(server)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "insufficient_quota")
+        assert "$0.000500, which is what is left for it" in refused.json()["error"]["message"]
+        assert refused.headers["x-should-retry"] == "false"
+        [run] = runs(server)
+        assert (run["status"], run["error"]) == ("failed", "insufficient_quota")
+        record = httpx.get(f"{server.url}/v1/runs/{run['id']}", headers={"Authorization": f"Bearer {CANARY}"}).json()
+        assert record["record"]["report"]["stop_reason"] == "forced_answer", "its record is kept"
+        # Who asks for a run of no dollars has chosen what the router LLM knows.
+        assert ask(server, router_r1={"budget_usd": 0}).status_code == 200
+
+
+def test_a_router_that_its_budget_does_not_let_write_a_turn_is_a_429(start: Any) -> None:
+    with start(key("alice"), router={"router_price": 1.0}) as server:
+        refused = ask(server, router_r1={"budget_usd": 1e-9})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "insufficient_quota")
+        assert "which is what its request allows" in refused.json()["error"]["message"]
+
+
+def test_what_was_spent_is_the_sum_of_the_runs_with_keys_and_without(start: Any) -> None:
+    for keys, secret in (((), None), ((key("alice"),), CANARY), ((key("alice", requests_per_minute=60),), CANARY)):
+        with start(*keys, run_budget_usd=0.05) as server:
+            before = usage(server, secret)
+            costs = [ask(server, secret, router_r1=more).json()["router_r1"]["cost_usd"] for more in ({}, BUDGET)]
+            assert usage(server, secret) - before == pytest.approx(sum(costs))
+
+
+BUDGET = {"budget_usd": 0.5}
+
+
+def usage(server: Served, secret: str | None) -> float:
+    headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
+    return float(httpx.get(f"{server.url}/v1/usage", headers=headers).json()["today_usd"])
+
+
 def test_parallel_requests_can_not_exceed_a_budget(start: Any) -> None:
     # A call may cost 0.00065 dollars, so that three fit; each costs 0.000013.
     with start(key("alice", day_usd=0.002, run_usd=0.00066), delay_s=1.0) as server:
@@ -394,6 +432,38 @@ async def test_an_idle_connection_is_kept_longer_than_clients_and_proxies_keep_i
     await _serve(app, "127.0.0.1", 8787, None)
     # Caddy's, the longest that is known. A request that crosses the end of its connection is lost.
     assert configs[0].timeout_keep_alive > 120
+
+
+async def test_a_request_that_outlasts_the_end_of_the_server_is_told_so_and_its_run_is_recorded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("langgraph_router_r1.cli.server.GRACE_S", 0.5)
+    small = ScriptedChatModel(["It is Lima."], delay_s=30)
+    app = create_app(ScriptedEngine(write), pool(small=small), ServerSettings(database=tmp_path / "runs.sqlite"))
+    servers: list[uvicorn.Server] = []
+    serve = uvicorn.Server.serve
+
+    async def serving_it(server: uvicorn.Server) -> None:
+        servers.append(server)
+        await serve(server)
+
+    monkeypatch.setattr(uvicorn.Server, "serve", serving_it)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    running = asyncio.create_task(_serve(app, "127.0.0.1", port, None))
+    while not servers or not servers[0].started:  # noqa: ASYNC110 - uvicorn has a flag, and no event
+        await asyncio.sleep(0.02)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+        whole = asyncio.create_task(client.post("/v1/chat/completions", json=QUESTION))
+        streamed = asyncio.create_task(client.post("/v1/chat/completions", json={**QUESTION, "stream": True}))
+        await asyncio.sleep(0.5)
+        servers[0].should_exit = True
+        reply, stream = await whole, await streamed
+    await running
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "cancelled")
+    assert reply.headers["x-should-retry"] == "false"
+    assert '"code": "cancelled"' in stream.text or '"code":"cancelled"' in stream.text
 
 
 def test_a_run_whose_server_is_gone_is_settled_as_lost_from_its_checkpoints(

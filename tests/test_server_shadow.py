@@ -537,7 +537,7 @@ CANARY = "canary-0123456789abcdef"
         (f'{FILE}strategy = "best"', "strategy: Input should be 'knn'"),
         (f'{FILE}strategy = "knn"', "strategy = 'knn' needs a registry"),
         (f'{FILE}strategy = "knn"\nrouter = "openai:x"', "strategy decides without one"),
-        (f'{FILE}strategy = "knn"\nregistry = "models.toml"', "its registry has no profile"),
+        (f'{FILE}strategy = "knn"\nregistry = "models.toml"', "'knn' goes by the registry's profile, and it has none"),
         (f'{FILE}registry = "absent.toml"', "can't be read: No such file"),
     ],
 )

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from langgraph_router_r1 import RECORD_KEYS, RunRecord, UnknownModelError, create_router
 from langgraph_router_r1.cli import cli
 from langgraph_router_r1.fork import ForkError, fork
+from langgraph_router_r1.ledger import Price
 from langgraph_router_r1.preferences import preferences
 from langgraph_router_r1.stored_runs import stored_runs
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
@@ -151,6 +152,17 @@ def test_a_fork_of_a_later_turn_keeps_all_before_it() -> None:
     forked = fork(recorded(), turn=1, model="d", engine=ScriptedEngine([answer("forked")]), registry=registry)
     result = forked.invoke({"messages": [("user", "Which?")]})
     assert [call["response"] for call in result["routing"]["calls"]] == ["from a", "from b", "now d"]
+
+
+def test_a_fork_pays_for_the_routers_tokens_what_the_run_paid() -> None:
+    record, registry = recorded(), pool(a="x", b="x", c="x", d="now d")
+    note = {**record.strategy, "price": Price.parse(2.0).note()}
+    record = record.model_copy(update={"strategy": note})
+    costs = []
+    for more in ({}, {"router_price": 4.0}):
+        forked = fork(record, turn=1, model="d", engine=ScriptedEngine([answer("x")]), registry=registry, **more)
+        costs.append(forked.invoke({"messages": [("user", "Which?")]})["routing"]["router_cost_usd"])
+    assert 0 < costs[0] == pytest.approx(costs[1] / 2)
 
 
 def test_what_can_not_be_forked_is_named() -> None:

@@ -284,9 +284,8 @@ def test_a_run_that_goes_on_after_it_broke_off_in_its_answer_streams_another_mes
 def test_what_a_chat_model_writes_as_the_router_is_no_message_of_the_run() -> None:
     for model in (Streams(), ScriptedChatModel(["<think> SECRET </think><answer> Lima </answer>"])):
         router_model = ChatModelEngine(model)
-        texts = [
-            chunk.text for chunk, _ in create_router(router_model, pool(m="x")).stream(QUESTION, stream_mode="messages")
-        ]
+        made = create_router(router_model, pool(m="x"), router_price="free")
+        texts = [chunk.text for chunk, _ in made.stream(QUESTION, stream_mode="messages")]
         assert "SECRET" not in "".join(texts)
         assert "from " not in texts
     assert "".join(texts) == "Lima"
