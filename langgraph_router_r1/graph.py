@@ -10,8 +10,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from langgraph.cache.base import BaseCache
 from langgraph.graph import StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.store.base import BaseStore
@@ -21,6 +22,7 @@ from typing_extensions import Unpack
 from langgraph_router_r1.calls import CallCache, Candidates
 from langgraph_router_r1.calls.approval import Approval
 from langgraph_router_r1.engines.base import RouterEngine, own_price
+from langgraph_router_r1.events import StreamedText
 from langgraph_router_r1.ledger import PriceLike
 from langgraph_router_r1.machine import RouterMachine
 from langgraph_router_r1.prompts import RouterPrompt
@@ -207,6 +209,11 @@ def _check_kinds(engine: Any, registry: Any, strategy: Any, settings: Mapping[st
         kinds = "a chat model goes in as ChatModelEngine(chat_model), a vLLM server as VLLMEngine(address, model=...)"
         hint = "a strategy goes in as strategy=" if isinstance(engine, Strategy) else kinds
         raise TypeError(f"engine is {engine!r}; it must be a RouterEngine: {hint}")
+    for name, allowed in (("stream", get_args(StreamedText)), ("answer", get_args(AnswerStyle))):
+        if name in settings and settings[name] not in allowed:
+            raise ValueError(f"{name} is {settings[name]!r}; it must be {' or '.join(map(repr, allowed))}")
+    if not isinstance(settings.get("cache"), BaseCache | None):
+        raise TypeError(f"cache is {settings['cache']!r}; it must be a cache of LangGraph's, such as InMemoryCache()")
     known = RouterSettings.__annotations__
     for name in settings:
         if name not in known:

@@ -171,6 +171,7 @@ class RouterMachine:
 
     def _follow(self, state: RouterState, view: View, decision: Decision, *, degraded: bool = False) -> Next:
         """Return the state update and the way that a decision means."""
+        _check_decision(self.strategy, decision)
         if isinstance(decision, Ask) and not degraded and view.turn >= view.limits.max_turns:
             best = view.replies[-1] if view.replies else ""
             decision = Answer(best, stop_reason="forced_answer", **decision.common())
@@ -343,3 +344,15 @@ class RouterMachine:
         """Return what the run spent that the state holds: the sums of its account alone."""
         router_cost = router_cost_usd(state.get("router_usage", []), self.strategy.price)
         return total_spent(in_call_order(state.get("calls", [])), router_cost, add_spending(state.get("earlier")))
+
+
+def _check_decision(strategy: Strategy, decision: object) -> None:
+    """Find out whether a strategy, which users write, has decided at all.
+
+    Raises:
+        TypeError: It returned something else.
+    """
+    if not isinstance(decision, Decision):
+        who = type(strategy).__name__
+        msg = f"{who} decided {decision!r}; it must be a Decision, such as Ask.one(model, query) or Answer(text)"
+        raise TypeError(msg)

@@ -20,7 +20,8 @@ import pytest
 import langgraph_router_r1
 import langgraph_router_r1.engines
 from langgraph_router_r1.adapters import require_adapters, shipped_adapters
-from langgraph_router_r1.testing import ScriptedEngine
+from langgraph_router_r1.registry import ModelRegistry
+from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
 ROOT = Path(__file__).parent.parent
 
@@ -149,7 +150,7 @@ def test_every_command_of_the_readme_exists() -> None:
 def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (registry,) = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
-    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    code, with_a_chat_model = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     (tmp_path / "models.toml").write_text(registry)
     monkeypatch.chdir(tmp_path)
     scripted = ScriptedEngine(["<think> known </think><answer> +51 </answer>"])
@@ -157,6 +158,14 @@ def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     names: dict[str, Any] = {}
     exec(code, names)
     assert names["result"]["answer"] == "+51"
+    monkeypatch.setattr(
+        "langchain.chat_models.init_chat_model", lambda _: ScriptedChatModel(["<answer> +51 </answer>"])
+    )
+    names["registry"] = ModelRegistry.from_file("models.toml")
+    exec(with_a_chat_model, names)
+    result = names["router"].invoke({"messages": [("user", "Which?")]})
+    assert result["answer"] == "+51"
+    assert result["routing"]["router_cost_usd"] > 0
 
 
 LIGHT_MODULES = [

@@ -16,7 +16,14 @@ from langgraph.types import Command
 from provider import Provider
 from typer.testing import CliRunner
 
-from langgraph_router_r1 import RECORD_KEYS, RunRecord, UnknownModelError, create_router
+from langgraph_router_r1 import (
+    RECORD_KEYS,
+    ModelDescriptor,
+    ModelRegistry,
+    RunRecord,
+    UnknownModelError,
+    create_router,
+)
 from langgraph_router_r1.cli import cli
 from langgraph_router_r1.fork import ForkError, fork
 from langgraph_router_r1.ledger import Price
@@ -52,14 +59,38 @@ def test_the_finished_runs_of_a_database_are_records_in_order(tmp_path: Path) ->
         assert all(run.record.report["cost_usd"] > 0 for run in stored_runs(saver))
 
 
-def test_other_graphs_in_the_database_are_left_out() -> None:
-    saver = InMemorySaver()
+def around(inner: Any, name: str) -> Any:
     graph = StateGraph(MessagesState)
-    graph.add_node("research", create_router(ScriptedEngine([answer("x")]), pool(a="x")))
-    graph.add_edge(START, "research")
-    graph.add_edge("research", END)
-    graph.compile(checkpointer=saver).invoke({"messages": [("user", "?")]}, config("1"))
-    assert list(stored_runs(saver)) == []
+    graph.add_node(name, inner)
+    graph.add_edge(START, name)
+    graph.add_edge(name, END)
+    return graph
+
+
+def test_runs_of_routers_within_larger_graphs_are_found_in_order_and_other_graphs_are_left_out() -> None:
+    saver = InMemorySaver()
+    router = create_router(ScriptedEngine([answer(f"answer {n}") for n in range(3)]), pool(a="x"))
+    near = around(router, "research").compile(checkpointer=saver)
+    far = around(around(router, "research").compile(), "team").compile(checkpointer=saver)
+    for graph, thread, question in ((near, "1", "one"), (near, "1", "two"), (far, "2", "three")):
+        graph.invoke({"messages": [("user", question)]}, config(thread))
+    around(lambda _: {"messages": [("ai", "x")]}, "other").compile(checkpointer=saver).invoke(
+        {"messages": [("user", "?")]}, config("3")
+    )
+    found = [(run.thread_id, run.record.question, run.record.answer) for run in stored_runs(saver)]
+    assert found == [("1", "one", "answer 0"), ("1", "two", "answer 1"), ("2", "three", "answer 2")]
+
+
+def test_a_router_that_another_one_asked_is_part_of_that_ones_run() -> None:
+    saver = InMemorySaver()
+    inner = create_router(ScriptedEngine([answer("inner")]), pool(a="x"))
+    registry = ModelRegistry([ModelDescriptor(name="r", model=inner, price="free")])
+    outer = create_router(ScriptedEngine([search("r: Which?"), answer("outer")]), registry, checkpointer=saver)
+    outer.invoke({"messages": [("user", "?")]}, config("1"))
+    around(create_router(ScriptedEngine([search("r: Which?"), answer("outer")]), registry), "research").compile(
+        checkpointer=saver
+    ).invoke({"messages": [("user", "?")]}, config("2"))
+    assert [(run.thread_id, run.record.answer) for run in stored_runs(saver)] == [("1", "outer"), ("2", "outer")]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,15 @@ def pool(**prices: float) -> ModelRegistry:
     )
 
 
+def test_a_strategy_that_decides_nothing_is_named() -> None:
+    class Says(Strategy):
+        def decide(self, view: View) -> Any:
+            return "Lima"
+
+    with pytest.raises(TypeError, match=r"Says decided 'Lima'; it must be a Decision, such as Ask\.one"):
+        create_router(strategy=Says(), registry=pool(a=1.0)).invoke(QUESTION)
+
+
 def test_a_strategy_of_ten_lines_gets_calls_events_and_the_account_from_the_graph() -> None:
     router = create_router(strategy=AskTheCheapest(), registry=pool(large=9.0, small=1.0))
     events: list[Any] = []

@@ -114,10 +114,14 @@ def export_preferences(
     thread: ThreadOption = None,
 ) -> None:
     """Print what people decided on calls as preference pairs for TRL, one JSON object per line."""
+    finished = pairs = 0
     with failing_clearly(), _runs_of(database, thread) as runs:
         for run in runs:
+            finished += 1
             for pair in preferences(run.record):
                 typer.echo(json.dumps(pair))
+                pairs += 1
+    errors.print(f"{pairs} pairs of {finished} finished runs", highlight=False)
 
 
 @cli.command("export-runs")

