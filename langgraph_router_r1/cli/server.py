@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -156,6 +157,10 @@ def serve(
                 shadow=second,
                 **for_router,
             )
+            for one in pool:
+                if one.api_key_env is not None and not os.environ.get(one.api_key_env):
+                    problem = f"the environment variable {one.api_key_env!r} is not set: {one.name} can't be asked"
+                    errors.print(f"Warning: {problem}", style="yellow", markup=False, highlight=False)
             names = ", ".join(["router-r1", *(["planner"] if make_planner else []), *pool.names])
             results_console().print(f"http://{host}:{port}/v1  serves: {names}", markup=False)
             if second is not None:

@@ -83,6 +83,7 @@ def create_baseline(
     embeddings: Embeddings | None = None,
     seed: int = 0,
     middleware: Sequence[CallMiddleware] = (),
+    clients: Clients | None = None,
 ) -> CompiledStateGraph[Any, RouterContext, RouterInput, RouterOutput]:
     """Return a baseline, compiled: a Runnable with the router's input and output.
 
@@ -96,6 +97,7 @@ def create_baseline(
         embeddings: What turns questions into vectors; by default MiniLM.
         seed: Of whatever is drawn.
         middleware: What stands around each call of a model.
+        clients: Those of the models, to share them; by default its own, which rest no model.
 
     Raises:
         ValueError: There is no baseline of that kind, or it needs records that are not given.
@@ -124,7 +126,7 @@ def create_baseline(
         max_turns=len(registry),
         max_parallel=len(registry),
         middleware=middleware,
-        clients=Clients(rests=False),
+        clients=clients or Clients(rests=False),
         name=f"baseline_{kind}",
     )
 

@@ -388,6 +388,8 @@ class Bench:
             for start in range(0, len(texts), EMBEDDED_AT_ONCE):
                 doing(f"embedding texts: {start:,} of {len(texts):,}")
                 await asyncio.to_thread(routers.embeddings.embed_documents, texts[start : start + EMBEDDED_AT_ONCE])
+            if not self.spec.pool.records:
+                await routers.build_clients({row.name: row for row, _ in missing}.values())
             try:
                 async with asyncio.TaskGroup() as group:
                     for row, task in missing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
@@ -114,6 +115,8 @@ class Routers:
         self._bench, self._cache, self._server, self._stack, self._doing = bench, cache, server, stack, doing
         # What is recorded need not be kept again.
         self._middleware = () if bench.spec.pool.records else (CallCache(cache),)
+        self._clients = Clients(rests=False)
+        """Shared by all rows, with their connections."""
         self._registries: dict[tuple[str, int], ModelRegistry] = {}
         self._made: dict[tuple[Any, ...], asyncio.Task[Router]] = {}
         self.embeddings = EmbedOnce(MiniLM())
@@ -131,6 +134,12 @@ class Routers:
                 registry = row.form.of(registry, row.number)
             self._registries[key] = registry
         return self._registries[key]
+
+    async def build_clients(self, rows: Iterable[Row]) -> None:
+        """Build the clients of all models: this takes seconds, which else were those of the first runs."""
+        for model in itertools.chain.from_iterable(map(self.registry_of, rows)):
+            with contextlib.suppress(Exception):  # what is wrong with a model is said when it is asked
+                await self._clients.aget(model)
 
     async def of(self, row: Row) -> Router:
         """Return the row's router."""
@@ -157,7 +166,7 @@ class Routers:
                 max_tokens=MAX_TURN_TOKENS,
                 router_price=price,
                 middleware=self._middleware,
-                clients=Clients(rests=False),
+                clients=self._clients,
             )
         extractor = await self._shared_extractor() if self._bench.spec.extracts(row) else None
         self._doing(f"preparing {row.name}")
@@ -171,6 +180,7 @@ class Routers:
             embeddings=self.embeddings,
             seed=spec.seed,
             middleware=self._middleware,
+            clients=self._clients,
         )
 
     async def _planner(self, row: Row, price: Price) -> Router:
@@ -192,7 +202,7 @@ class Routers:
             max_tokens=MAX_PLAN_TOKENS,
             router_price=price,
             middleware=self._middleware,
-            clients=Clients(rests=False),
+            clients=self._clients,
         )
 
     async def _shared_extractor(self) -> Extractor:

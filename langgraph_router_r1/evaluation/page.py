@@ -39,7 +39,7 @@ def results_page(benchmarks: Path, results: Path) -> str:
         BenchError: There are no benchmark files in that directory, or one of them is wrong.
         TaskError: A result file is wrong.
     """
-    parts = [PAGE_HEAD.format(results=results.as_posix())]
+    parts = [PAGE_HEAD.format(results=_shown(results))]
     files = sorted(path for path in benchmarks.glob("*.toml") if _is_benchmark(path))
     if not files:
         raise BenchError(
@@ -49,7 +49,7 @@ def results_page(benchmarks: Path, results: Path) -> str:
     for path in files:
         spec = BenchSpec.from_file(path)
         file = results / f"{path.stem}.jsonl"
-        command = f"router-r1 bench {path.as_posix()} --publish {results.as_posix()}"
+        command = f"router-r1 bench {_shown(path)} --publish {_shown(results)}"
         parts.append(f"## {spec.title}\n")
         if spec.about:
             parts.append(f"{spec.about.strip()}\n")
@@ -59,6 +59,12 @@ def results_page(benchmarks: Path, results: Path) -> str:
             why = " (its models are behind keys)" if spec.needs_keys else ""
             parts.append(f"**Not run**{why}. Command: `{command}`\n")
     return "\n".join(parts)
+
+
+def _shown(path: Path) -> str:
+    """Return a path as one writes it here."""
+    here = Path.cwd()
+    return (path.relative_to(here) if path.is_relative_to(here) else path).as_posix()
 
 
 def _is_benchmark(path: Path) -> bool:

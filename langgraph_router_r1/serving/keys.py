@@ -148,4 +148,6 @@ def _key(source: str, fields: dict[str, Any]) -> Key:
         return Key.model_validate(fields)
     except ValidationError as error:
         problems = [f"{'.'.join(map(shown, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False)]
+        if any(one["type"] == "extra_forbidden" for one in error.errors(include_input=False)):
+            problems.append(f"a key has {', '.join(name for name in Key.model_fields if name != 'name')}")
         raise KeysError(f"{source}: the key {shown(fields['name'])!r}: {'; '.join(problems)}") from None
