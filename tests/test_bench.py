@@ -94,6 +94,17 @@ def test_the_same_seed_gives_the_same_numbers_and_another_one_others(tmp_path: P
     assert other["random"].calls != first["random"].calls or other["random"].metrics != first["random"].metrics
 
 
+def test_the_page_of_results_is_of_ones_own_benchmarks_beside_whose_files_a_registry_may_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recorded(tmp_path, rows='[[rows]]\nrouter = "cheapest"\n[[rows]]\nrouter = "best"\n')
+    Path("models.toml").write_text('[models.a]\nmodel = "openai:x"\nprice = 1\n')
+    page = results_page(Path(), Path("mine"))
+    assert "`router-r1 bench small.toml --publish mine`" in page
+    assert "from the files in `mine/`" in page
+
+
 def test_questions_that_were_seen_are_left_out_and_no_others(tmp_path: Path) -> None:
     def ids(head: str) -> set[str]:
         return {task.id for task in Bench.from_file(recorded(tmp_path, head=head), tmp_path / "runs").tasks}

@@ -26,7 +26,9 @@ pytest.importorskip("fastapi", reason="the [serve] extra is not installed")
 
 import uvicorn
 from router_server import Served, serving
+from typer.testing import CliRunner
 
+from langgraph_router_r1.cli import cli
 from langgraph_router_r1.cli.server import _serve
 from langgraph_router_r1.serving import store as store_module
 from langgraph_router_r1.serving.keys import Key, KeysError, read_keys
@@ -160,6 +162,26 @@ BUDGET = {"budget_usd": 0.5}
 def usage(server: Served, secret: str | None) -> float:
     headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
     return float(httpx.get(f"{server.url}/v1/usage", headers=headers).json()["today_usd"])
+
+
+def test_the_operator_sees_what_each_key_was_charged(start: Any, tmp_path: Path) -> None:
+    other = "other-0123456789abcdef"
+    with start(key("alice", day_usd=1.0), key("bob", other)) as server:
+        spent = [ask(server, secret).json()["router_r1"]["cost_usd"] for secret in (CANARY, CANARY, other)]
+    database = str(tmp_path / "runs.sqlite")
+    printed = CliRunner().invoke(cli, ["usage", "--database", database, "--json"])
+    lines = [json.loads(line) for line in printed.stdout.splitlines()]
+    assert [(line["key"], len(line["period"]), line["runs"]) for line in lines] == [
+        ("alice", 7, 2), ("alice", 10, 2), ("bob", 7, 1), ("bob", 10, 1)
+    ]  # fmt: skip
+    assert [line["charged_usd"] for line in lines] == pytest.approx([sum(spent[:2])] * 2 + spent[2:] * 2)
+    table = CliRunner().invoke(cli, ["usage", "--database", database], env={"COLUMNS": "100"}).stdout
+    assert "alice" in table
+    assert CANARY not in table
+    none = CliRunner().invoke(cli, ["usage", "--database", database, "--month", "2020-01", "--json"])
+    assert (none.exit_code, none.stdout) == (0, "")
+    wrong = CliRunner().invoke(cli, ["usage", "--database", database, "--month", "May"])
+    assert (wrong.exit_code, "--month is 'May'" in wrong.stderr) == (1, True)
 
 
 def test_parallel_requests_can_not_exceed_a_budget(start: Any) -> None:

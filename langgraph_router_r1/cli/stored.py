@@ -1,7 +1,8 @@
-"""`router-r1 replay | export-preferences | export-runs`: runs that were kept, in a file or in a database."""
+"""`router-r1 replay | export-preferences | export-runs | usage`: runs that were kept, in a file or in a database."""
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import re
 import sqlite3
@@ -155,6 +156,34 @@ def export_runs(
                 of_models += bool(row["outcomes"])
     counts = f"{runs} runs, {rated} of them rated, {of_models} with a score that is one model's."
     errors.print(counts, markup=False, highlight=False)
+
+
+@cli.command()
+def usage(
+    database: DatabaseOption = "router-r1.sqlite",
+    month: Annotated[str | None, typer.Option(help="Which month in UTC, such as 2026-11; by default this one.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each line of the table.")] = False,
+) -> None:
+    """Show what each key of a server was charged in a month, and on each of its days."""
+    month = month or f"{dt.datetime.now(dt.UTC):%Y-%m}"
+    if not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", month):
+        fail(f"--month is {month!r}; it must be a month such as 2026-11")
+    with failing_clearly():
+        from langgraph_router_r1.serving.usage import read_usage
+
+        with reading(database) as engine:
+            found = read_usage(engine, month)
+    if as_json:
+        for one in found:
+            typer.echo(json.dumps(one._asdict()))
+        return
+    table = Table("key", "in", "runs", "charged, $", title=f"What keys were charged in {month} (UTC)")
+    for one in found:
+        is_month = one.period == month
+        key = Text(printable(one.key or "(without a key)") if is_month else "")
+        period = "the month" if is_month else one.period
+        table.add_row(key, period, str(one.runs), f"{one.charged_usd:.6f}", style="bold" if is_month else "")
+    results_console().print(table)
 
 
 @contextmanager
