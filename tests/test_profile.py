@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import statistics
 import threading
 import time
@@ -617,6 +618,52 @@ def test_profile_goes_on_where_it_was_stopped(files: Callable[[Server], Path], m
         result = run(path, "--split", "train")
     assert result.exit_code == 0, result.output
     assert set(Counter(server.asked).values()) == {1}
+
+
+def test_it_is_said_how_many_of_the_questions_are_asked_and_all_can_be(files: Callable[[Server], Path]) -> None:
+    with serving(lambda _, question: right(question)) as server:
+        path = files(server)
+        some, every = run(path), run(path, "--split", "all", "--output", str(path.with_name("all.toml")))
+    train = sum(task.split == "train" for task in [*tasks_of("a", 30), *tasks_of("b", 20)])
+    assert f"{train} of 50 questions: split 'train'" in some.stderr
+    assert "50 of 50 questions: split 'all'" in every.stderr
+    assert ModelRegistry.from_file(path.with_name("all.toml"))["small"].measured.questions == 50
+
+
+def test_what_is_known_of_a_model_that_never_replies_stays_and_the_exit_code_says_so(
+    files: Callable[[Server], Path],
+) -> None:
+    with serving(lambda _, question: right(question)) as server:
+        path = files(server)
+        assert run(path).exit_code == 0
+    before = ModelRegistry.from_file(path)["large"].measured
+    path.with_name("models.profile.jsonl").unlink()
+    with serving(lambda model, question: 500 if model == "large" else right(question)) as server:
+        path.write_text(re.sub(r"http://[\d.:]+/v1", server.base_url, path.read_text()))
+        result = run(path)
+    assert (result.exit_code, "no reply at all of large" in result.stderr) == (1, True)
+    assert ModelRegistry.from_file(path)["large"].measured == before
+    assert ModelRegistry.from_file(path)["small"].skills == {"a": 1.0, "b": 1.0}
+
+
+def test_nothing_is_asked_without_the_key_of_each_model_and_an_answer_to_each_question(
+    files: Callable[[Server], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(lambda _, question: right(question)) as server:
+        path = files(server)
+        monkeypatch.delenv("PROFILE_TEST_KEY")
+        keyless = run(path)
+        monkeypatch.setenv("PROFILE_TEST_KEY", KEY)
+        path.with_name("mine.jsonl").write_text('{"question": "a 1?", "answer": "right1"}\n')
+        unanswered = run(path, "--split", "all")
+    assert (keyless.exit_code, "'PROFILE_TEST_KEY' is not set" in keyless.stderr) == (1, True)
+    said = " ".join(unanswered.stderr.split())
+    assert (unanswered.exit_code, "('a 1?') has no golden answers" in said, "'golden_answers'" in said) == (
+        1,
+        True,
+        True,
+    )
+    assert not server.asked
 
 
 def test_a_budget_that_is_reached_is_a_note_and_not_an_error(files: Callable[[Server], Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import os
@@ -232,6 +233,8 @@ async def _serve(app: FastAPI, host: str, port: int, reload: Callable[[], None] 
     )
     if reload is not None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reread, app, reload)
+    gc.collect()
+    gc.freeze()  # what was imported stays: the collector of cycles need not look at it while requests wait
     server = uvicorn.Server(config)
     ending = asyncio.create_task(_break_off(server, app))
     await server.serve()

@@ -63,8 +63,6 @@ class Run:
         """Why it broke off."""
         self.approval: dict[str, Any] | None = None
         """The request to decide on its calls, in the form of LangChain's `HumanInTheLoopMiddleware`: it waits."""
-        self.has_record = False
-        """Whether its graph came to its end, or waits; what broke off is read from its checkpoints."""
         self.is_over = False
         """Whether it only has to be recorded."""
         self._recorded = asyncio.Event()
@@ -246,7 +244,6 @@ class Runs:
             status = "failed"
             run.error = self._explained(error, run.id)
         else:
-            run.has_record = True
             if status == "ended" and (problem := without_answer(run)) is not None:
                 status, run.error = "failed", problem
         run.is_over = True
@@ -260,7 +257,7 @@ class Runs:
     async def _settle(self, run: Run, status: RunStatus) -> None:
         record: RunRecord | None
         try:
-            if run.has_record:
+            if status in ("ended", "waiting"):
                 record = RunRecord.of(run.values)
                 spent = spending(record.report["cost_usd"], record.report["maybe_cost_usd"])
             else:
