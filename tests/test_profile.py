@@ -657,6 +657,7 @@ def test_nothing_is_asked_without_the_key_of_each_model_and_an_answer_to_each_qu
         path.with_name("mine.jsonl").write_text('{"question": "a 1?", "answer": "right1"}\n')
         unanswered = run(path, "--split", "all")
     assert (keyless.exit_code, "'PROFILE_TEST_KEY' is not set" in keyless.stderr) == (1, True)
+    assert "questions: split" not in keyless.stderr, "it is found out before anything else"
     said = " ".join(unanswered.stderr.split())
     assert (unanswered.exit_code, "('a 1?') has no golden answers" in said, "'golden_answers'" in said) == (
         1,
