@@ -14,7 +14,7 @@ import httpx
 import pytest
 from conftest import LEAVES_CLIENTS, answer, pool, search
 from langchain_core.messages import AIMessage
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 pytest.importorskip("fastapi", reason="the [serve] extra is not installed")
 pytest.importorskip("openai", reason="the [openai] extra is not installed")
@@ -169,6 +169,31 @@ def test_a_model_of_the_pool_is_asked_directly_through_the_same_account(tmp_path
         ]
         chunks = client(server).chat.completions.create(model="small", messages=ASKED, stream=True)
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "It is Lima."
+
+
+class NotesLengths(ScriptedChatModel):
+    """Keeps how long each reply might have been."""
+
+    lengths: list[Any] = Field(default_factory=list)
+
+    async def _agenerate(self, *args: Any, **kwargs: Any) -> Any:
+        self.lengths.append(kwargs.get("max_tokens"))
+        return await super()._agenerate(*args, **kwargs)
+
+
+def test_a_client_says_how_long_the_reply_of_a_model_may_be_that_it_asks_directly(tmp_path: Path) -> None:
+    small = NotesLengths(["It is Lima."])
+    with serving(ScriptedEngine(write), pool(small=small), tmp_path / "runs.sqlite") as server:
+        asks = client(server).chat.completions.create
+        for length in ({}, {"max_tokens": 3000}, {"max_completion_tokens": 7}, {"max_tokens": 512}):
+            asks(model="small", messages=ASKED, **length)
+        client(server).responses.create(model="small", input="Capital of Peru?", max_output_tokens=11)
+        with pytest.raises(openai.RateLimitError):  # 30,000 tokens may cost 0.03 dollars
+            asks(model="small", messages=ASKED, max_tokens=30_000, extra_body={"router_r1": {"budget_usd": 0.01}})
+        with pytest.raises(openai.BadRequestError, match="max_tokens"):
+            asks(model="small", messages=ASKED, max_tokens=0)
+        assert len(server.api.runs.targets._clients._built) == 1, "lengths share one client, and its connections"
+    assert small.lengths == [512, 3000, 7, 512, 11]
 
 
 def test_a_model_that_was_asked_directly_and_did_not_reply_is_a_run_that_failed(tmp_path: Path) -> None:

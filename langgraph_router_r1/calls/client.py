@@ -81,9 +81,10 @@ class Client:
         self._health = Health(descriptor) if rests and descriptor.rest_after else None
         self.descriptor, self.model = descriptor, build_model(descriptor)
         self._headers = _openai_headers(self.model)
+        chat_model = _inner(_chat_model(self.model))
+        self._is_chat_model = isinstance(chat_model, BaseChatModel)
         # Without it, OpenAI's client asks for no usage when it streams from another address than OpenAI's.
-        takes_it = hasattr(_inner(_chat_model(self.model)), "stream_usage")
-        self._usage_option: dict[str, Any] = {"stream_usage": True} if takes_it else {}
+        self._usage_option: dict[str, Any] = {"stream_usage": True} if hasattr(chat_model, "stream_usage") else {}
 
     @property
     def is_resting(self) -> bool:
@@ -139,11 +140,14 @@ class Client:
         return {"run_name": f"ask {name}", "metadata": {"router_r1_model": name}, "tags": [TAG_NOSTREAM]}
 
     def _options(self, call: ModelCall) -> dict[str, Any]:
-        """Return what a request carries besides the messages: the call's id, by which a provider can tell a repetition.
+        """Return what a request carries besides the messages: tools, another length of the reply, and the call's id.
 
-        It would be part of the key of LangChain's cache, which then would never hit.
+        By the id a provider can tell a repetition. It would be part of the key of LangChain's cache, which then would
+        never hit.
         """
         options = {} if call.tools is None else tool_options(_inner(_chat_model(self.model)), call.tools)
+        if self._is_chat_model and call.model.max_tokens != self.descriptor.max_tokens:
+            options["max_tokens"] = call.model.max_tokens
         if call.id is None or self._headers is None or get_llm_cache() is not None:
             return options
         key = uuid.uuid5(uuid.UUID(call.id), self.descriptor.name)
@@ -200,7 +204,8 @@ class Clients:
     def _key(model: ModelDescriptor) -> tuple[str, Any]:
         # Descriptors may say different things of one model, and still mean the same client.
         which = model.model if isinstance(model.model, str) else id(model.model)
-        settings = (model.base_url, model.api_key_env, model.timeout_s, repr(sorted(model.params.items())))
+        params = sorted((name, value) for name, value in model.params.items() if name != "max_tokens")
+        settings = (model.base_url, model.api_key_env, model.timeout_s, repr(params))
         return model.name, (which, *settings, model.rest_after, model.rest_s)
 
 

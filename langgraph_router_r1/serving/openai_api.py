@@ -367,7 +367,7 @@ class Api:
         client_id = request.headers.get("x-client-request-id")
         if client_id is not None and not (client_id.isascii() and 0 < len(client_id) <= MAX_CLIENT_ID_CHARS):
             raise invalid(f"X-Client-Request-Id must have 1 to {MAX_CLIENT_ID_CHARS} ASCII characters")
-        target = target or self.runs.targets.find(asked.model)
+        target = target or self.runs.targets.find(asked.model, max_tokens=asked.max_tokens)
         run = await self.runs.start(asked, target, NOBODY if key is None else key.account, client_id=client_id)
         self._watch(request, run)
         if self.shadow is not None:

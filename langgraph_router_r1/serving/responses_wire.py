@@ -14,6 +14,7 @@ from langgraph_router_r1.serving.errors import invalid
 from langgraph_router_r1.serving.wire import (
     Asked,
     JsonSchema,
+    ReplyTokens,
     RouterOptions,
     Wire,
     checked,
@@ -104,6 +105,7 @@ class ResponsesRequest(Wire):
     text: TextOptions | None = None
     previous_response_id: str | None = None
     background: Literal[False] | None = None
+    max_output_tokens: ReplyTokens = None
     router_r1: RouterOptions = Field(default_factory=RouterOptions)
 
     def asked(self) -> Asked:
@@ -125,6 +127,7 @@ class ResponsesRequest(Wire):
             tools=form_or_tools(form, [_nested(tool) for tool in self.tools or []], self.tool_choice),
             options=self.router_r1,
             stream=self.stream,
+            max_tokens=self.max_output_tokens,
         )
 
 

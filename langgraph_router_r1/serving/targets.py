@@ -189,8 +189,13 @@ class Targets:
         found = _PRESET.fullmatch(name)
         return self._deciders.get(found["decider"]) if found else None
 
-    def find(self, name: str, *, approve: bool = False) -> Target:
-        """Return what a request names; with `approve`, its calls wait until a person has decided on them.
+    def find(self, name: str, *, approve: bool = False, max_tokens: int | None = None) -> Target:
+        """Return what a request names.
+
+        Args:
+            name: The name.
+            approve: Whether its calls wait until a person has decided on them.
+            max_tokens: Most tokens of a reply, of a model that is asked directly; None for what the registry says.
 
         Raises:
             ApiError: There is no such model, or it is a model of the pool, which needs no approval.
@@ -213,14 +218,26 @@ class Targets:
         if approve:
             raise invalid(f"{name!r} would be asked directly; only calls of the router are approved", "approve")
         model = self.registry[name].name
+        if max_tokens not in {None, self.registry[name].max_tokens}:
+            return Target(self._asking(model, max_tokens), FREE, model=model)
         if model not in self._direct:
-            # Who asks a model directly sends it the whole conversation.
-            open_ones = (one.model_copy(update={"share_context": "conversation"}) for one in self.registry)
-            self._direct[model] = create_router(
-                strategy=PassOn(model),
-                registry=ModelRegistry(open_ones),
-                checkpointer=self._saver,
-                clients=self._clients,
-                answer="full",
-            )
+            self._direct[model] = self._asking(model)
         return Target(self._direct[model], FREE, model=model)
+
+    def _asking(self, model: str, max_tokens: int | None = None) -> Graph:
+        """Return the graph that asks a model, or its fallbacks, which may reply with so many tokens."""
+        length = {} if max_tokens is None else {"max_tokens": max_tokens}
+        # Who asks a model directly sends it the whole conversation. What is no chat model keeps to no length.
+        open_ones = (
+            one.model_copy(
+                update={"share_context": "conversation", "params": one.params | (length if one.is_bounded else {})}
+            )
+            for one in self.registry
+        )
+        return create_router(
+            strategy=PassOn(model),
+            registry=ModelRegistry(open_ones),
+            checkpointer=self._saver,
+            clients=self._clients,
+            answer="full",
+        )

@@ -13,6 +13,7 @@ from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemM
 from pydantic import BaseModel, ConfigDict, Field
 
 from langgraph_router_r1.calls.tools import make_tools
+from langgraph_router_r1.descriptor import MOST_TOKENS
 from langgraph_router_r1.question import last_question
 from langgraph_router_r1.serving.errors import invalid
 from langgraph_router_r1.state import Tools
@@ -166,6 +167,8 @@ class StreamOptions(Wire):
 
 Stop = Annotated[list[str], Field(max_length=4)]
 
+ReplyTokens = Annotated[int | None, Field(ge=1, le=MOST_TOKENS)]
+
 
 class ChatRequest(Wire):
     """The body of `POST /v1/chat/completions`."""
@@ -179,6 +182,8 @@ class ChatRequest(Wire):
     response_format: ResponseFormat | None = None
     stop: str | Stop | None = None
     n: Literal[1] | None = None
+    max_tokens: ReplyTokens = None
+    max_completion_tokens: ReplyTokens = None
     router_r1: RouterOptions = Field(default_factory=RouterOptions)
 
     def asked(self) -> Asked:
@@ -196,6 +201,7 @@ class ChatRequest(Wire):
             options=self.router_r1,
             stream=self.stream,
             stop=tuple(text for text in stop if text),
+            max_tokens=self.max_completion_tokens or self.max_tokens,
         )
 
 
@@ -209,6 +215,8 @@ class Asked:
     options: RouterOptions
     stream: bool
     stop: tuple[str, ...] = ()
+    max_tokens: int | None = None
+    """Most tokens of the reply, of a model that is asked directly; None for what the registry says."""
 
     @property
     def question(self) -> str:
