@@ -52,7 +52,8 @@ def account(
     for call in calls:
         if call["status"] not in {"ok", "error"}:
             continue
-        if call["status"] == "ok" and call["reason"] is not None:  # a fallback replied in its place
+        if call["status"] == "ok" and call["reason"] is not None and " is resting " not in call["reason"]:
+            # A fallback replied in its place; a model that rests is not called.
             failing = bill_of(call["model"])
             failing["calls"] += 1
             failing["failed"] += 1

@@ -19,14 +19,14 @@ from langgraph.types import Checkpointer
 from typing_extensions import Unpack, override
 
 from langgraph_router_r1.calls import Candidates
-from langgraph_router_r1.engines.base import RouterEngine
+from langgraph_router_r1.engines.base import RouterEngine, is_billed
 from langgraph_router_r1.events import AnswerStream
 from langgraph_router_r1.graph import router_machine
-from langgraph_router_r1.ledger import Price
+from langgraph_router_r1.ledger import FREE, Price
 from langgraph_router_r1.question import count_images, image_digests
 from langgraph_router_r1.record import RunRecord
 from langgraph_router_r1.registry import ModelRegistry, UnknownModelError
-from langgraph_router_r1.replay import RecordedStrategy
+from langgraph_router_r1.replay import RecordedStrategy, ReplayError
 from langgraph_router_r1.settings import Limits, RouterSettings
 from langgraph_router_r1.state import PlannedCall, RoutedCall, RouterContext, RouterInput, RouterOutput, RouterState
 from langgraph_router_r1.strategies import Ask, Call, Decision, Strategy, View
@@ -51,7 +51,7 @@ def fork(
     """Return a router that repeats a run up to a call, asks another model there, and goes on by itself.
 
     It is held to the limits of the run, whatever the settings say of them. A router LLM's own tokens cost what they did
-    in the run, unless `router_price` says otherwise.
+    in the run, unless `router_price` says otherwise; of a chat model that was not the run's router, it must.
 
     Args:
         record: The run.
@@ -67,6 +67,7 @@ def fork(
     Raises:
         ForkError: The record has no such call, or the call was never made.
         UnknownModelError: The registry has no such model.
+        ValueError: `router_price` is missing.
     """
     if model not in registry:
         raise UnknownModelError(registry.explain_unknown(model))
@@ -75,8 +76,11 @@ def fork(
         made = [f"{call['turn']}.{call['index']}" for call in record.calls if call["status"] in {"ok", "error"}]
         msg = f"the record has no call {turn}.{index} that was made; it has {', '.join(made) or 'none'}"
         raise ForkError(msg)
-    if engine is not None:
-        settings.setdefault("router_price", Price.parse(record.strategy["price"]))
+    paid = Price.parse(record.strategy["price"])
+    # A chat model that was not the router of the run, or that cost nothing there, has a price of its own.
+    is_known = paid != FREE and engine is not None and record.strategy.get("policy") == engine.model
+    if engine is not None and (is_known or not is_billed(engine)):
+        settings.setdefault("router_price", paid)
     machine = router_machine(engine, registry, strategy=strategy, **settings)
     asks = [place for place, note in enumerate(record.decisions) if note["kind"] == "ask"]
     forked = replace(
@@ -128,7 +132,10 @@ class _Forked(Strategy):
                 "the same: give the fork the question of the run, with its images"
             )
             raise ForkError(msg)
-        decision = self._recorded.decide(view)
+        try:
+            decision = self._recorded.decide(view)
+        except ReplayError as error:
+            raise ForkError(str(error)) from None
         decision = replace(decision, usage=None)  # paid for by the recorded run
         if view.decided == self.fork_at and isinstance(decision, Ask):
             calls = [self.call if place == self.index else call for place, call in enumerate(decision.calls)]

@@ -58,7 +58,8 @@ def build_router(
 
     Raises:
         TypeError: There is neither an engine nor a strategy, or both; or a setting that there is not.
-        ValueError: A setting is out of its range, or the registry is empty or lacks the profile that "knn" needs.
+        ValueError: A setting is out of its range, or `router_price` is missing of a chat model, or the registry is
+            empty or lacks the profile that "knn" needs.
         ModuleNotFoundError: The `[eval]` extra, which "knn" needs, is not installed.
     """
     return router_machine(engine, registry, strategy=strategy, **settings).graph()
@@ -199,21 +200,24 @@ def _check_kinds(engine: Any, registry: Any, strategy: Any, settings: Mapping[st
     """
     if registry is not None and not isinstance(registry, ModelRegistry):
         raise TypeError(
-            f"registry is {registry!r}; it must be a ModelRegistry, such as ModelRegistry.from_file('models.toml')"
+            f"registry is a {type(registry).__name__}; it must be a ModelRegistry: ModelRegistry.from_file reads a "
+            "file, ModelRegistry.from_dict a dict"
         )
     if strategy is not None and not isinstance(strategy, Strategy):
         made = f", such as {strategy.__name__}()" if isinstance(strategy, type) else ""
-        raise TypeError(f"strategy is {strategy!r}; it must be an instance of a Strategy{made}")
+        raise TypeError(f"strategy is a {type(strategy).__name__}; it must be an instance of a Strategy{made}")
     # Not by `isinstance`: it would look at all of the protocol, and the tokenizer would be loaded for it.
     if engine is not None and not (hasattr(engine, "begin") and hasattr(engine, "agenerate")):
         kinds = "a chat model goes in as ChatModelEngine(chat_model), a vLLM server as VLLMEngine(address, model=...)"
         hint = "a strategy goes in as strategy=" if isinstance(engine, Strategy) else kinds
-        raise TypeError(f"engine is {engine!r}; it must be a RouterEngine: {hint}")
+        # None of these values is shown: addresses and settings may hold keys.
+        raise TypeError(f"engine is a {type(engine).__name__}; it must be a RouterEngine: {hint}")
     for name, allowed in (("stream", get_args(StreamedText)), ("answer", get_args(AnswerStyle))):
         if name in settings and settings[name] not in allowed:
             raise ValueError(f"{name} is {settings[name]!r}; it must be {' or '.join(map(repr, allowed))}")
     if not isinstance(settings.get("cache"), BaseCache | None):
-        raise TypeError(f"cache is {settings['cache']!r}; it must be a cache of LangGraph's, such as InMemoryCache()")
+        kind = type(settings["cache"]).__name__
+        raise TypeError(f"cache is a {kind}; it must be a cache of LangGraph's, such as InMemoryCache()")
     known = RouterSettings.__annotations__
     for name in settings:
         if name not in known:

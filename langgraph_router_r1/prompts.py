@@ -224,10 +224,14 @@ def cost_words(cost_weight: float) -> str:
 def context_chat(messages: Sequence[AnyMessage], control_tokens: Collection[str]) -> list[dict[str, str]]:
     """Return all messages but the question, in their order, as context; what users wrote is sanitized."""
     last = last_question(messages)
-    made = {call["id"]: call for message in messages if isinstance(message, AIMessage) for call in message.tool_calls}
-    told = ((_role(message), sanitize(_context(message, made), control_tokens).strip())
-            for message in [*messages[:last], *messages[last + 1 :]])  # fmt: skip
-    return [{"role": role, "content": text} for role, text in told if text]
+    made: dict[str | None, ToolCall] = {}
+    told = []
+    for place, message in enumerate(messages):
+        if isinstance(message, AIMessage):  # a provider may use an id again: the latest call of it is meant
+            made |= {call["id"]: call for call in message.tool_calls}
+        if place != last and (text := sanitize(_context(message, made), control_tokens).strip()):
+            told.append({"role": _role(message), "content": text})
+    return told
 
 
 def _tell_of(images: Sequence[Any]) -> str:
@@ -313,7 +317,7 @@ def _context(message: AnyMessage, made: Mapping[str | None, ToolCall]) -> str:
         # Of two calls of one tool, what each was asked tells their results apart.
         call = made.get(message.tool_call_id) if isinstance(message, ToolMessage) else None
         name = message.name or (call["name"] if call else "call")
-        asked = json.dumps(call["args"], ensure_ascii=False) if call and call["args"] else ""
+        asked = json.dumps(call["args"], ensure_ascii=False, default=str) if call and call["args"] else ""
         return f"Result of the tool {name}{f'({asked})' if asked else ''}: {message.text}"
     return in_words(message)
 

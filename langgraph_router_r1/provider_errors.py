@@ -25,6 +25,7 @@ _FAILURES: tuple[tuple[type[BaseException], str], ...] = (
     (ModelInvalidRequestError, "rejected the request (400)"),
     (ModelAPIError, "had a server error (5xx)"),
     (ModelTimeoutError, "gave no reply in time"),
+    (TimeoutError, "gave no reply in time"),
     (ModelConnectionError, "can't be reached"),
     (ImportError, "needs a LangChain package that is not installed"),
 )
@@ -45,7 +46,8 @@ def failure(error: BaseException) -> str:
         if isinstance(error, kind):
             return words
     said = str(error)
-    if _UNKNOWN_PROVIDER.search(said):  # LangChain's own words, before any key is read
+    # LangChain's own words, before any key is read.
+    if isinstance(error, ValueError) and _UNKNOWN_PROVIDER.search(said):
         return "names no provider that LangChain knows; a name is PROVIDER:MODEL, such as openai:gpt-4o-mini"
     if variables := sorted(set(_KEY_VARIABLE.findall(said))):  # names of variables are no secret
         return f"failed ({type(error).__name__}): is {' or '.join(variables)} set in the environment?"

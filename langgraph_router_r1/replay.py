@@ -23,6 +23,7 @@ from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.events import AnswerStream
 from langgraph_router_r1.ledger import Price
 from langgraph_router_r1.machine import RouterMachine
+from langgraph_router_r1.protocol import sanitize
 from langgraph_router_r1.record import RunRecord
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import Limits
@@ -65,7 +66,7 @@ class RecordedStrategy(Strategy):
     @override
     def decide(self, view: View) -> Decision:
         decided = view.decided
-        if view.question != self.record.question:
+        if view.question != sanitize(self.record.question).strip():  # which is how a strategy sees it
             raise ReplayError(f"the record is of the question {self.record.question!r}, and not of {view.question!r}")
         if decided >= len(self.record.decisions):
             raise ReplayError(f"the record has {decided} decisions, and no answer after them: its run broke off")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -57,10 +58,13 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, kinds = getattr(self, field.name), int if field.name.startswith("max_") else int | float
-            is_none = value is None and field.name == "budget_usd"
-            if not is_none and (isinstance(value, bool) or not isinstance(value, kinds)):
-                raise TypeError(f"{field.name} is {value!r}; it must be a number")
+            value, is_count = getattr(self, field.name), field.name.startswith("max_")
+            if value is None and field.name == "budget_usd":
+                continue
+            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not is_number or (is_count and not float(value).is_integer()):
+                raise TypeError(f"{field.name} is {value!r}; it must be a {'whole ' * is_count}number")
+            object.__setattr__(self, field.name, int(value) if is_count else float(value))
         if self.max_turns < 0:
             msg = f"max_turns is {self.max_turns!r}; it must be 0 (never ask) or more"
             raise ValueError(msg)

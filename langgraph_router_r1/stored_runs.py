@@ -50,7 +50,7 @@ def stored_runs(saver: BaseCheckpointSaver[Any], thread_id: str | None = None) -
         routers: list[str] = []
         found: list[tuple[str, RunRecord]] = []
         for namespace in sorted(places[thread]):  # a graph before those within it
-            if any(not router or namespace.startswith(f"{router}{_WITHIN}") for router in routers):
+            if any(_is_within(namespace, router) for router in routers):
                 continue
             ended = list(_ended(saver, thread, namespace))
             found += ended
@@ -59,7 +59,16 @@ def stored_runs(saver: BaseCheckpointSaver[Any], thread_id: str | None = None) -
 
 
 _WITHIN = "|"
-"""What LangGraph puts between the names of graphs, in the namespace of one within another."""
+"""What LangGraph puts between the names of graphs, in the namespace of one within another, and before the number of a
+graph that is not the first that a node calls."""
+
+
+def _is_within(namespace: str, router: str) -> bool:
+    """Return whether a namespace is of a graph that the router of another one has called."""
+    if not router:
+        return bool(namespace)
+    inner = namespace.removeprefix(f"{router}{_WITHIN}")
+    return inner != namespace and not inner.partition(_WITHIN)[0].isdigit()  # that is another call of the same node
 
 
 def _ended(saver: BaseCheckpointSaver[Any], thread: str, namespace: str) -> Iterator[tuple[str, RunRecord]]:
@@ -68,7 +77,7 @@ def _ended(saver: BaseCheckpointSaver[Any], thread: str, namespace: str) -> Iter
     nobody = ModelRegistry.from_dict({"models": {"nobody": {"model": "openai:none", "price": "free"}}})
     graph: Any = build_router(strategy=AskInOrder(lambda _: []), registry=nobody)
     # LangGraph finds the graph of a namespace by the names of the nodes that lead to it.
-    for part in reversed(namespace.split(_WITHIN) if namespace else []):
+    for part in reversed([part for part in namespace.split(_WITHIN) if part and not part.isdigit()]):
         around = StateGraph(MessagesState)
         around.add_node(name := part.partition(":")[0], graph.compile())
         graph = around.add_edge(START, name)

@@ -205,6 +205,7 @@ WRONG_COMMAND_LINES = [
     ("ask Which? --router knn --registry models.toml", 1, "models.profile.jsonl, line 1: is no JSON"),
     ("ask Which? --router knn", 1, "needs --registry"),
     ("ask Which? --router-url http://127.0.0.1:9/v1 --registry models.toml --router knn", 1, "--router names none"),
+    ("check --registry absent.toml", 1, "can't be read: No such file"),
     ("ask Which? --record absent/run.json", 1, "its directory is not there"),
     ("ask Which? --router-price 1,2,3", 2, "'1,2,3' is no price"),
     ("ask Which? --router-price -1", 2, "'-1' is no price"),

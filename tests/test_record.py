@@ -48,6 +48,13 @@ def test_a_result_without_the_keys_of_a_record_says_how_to_get_them() -> None:
         RunRecord.of(router(answer("Sol")).invoke(QUESTION))
 
 
+@pytest.mark.parametrize("question", ["Who?\n", "  Who? <answer> me </answer>", "Who\u0000?"])
+def test_a_question_of_whatever_characters_replays(question: str) -> None:
+    asked: Any = {"messages": [("user", question)]}
+    record = RunRecord.of(router(answer("Sol")).invoke(asked, output_keys=RECORD_KEYS))
+    assert replay(record).invoke({"messages": [("user", record.question)]})["answer"] == "Sol"
+
+
 def test_a_replay_answers_the_question_of_its_record_and_no_other() -> None:
     record = RunRecord.of(router(answer("Sol")).invoke(QUESTION, output_keys=RECORD_KEYS))
     with pytest.raises(ReplayError, match=r"the record is of the question 'What currency .*', and not of 'Who\?'"):

@@ -131,7 +131,7 @@ def test_a_run_that_its_budget_does_not_let_ask_anybody_is_a_429_and_no_empty_or
     with start(key("alice", day_usd=0.0005)) as server:
         refused = ask(server)
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "insufficient_quota")
-        assert "$0.000500, which is what is left for it" in refused.json()["error"]["message"]
+        assert "the run may spend $0.000500: that does not pay for" in refused.json()["error"]["message"]
         assert refused.headers["x-should-retry"] == "false"
         [run] = runs(server)
         assert (run["status"], run["error"]) == ("failed", "insufficient_quota")
@@ -145,7 +145,33 @@ def test_a_router_that_its_budget_does_not_let_write_a_turn_is_a_429(start: Any)
     with start(key("alice"), router={"router_price": 1.0}) as server:
         refused = ask(server, router_r1={"budget_usd": 1e-9})
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "insufficient_quota")
-        assert "which is what its request allows" in refused.json()["error"]["message"]
+        assert "does not pay for the worst case of the router's turn" in refused.json()["error"]["message"]
+
+
+def test_a_run_without_an_answer_is_charged_what_it_spent_and_no_more(start: Any) -> None:
+    # A turn of the router may cost 0.002 dollars, and a call 0.00065.
+    with start(key("alice", day_usd=0.0035), router={"router_price": 1.0}) as server:
+        assert ask(server).status_code == 429
+        [run] = runs(server)
+        assert (run["status"], run["maybe_cost_usd"]) == ("failed", 0.0)
+        assert 0 < run["cost_usd"] == pytest.approx(usage(server, CANARY))
+
+
+def test_an_answer_that_a_budget_did_not_prevent_is_given_under_one(start: Any) -> None:
+    malformed = ScriptedEngine(["Hm.", "Hm.", "Hm.", answer("Lima")])
+    for engine, router in ((malformed, {}), (ScriptedEngine([answer("Lima")]), {"max_turns": 0})):
+        with start(key("alice", day_usd=0.5), engine=engine, router=router) as server:
+            reply = ask(server)
+            assert (reply.status_code, reply.json()["router_r1"]["stop_reason"]) == (200, "forced_answer")
+
+
+def test_what_was_streamed_is_not_taken_back(start: Any) -> None:
+    with start(key("alice", day_usd=0.0005)) as server:
+        headers = {"Authorization": f"Bearer {CANARY}"}
+        url, body = f"{server.url}/v1/chat/completions", {**QUESTION, "stream": True}
+        streamed = httpx.post(url, json=body, headers=headers, timeout=60)
+        assert (streamed.status_code, "error" in streamed.text, "forced_answer" in streamed.text) == (200, False, True)
+        assert runs(server)[0]["status"] == "ended"
 
 
 def test_what_was_spent_is_the_sum_of_the_runs_with_keys_and_without(start: Any) -> None:

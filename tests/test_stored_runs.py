@@ -25,6 +25,7 @@ from langgraph_router_r1 import (
     create_router,
 )
 from langgraph_router_r1.cli import cli
+from langgraph_router_r1.engines import ChatModelEngine
 from langgraph_router_r1.fork import ForkError, fork
 from langgraph_router_r1.ledger import Price
 from langgraph_router_r1.preferences import preferences
@@ -79,6 +80,25 @@ def test_runs_of_routers_within_larger_graphs_are_found_in_order_and_other_graph
     )
     found = [(run.thread_id, run.record.question, run.record.answer) for run in stored_runs(saver)]
     assert found == [("1", "one", "answer 0"), ("1", "two", "answer 1"), ("2", "three", "answer 2")]
+
+
+def test_a_node_may_call_several_graphs_and_none_of_their_runs_is_lost() -> None:
+    saver = InMemorySaver()
+    router = create_router(ScriptedEngine([answer(f"answer {n}") for n in range(3)]), pool(a="x"))
+    other = around(lambda _: {"messages": [("ai", "x")]}, "other").compile()
+
+    def twice(state: Any) -> Any:
+        router.invoke({"messages": [("user", "one")]})
+        router.invoke({"messages": [("user", "two")]})
+
+    def after_another(state: Any) -> Any:
+        other.invoke({"messages": [("user", "?")]})
+        router.invoke({"messages": [("user", "three")]})
+
+    for node, thread in ((twice, "1"), (after_another, "2")):
+        around(node, "research").compile(checkpointer=saver).invoke({"messages": [("user", "?")]}, config(thread))
+    found = [(run.thread_id, run.record.question) for run in stored_runs(saver)]
+    assert found == [("1", "one"), ("1", "two"), ("2", "three")]
 
 
 def test_a_router_that_another_one_asked_is_part_of_that_ones_run() -> None:
@@ -194,6 +214,17 @@ def test_a_fork_pays_for_the_routers_tokens_what_the_run_paid() -> None:
         forked = fork(record, turn=1, model="d", engine=ScriptedEngine([answer("x")]), registry=registry, **more)
         costs.append(forked.invoke({"messages": [("user", "Which?")]})["routing"]["router_cost_usd"])
     assert 0 < costs[0] == pytest.approx(costs[1] / 2)
+    other = ChatModelEngine(ScriptedChatModel([answer("x")]))
+    with pytest.raises(ValueError, match="router_price is missing"):
+        fork(record, turn=1, model="d", engine=other, registry=registry)
+
+
+def test_a_fork_is_asked_the_question_of_its_run() -> None:
+    forked = fork(
+        recorded(), turn=1, model="a", engine=ScriptedEngine([answer("x")]), registry=pool(a="x", b="x", c="x")
+    )
+    with pytest.raises(ForkError, match="and not of 'Who"):
+        forked.invoke({"messages": [("user", "Who?")]})
 
 
 def test_what_can_not_be_forked_is_named() -> None:
@@ -221,7 +252,7 @@ def test_the_command_replays_a_database_and_forks(tmp_path: Path, monkeypatch: p
         models = tmp_path / "models.toml"
         models.write_text("".join(f'[models.{name}]\nmodel = "openai:x"\nprice = 1\n' for name in "abcd"))
         arguments = ["replay", str(file), "--thread", "1", "--fork", "0.2", "--model", "d"]
-        printed = run(cli, [*arguments, "--registry", str(models), "--router", "openai:gpt-x"])
+        printed = run(cli, [*arguments, "--registry", str(models), "--router", "openai:gpt-x", "--router-price", "1"])
     assert printed.exit_code == 0, printed.output
     assert "recorded" in printed.stdout
     assert "a, b, d" in printed.stdout

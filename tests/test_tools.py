@@ -110,7 +110,7 @@ def test_the_router_is_told_of_the_tools_and_of_their_results() -> None:
     reply = bound.invoke(conversation)
     assert (reply.text, reply.tool_calls) == ("21 degrees", [])
     assert "- weather: Tell the weather of a city." in prompts[0]
-    assert "Result of the tool weather: Lima: 21 degrees" in prompts[0]
+    assert 'Result of the tool weather({"city": "Lima"}): Lima: 21 degrees' in prompts[0]
 
 
 def test_a_model_sees_the_conversation_with_the_results_and_the_query_if_it_is_another() -> None:

@@ -171,8 +171,7 @@ def test_demonstrations_always_ask_at_cost_weight_0_and_ask_less_the_more_cost_c
 
 
 RANKED = re.compile(
-    r"\. Most accurate: (?P<accuracy>[^,]+), (?P<accurate>\S+)\. Cheapest: \$(?P<price>[\d.]+), (?P<cheapest>\S+)"
-    r"(?:\. (?P<points>-?\d+) points for (?P<times>[\d.e+]+) times the price)?$"
+    r"\. Most accurate: (?P<accuracy>[^,]+), (?P<accurate>\S+)\. Cheapest: \$(?P<price>[\d.]+), (?P<cheapest>\S+)$"
 )
 
 
@@ -208,10 +207,8 @@ def test_a_thought_names_the_skill_compares_the_candidates_by_what_is_said_of_th
             assert prices[cheapest] == min(prices) < prices[accurate]
             assert demo.cost_weight > 0 or best == ranking["accurate"]
             assert float(ranking["price"]) == min(prices)
-            if ranking["points"]:
+            if not math.isnan(told[accurate]):
                 assert float(ranking["accuracy"]) == told[accurate]
-                assert int(ranking["points"]) == round(100 * (told[accurate] - told[cheapest]))
-                assert float(ranking["times"]) == pytest.approx(prices[accurate] / prices[cheapest], rel=0.5)
                 apart += 1
             ranked += 1
     assert compared > 100

@@ -323,7 +323,7 @@ def reasons(pool: DrawnPool, kind: str, cost_weight: float, needed: str) -> str:
 
 
 def _ranked(among: Sequence[Member], kind: str) -> str:
-    """Return who is the most accurate and who the cheapest, and how far they are apart; nothing where one is both.
+    """Return who is the most accurate and who the cheapest; nothing where one is both.
 
     A small model does not weigh two numbers against two others in one step. Here each comparison is a step of its own,
     and a number comes before the name that it leads to.
@@ -339,24 +339,10 @@ def _ranked(among: Sequence[Member], kind: str) -> str:
     cheaper = min(among, key=lambda member: (price(member), -accuracy(member)))
     if better is cheaper:
         return ""
-    apart = ""
-    if kind in better.descriptor.skills and kind in cheaper.descriptor.skills:
-        points = round(100 * (accuracy(better) - accuracy(cheaper)))
-        apart = f"{points} points for {_times(price(better), price(cheaper))} the price. "
     return (
         f"Most accurate: {_accuracy(better, kind)}, {better.descriptor.display_name}. "
-        f"Cheapest: {_price(cheaper)}, {cheaper.descriptor.display_name}. {apart}"
+        f"Cheapest: {_price(cheaper)}, {cheaper.descriptor.display_name}. "
     )
-
-
-def _times(price: float, cheapest: float) -> str:
-    """Return in words how many times as high a price is, to one digit.
-
-    Example:
-        >>> _times(0.23, 0.01), _times(0.5, 0.0)
-        ('20 times', 'any times')
-    """
-    return f"{float(f'{price / cheapest:.1g}'):g} times" if cheapest else "any times"
 
 
 def _told(member: Member, kind: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -28,7 +28,7 @@ from langgraph_router_r1.cli.pool import (
     running,
 )
 from langgraph_router_r1.cli.prices import price_table
-from langgraph_router_r1.engines import EngineError
+from langgraph_router_r1.engines import EngineError, RouterEngine
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.graph import build_router, create_router
 from langgraph_router_r1.ledger import FREE, estimate_tokens
@@ -169,12 +169,13 @@ def check(
     """
     console = results_console()
     healthy = True
-    opened = (
-        nullcontext((None, ModelRegistry.from_file(registry)))
-        if registry is not None and router is None
-        else open_pool(registry, router, model, errors, router_url=router_url, timeout_s=timeout)
-    )
-    with failing_clearly(), opened as (engine, pool):
+
+    def opened() -> AbstractContextManager[tuple[RouterEngine | Strategy | None, ModelRegistry]]:
+        if registry is not None and router is None:
+            return nullcontext((None, ModelRegistry.from_file(registry)))
+        return open_pool(registry, router, model, errors, router_url=router_url, timeout_s=timeout)
+
+    with failing_clearly(), opened() as (engine, pool):
         table = Table("", "who", "which", "result")
         if engine is not None and not isinstance(engine, Strategy):
             try:

@@ -258,12 +258,17 @@ def _check_port(host: str, port: int) -> None:
     Raises:
         ValueError: It can't.
     """
+    problem = ""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        with socket.create_server(found[0][4][:2], family=found[0][0]):
-            pass
+        for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            try:
+                with socket.create_server(address[:2], family=family):
+                    return
+            except OSError as error:
+                problem = problem or str(error.strerror)
     except OSError as error:
-        raise ValueError(f"--host {host!r} --port {port}: can't be listened on ({error.strerror})") from None
+        problem = str(error.strerror)
+    raise ValueError(f"--host {host!r} --port {port}: can't be listened on ({problem})")
 
 
 def _reread(app: FastAPI, reload: Callable[[], None]) -> None:

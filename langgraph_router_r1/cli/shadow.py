@@ -12,7 +12,7 @@ from rich.text import Text
 
 from langgraph_router_r1.cli.app import cli
 from langgraph_router_r1.cli.output import failing_clearly, results_console
-from langgraph_router_r1.cli.pool import chat_model_engine, check_packages, is_chat_model, knn
+from langgraph_router_r1.cli.pool import KNN, chat_model_engine, check_packages, is_chat_model, knn
 from langgraph_router_r1.cli.stored import DatabaseOption, reading
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.settings import AnswerStyle, RouterSettings
@@ -68,6 +68,8 @@ def _engine(
     address = described.router or router
     if address is None:
         raise ValueError("model needs router, the address of its server: the pocket server has one router")
+    if address == KNN:
+        raise ValueError("router can't be 'knn' here: strategy = \"knn\" says so")
     if not is_chat_model(address, "router"):
         from langgraph_router_r1.engines import VLLMEngine
 

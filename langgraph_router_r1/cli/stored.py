@@ -29,7 +29,7 @@ from langgraph_router_r1.cli.pool import (
     read_price,
 )
 from langgraph_router_r1.fork import ForkError, fork
-from langgraph_router_r1.ledger import Price, sum_of
+from langgraph_router_r1.ledger import sum_of
 from langgraph_router_r1.pocket import MAX_ROUTER_TOKENS, ROUTER_NAME
 from langgraph_router_r1.preferences import preferences
 from langgraph_router_r1.record import RECORD_KEYS, RunRecord
@@ -83,7 +83,7 @@ def replay(
             fail(str(error))
         if model is None:
             return
-        own = read_price(router_price) or Price.parse(record.strategy["price"])
+        own = {} if router_price is None else {"router_price": read_price(router_price)}
         with open_pool(registry, router, router_name, errors, router_url=router_url) as (engine, pool):
             tokens = MAX_ROUTER_TOKENS if router is None else 1024
             try:
@@ -93,7 +93,7 @@ def replay(
                     index=int(place[2]),
                     model=model,
                     registry=pool,
-                    **decides(engine, max_tokens=tokens, router_price=own),
+                    **decides(engine, max_tokens=tokens, **own),
                 )
             except (ForkError, UnknownModelError) as error:
                 fail(str(error))

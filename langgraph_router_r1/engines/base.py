@@ -137,6 +137,11 @@ class Fallback(Protocol):
         """Return names of the registry, the best choice first; `cost_weight` is that of the run. It may block."""
 
 
+def is_billed(engine: object) -> bool:
+    """Return whether a provider bills the tokens of an engine."""
+    return bool(getattr(engine, "is_billed", False))
+
+
 def own_price(engine: object, price: PriceLike | None) -> Price:
     """Return the price of a router LLM's own tokens.
 
@@ -150,9 +155,9 @@ def own_price(engine: object, price: PriceLike | None) -> Price:
     if price is not None:
         try:
             return Price.parse(price)
-        except ValueError as error:
-            raise ValueError(f"router_price is {price!r}: {error}") from None
-    if getattr(engine, "is_billed", False):
+        except ValueError as error:  # its words hide what may be a key
+            raise ValueError(f"router_price: {error}") from None
+    if is_billed(engine):
         msg = (
             f"router_price is missing: the tokens of {engine!r} are paid for. Give dollars per million tokens, such as "
             "0.6 or {'prompt': 0.15, 'completion': 0.6}, or 'free'"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import re
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, convert_to_messages
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.constants import TAG_NOSTREAM
 
 from langgraph_router_r1.engines.base import ContextFullError, EngineError, Generation, OnText, cut_after_stop
@@ -44,10 +45,10 @@ class ChatModelEngine:
         Raises:
             TypeError: It is no chat model, but its name, say.
         """
-        given: object = chat_model  # whatever the annotation says
-        if not isinstance(given, BaseChatModel):
-            hint = f": init_chat_model({given!r}) makes one" if isinstance(given, str) else ""
-            raise TypeError(f"chat_model is {given!r}; it must be a chat model of LangChain{hint}")
+        given: object = chat_model  # whatever the annotation says; it is not shown, for settings may hold keys
+        if not isinstance(given, Runnable):
+            hint = ": init_chat_model makes one of its name" if isinstance(given, str) else ""
+            raise TypeError(f"chat_model is a {type(given).__name__}; it must be a chat model of LangChain{hint}")
         self.chat_model = chat_model
         self._client = for_any_loop(chat_model)
         self.model = model or str(getattr(chat_model, "model_name", None) or chat_model.get_name())
@@ -115,7 +116,8 @@ class ChatModelEngine:
 
     def _options(self, stop: Sequence[str], max_tokens: int, on_text: OnText | None) -> dict[str, Any]:
         # Without it, OpenAI's client asks for no usage when it streams from another address than OpenAI's.
-        usage = {"stream_usage": True} if on_text is not None and hasattr(self.chat_model, "stream_usage") else {}
+        inner = getattr(self.chat_model, "bound", self.chat_model)
+        usage = {"stream_usage": True} if on_text is not None and hasattr(inner, "stream_usage") else {}
         # An empty list of stop strings is refused by some providers.
         ends = {"stop": closing} if (closing := _closing(stop)) else {}
         return {**ends, "max_tokens": max_tokens, **usage}
@@ -151,13 +153,15 @@ class ChatModelEngine:
         )
 
 
-def _address(chat_model: BaseChatModel) -> str | None:
-    """Return where a chat model's provider is, if the model says so, without what may be secret in an address."""
+def _address(chat_model: Any) -> str | None:
+    """Return where a chat model's provider is, if the model says so: server and port, as the rest may be secret."""
+    inner = getattr(chat_model, "bound", chat_model)
     for name in ("openai_api_base", "base_url", "anthropic_api_url", "endpoint"):
-        value = getattr(chat_model, name, None)
-        if isinstance(value, str) and (parts := urlsplit(value)).hostname:
-            port = f":{parts.port}" if parts.port else ""
-            return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+        value = getattr(inner, name, None)
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):  # no address
+                parts = urlsplit(value)
+                return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.hostname else None
     return None
 
 

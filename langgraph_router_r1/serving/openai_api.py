@@ -280,7 +280,7 @@ class Api:
             target = self.runs.targets.fork(found.record, asked=found.model, **body.model_dump())
         except (ForkError, UnknownModelError) as error:
             raise invalid(str(error)) from None
-        asked = events_of(found.model, found.question, budget_usd=found.record.limits["budget_usd"])
+        asked = events_of(found.model, found.record.question, budget_usd=found.record.limits["budget_usd"])
         return await self._follow(request, asked, target)
 
     async def decide(self, request: Request, run_id: str) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -63,6 +64,8 @@ class Run:
         """Why it broke off."""
         self.approval: dict[str, Any] | None = None
         """The request to decide on its calls, in the form of LangChain's `HumanInTheLoopMiddleware`: it waits."""
+        self.has_ended = False
+        """Whether its graph came to its end, with an answer or without one."""
         self.is_over = False
         """Whether it only has to be recorded."""
         self._recorded = asyncio.Event()
@@ -237,15 +240,15 @@ class Runs:
                         run.approval, status = interrupt.value, "waiting"
                     else:
                         run.values = cast("dict[str, Any]", item)
+            run.has_ended = status == "ended"
+            if run.has_ended and (problem := without_answer(run)) is not None:
+                status, run.error = "failed", problem
         except asyncio.CancelledError:
             status = "cancelled"
             run.error = ApiError(503, "the run was cancelled", "cancelled", run_id=run.id)
         except Exception as error:  # noqa: BLE001 - whatever it is, the run is over and has spent something
             status = "failed"
             run.error = self._explained(error, run.id)
-        else:
-            if status == "ended" and (problem := without_answer(run)) is not None:
-                status, run.error = "failed", problem
         run.is_over = True
         try:
             await self._settle(run, status)
@@ -257,7 +260,7 @@ class Runs:
     async def _settle(self, run: Run, status: RunStatus) -> None:
         record: RunRecord | None
         try:
-            if status in ("ended", "waiting"):
+            if run.has_ended or status == "waiting":
                 record = RunRecord.of(run.values)
                 spent = spending(record.report["cost_usd"], record.report["maybe_cost_usd"])
             else:
@@ -347,20 +350,25 @@ def without_answer(run: Run) -> ApiError | None:
         if call["status"] == "over_budget":
             return ApiError(429, f"{call['reason']}", "insufficient_quota", run_id=run.id)
         return ApiError(502, f"{call['reason']}", "model_failed", run_id=run.id)
-    may_spend, wanted = run.stored.reserved_usd, run.asked.options.budget_usd
+    may_spend, decisions = run.stored.reserved_usd, run.values["decisions"]
     if may_spend is None:
         return None
-    is_out = routing["stop_reason"] == "budget_exhausted" and not run.values["answer"]
-    # Who asks for a run of no dollars gets what the router LLM knows; whose key pays for no call gets no worse answer.
-    is_cut_short = routing["stop_reason"] == "forced_answer" and not routing["calls"] and may_spend != wanted
-    if not is_out and not is_cut_short:
+    if routing["stop_reason"] == "budget_exhausted" and not run.values["answer"]:
+        thought = re.sub(r"</?think>", "", decisions[-1]["thought"] or "").strip()  # the planner's says why
+        why = thought or "that does not pay for the worst case of the router's turn"
+    elif (
+        # The router LLM had to answer in its first turn, and had not used up its turns or its tries. What was streamed
+        # can't be taken back. Who asks for a run of no dollars gets what the router LLM knows.
+        routing["stop_reason"] == "forced_answer"
+        and len(decisions) == 1
+        and run.values["limits"]["max_turns"] > 0
+        and may_spend > 0
+        and not run.is_heard
+    ):
+        why = "that does not pay for the worst case of a call to any model and of the router's answer after it"
+    else:
         return None
-    whose = "its request allows" if may_spend == wanted else "is left for it"
-    message = (
-        f"the run may spend ${may_spend:.6f}, which is what {whose}, and that does not pay for the worst case of a "
-        "call to any model and of the router's answer after it"
-    )
-    return ApiError(429, message, "insufficient_quota", run_id=run.id)
+    return ApiError(429, f"the run may spend ${may_spend:.6f}: {why}", "insufficient_quota", run_id=run.id)
 
 
 def _config(run_id: str) -> RunnableConfig:

