@@ -58,7 +58,7 @@ def two_hop_pool() -> ModelRegistry:
         (lambda: create_router(ScriptedEngine([]), "models.toml"), TypeError, "registry is a str; .* reads a file"),
         (lambda: create_router(ScriptedEngine([]), two_hop_pool(), budget=1), TypeError, "did you mean 'budget_usd'"),
         (lambda: create_router(ScriptedEngine([]), two_hop_pool(), budget_usd="1"), TypeError, "budget_usd is '1'"),
-        (lambda: create_router(ScriptedEngine([]), two_hop_pool(), max_turns=1.5), TypeError, "it must be a whole number"),
+        (lambda: create_router(ScriptedEngine([]), two_hop_pool(), max_turns=1.5), TypeError, "be a whole number"),
         (lambda: create_router(ScriptedEngine([]), two_hop_pool(), cost_weight=True), TypeError, "cost_weight is True"),
         (lambda: create_router(ScriptedEngine([]), two_hop_pool(), router_price="auto"), ValueError, "router_price: "),
         (lambda: create_router(ScriptedEngine([]), two_hop_pool(), stream="all"), ValueError, "'answer' or 'thought'"),
