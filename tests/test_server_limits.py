@@ -190,6 +190,27 @@ def usage(server: Served, secret: str | None) -> float:
     return float(httpx.get(f"{server.url}/v1/usage", headers=headers).json()["today_usd"])
 
 
+def test_a_hash_may_stand_as_sha256sum_prints_it(tmp_path: Path) -> None:
+    digest = hashlib.sha256(CANARY.encode()).hexdigest()
+    (tmp_path / "keys.toml").write_text(f'[keys.alice]\nsha256 = "{digest}  -"\n')
+    [found] = read_keys(tmp_path / "keys.toml", {})
+    assert found.sha256 == digest
+
+
+def test_keys_come_and_go_without_a_restart_and_never_all_of_them(start: Any) -> None:
+    other = "other-0123456789abcdef"
+    with start(key("alice")) as server:
+        server.api.serve(pool(small="x"), None, [key("bob", other)])
+        assert (ask(server).status_code, ask(server, other).status_code) == (401, 200)
+        with pytest.raises(KeysError, match="no keys any more"):
+            server.api.serve(pool(large="x"), None, [])
+        with pytest.raises(KeysError, match="the same name"):
+            server.api.serve(pool(large="x"), None, [key("bob", other), key("bob")])
+        assert (ask(server, None).status_code, ask(server, other, model="large").status_code) == (401, 404)
+        server.api.serve(pool(large="x"))
+        assert ask(server, other, model="large").status_code == 200, "the keys stay"
+
+
 def test_the_operator_sees_what_each_key_was_charged(start: Any, tmp_path: Path) -> None:
     other = "other-0123456789abcdef"
     with start(key("alice", day_usd=1.0), key("bob", other)) as server:

@@ -108,8 +108,8 @@ def serve(
 ) -> None:
     """Serve the router by OpenAI's API, until Ctrl-C.
 
-    Without options, it starts the pocket pool and serves it on this machine. SIGHUP reads the files of the registry and
-    of the shadow again.
+    Without options, it starts the pocket pool and serves it on this machine. SIGHUP reads the files of the registry, of
+    the keys and of the shadow again.
     """
     with failing_clearly():
         from langgraph_router_r1.cli.shadow import open_shadow
@@ -171,9 +171,9 @@ def serve(
 
             def reload() -> None:
                 again = pool if registry is None else ModelRegistry.from_file(registry)
-                app.state.api.serve(again, read_shadow())
+                app.state.api.serve(again, read_shadow(), None if keys is None else read_keys(keys))
 
-            has_files = registry is not None or shadow is not None
+            has_files = registry is not None or shadow is not None or keys is not None
             asyncio.run(_serve(app, host, port, reload if has_files else None))
 
 

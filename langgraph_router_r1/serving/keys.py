@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from langgraph_router_r1.protocol import fold
 from langgraph_router_r1.registry_file import read
@@ -61,6 +61,11 @@ class Key(BaseModel):
     requests_per_minute: int | None = Field(default=None, gt=0)
     models: tuple[str, ...] | None = None
     """What it may ask for; `router-r1` stands for the router at every cost weight. None: everything."""
+
+    @field_validator("sha256", mode="before")
+    @classmethod
+    def _as_sha256sum_prints_it(cls, value: Any) -> Any:
+        return value.removesuffix("-").strip() if isinstance(value, str) else value
 
     @property
     def allowance(self) -> Allowance:

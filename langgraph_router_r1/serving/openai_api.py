@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ from langgraph_router_r1.registry import ModelRegistry, UnknownModelError
 from langgraph_router_r1.serving import chat, responses, run_pages
 from langgraph_router_r1.serving.database import open_database
 from langgraph_router_r1.serving.errors import ApiError, invalid, invalid_fields
-from langgraph_router_r1.serving.keys import Key, Keys
+from langgraph_router_r1.serving.keys import Key, Keys, KeysError
 from langgraph_router_r1.serving.metrics import Metrics
 from langgraph_router_r1.serving.options import ServerSettings
 from langgraph_router_r1.serving.page import page_files
@@ -164,21 +164,29 @@ class Api:
                     task.cancel()
                 await asyncio.wait(looks_after)
 
-    def serve(self, registry: ModelRegistry, shadow: ShadowRouter | None = None) -> None:
+    def serve(
+        self, registry: ModelRegistry, shadow: ShadowRouter | None = None, keys: Sequence[Key] | None = None
+    ) -> None:
         """Serve another registry from now on; runs that have begun keep theirs.
 
         Args:
             registry: The models that may be asked.
             shadow: Takes the place of the shadow that the server was made with; by default that one stays.
+            keys: Take the place of the known ones; by default those stay.
 
         Raises:
             ValueError: A model has the router's name.
+            KeysError: Two keys are the same, or there are none any more: the server would be open to anyone.
         """
+        if keys is not None and self._keys and not keys:
+            msg = "there are no keys any more: a server with keys must keep one"
+            raise KeysError(msg)
+        known = self._keys if keys is None else Keys(keys)
         targets, given = self._targets(registry), shadow or self._shadow_router
         if self.shadow is not None and given is not None:
             self.shadow.serve(given.settings, self._shadow_targets(given, registry))
             self._shadow_router = given
-        self.runs.targets = targets
+        self.runs.targets, self._keys = targets, known
 
     def _targets(self, registry: ModelRegistry) -> Targets:
         assert self._saver is not None
