@@ -59,8 +59,8 @@ class ConsoleTrace:
         elif event["type"] == "router_r1.done":
             routing = self.routing = event["routing"]
             stopped = "" if routing["stop_reason"] == "answered" else f", {routing['stop_reason']}"
-            turns = f"{routing['turns']} turn{'s' * (routing['turns'] != 1)} with calls"
-            facts = f"   ({turns}, ${routing['cost_usd']:.8f}{stopped})"
+            routes = f"{routing['turns']} route{'s' * (routing['turns'] != 1)}"
+            facts = f"   ({routes}, ${routing['cost_usd']:.8f}{stopped})"
             self._line("=", event["answer"] or "(no answer)", "bold magenta", facts)
 
     def _line(self, sign: str, text: str, style: str, facts: str = "") -> None:

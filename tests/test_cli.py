@@ -79,7 +79,7 @@ def test_replay_shows_a_recorded_run_again_and_names_a_file_that_is_none(tmp_pat
     path.write_text(record.model_dump_json())
     shown = run.invoke(cli, ["replay", str(path)], env={"COLUMNS": "200"})
     assert shown.exit_code == 0
-    for text in ("? Capital of Peru?", "→ small: Capital of Peru?", "← It is Lima.", "= Lima", "(1 turn with calls, $"):
+    for text in ("? Capital of Peru?", "→ small: Capital of Peru?", "← It is Lima.", "= Lima", "(1 route, $"):
         assert text in shown.stdout
     for content, reason in (("{}", "question: Field required"), ("no json", "Invalid JSON"), (None, "No such file")):
         path.unlink(missing_ok=True)

@@ -214,5 +214,5 @@ def test_shared_clients_tell_models_of_one_name_at_two_servers_apart() -> None:
     clients, model = Clients(), ModelDescriptor(name="m", model="openai:x", base_url="http://127.0.0.1:1/v1", price=1.0)
     client = clients.get(model)
     assert clients.get(model.model_copy(update={"description": "In other words.", "price": 2.0})) is client
-    for other in ({"base_url": "http://127.0.0.1:2/v1"}, {"timeout_s": 1.0}, {"params": {"max_tokens": 5}}):
+    for other in ({"base_url": "http://127.0.0.1:2/v1"}, {"timeout_s": 1.0}, {"params": {"seed": 5}}):
         assert clients.get(model.model_copy(update=other)) is not client
