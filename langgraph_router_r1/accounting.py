@@ -52,12 +52,13 @@ def account(
     for call in calls:
         if call["status"] not in {"ok", "error"}:
             continue
-        if call["status"] == "ok" and call["reason"] is not None and " is resting " not in call["reason"]:
-            # A fallback replied in its place; a model that rests is not called.
-            failing = bill_of(call["model"])
-            failing["calls"] += 1
-            failing["failed"] += 1
-        bill = bill_of(call["answered_by"] or call["model"])
+        billed = call["answered_by"] or call["model"]
+        for name in call.get("failed", ()):  # in whose place another one was asked
+            if name != billed:
+                failing = bill_of(name)
+                failing["calls"] += 1
+                failing["failed"] += 1
+        bill = bill_of(billed)
         bill["calls"] += 1
         bill["failed"] += call["status"] != "ok"
         bill["cost_usd"] += call["cost_usd"]

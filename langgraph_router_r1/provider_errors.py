@@ -30,7 +30,7 @@ _FAILURES: tuple[tuple[type[BaseException], str], ...] = (
     (ImportError, "needs a LangChain package that is not installed"),
 )
 
-_KEY_VARIABLE = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*_(?:KEY|TOKEN)\b")
+_KEY_VARIABLE = re.compile(r"\b[A-Z][A-Z0-9_]{1,40}_(?:KEY|TOKEN)\b")
 
 _UNKNOWN_PROVIDER = re.compile(r"Unsupported provider|Unsupported model_provider|Unable to infer model provider")
 
@@ -49,6 +49,7 @@ def failure(error: BaseException) -> str:
     # LangChain's own words, before any key is read.
     if isinstance(error, ValueError) and _UNKNOWN_PROVIDER.search(said):
         return "names no provider that LangChain knows; a name is PROVIDER:MODEL, such as openai:gpt-4o-mini"
-    if variables := sorted(set(_KEY_VARIABLE.findall(said))):  # names of variables are no secret
+    # The words of a package that misses a key, and not those of a server: names of variables are no secret.
+    if not hasattr(error, "response") and (variables := sorted(set(_KEY_VARIABLE.findall(said)))):
         return f"failed ({type(error).__name__}): is {' or '.join(variables)} set in the environment?"
     return f"failed ({type(error).__name__})"

@@ -81,6 +81,8 @@ class RoutedCall(TypedDict):
     latency_s: float
     answered_by: str | None
     """The model that replied: `model`, or one of its fallbacks."""
+    failed: NotRequired[list[str]]
+    """The models that were sent the call and failed, in order; missing in calls of before 2026-11-30."""
     finish_reason: FinishReason | None
     """Why the reply ended; None when there is none."""
     maybe_cost_usd: float | None

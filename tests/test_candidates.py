@@ -222,6 +222,29 @@ def test_the_fallback_that_answered_is_billed() -> None:
     assert {name: (bill["calls"], bill["failed"]) for name, bill in bills.items()} == {"m": (1, 1), "other": (1, 0)}
     assert bills["m"]["cost_usd"] == 0
     assert routed["reason"] == "m failed (ValueError)", "why it was not the model that was asked"
+    assert routed["failed"] == ["m"]
+
+
+def test_every_model_that_was_sent_a_call_and_failed_is_in_the_bill_and_one_that_was_not_sent_it_is_not() -> None:
+    broken = {"price": 1.0, "model": ScriptedChatModel([ValueError("down")]), "max_retries": 0}
+    registry = ModelRegistry(
+        [
+            ModelDescriptor(
+                name="keyless", model="openai:x", api_key_env="NOT_SET", price=1.0, fallbacks=("b", "c", "d")
+            ),
+            ModelDescriptor(name="b", **broken),
+            ModelDescriptor(name="c", **broken),
+            ModelDescriptor(name="d", model=ScriptedChatModel([""]), price=1.0),
+        ]
+    )
+    routing = ask([search("keyless: a?"), answer("x")], registry)["routing"]
+    assert routing["calls"][0]["failed"] == ["b", "c"]
+    bills = {name: (bill["calls"], bill["failed"]) for name, bill in routing["by_model"].items()}
+    assert bills == {"b": (1, 1), "c": (1, 1), "d": (1, 1)}, "the last one gave an empty reply"
+    routing = ask([search("b: A?"), answer("x")], ModelRegistry([ModelDescriptor(name="b", **broken)]))["routing"]
+    assert (routing["by_model"]["b"]["calls"], routing["by_model"]["b"]["failed"]) == (1, 1), (
+        "once where nobody replied"
+    )
 
 
 async def test_a_model_that_hangs_leaves_its_fallback_to_answer_in_both_worlds() -> None:

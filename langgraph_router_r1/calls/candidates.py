@@ -152,7 +152,7 @@ class Candidates:
             except (GraphBubbleUp, MiddlewareError):  # an interrupt is no failure, and a mistake in the program no data
                 raise
             except Exception as error:  # noqa: BLE001 - whatever goes wrong becomes data; the next one may do better
-                outcome.failures.append(error)
+                outcome.gave_up(error)
         return self._failed(outcome)
 
     async def aask(self, call: PlannedCall, *, again: bool = False, stream: AnswerStream | None = None) -> RoutedCall:
@@ -173,7 +173,7 @@ class Candidates:
             except (GraphBubbleUp, MiddlewareError):  # an interrupt is no failure, and a mistake in the program no data
                 raise
             except Exception as error:  # noqa: BLE001 - whatever goes wrong becomes data; the next one may do better
-                outcome.failures.append(error)
+                outcome.gave_up(error)
         return self._failed(outcome)
 
     # LangChain's `with_fallbacks` builds all of them first, takes an interrupt for a failure, and traces every one
@@ -273,6 +273,8 @@ class _Outcome:
 
     def __init__(self, call: PlannedCall, again: bool) -> None:
         self.call, self._again = call, again
+        self.failed: list[str] = []
+        """The models that were sent the call and failed."""
         self.failures: list[Exception] = []
         """The last failure of each model that was tried."""
         self.sent_to: ModelDescriptor | None = None
@@ -288,6 +290,12 @@ class _Outcome:
     def begin(self) -> None:
         """Note that another model is tried now."""
         self.sent_to = None
+
+    def gave_up(self, error: Exception) -> None:
+        """Note that the model which was tried has failed."""
+        self.failures.append(error)
+        if self.sent_to is not None:
+            self.failed.append(self.sent_to.name)
 
     def received(self, request: ModelCall, reply: AIMessage) -> AIMessage:
         """Note a reply, and return it."""
@@ -320,6 +328,7 @@ class _Outcome:
         """Return the routed call, as far as it does not depend on the reply."""
         routed: RoutedCall = {
             **_blank(self.call),
+            "failed": self.failed,
             "latency_s": time.perf_counter() - self._started,
             "maybe_cost_usd": self._maybe_usd,
             "maybe_billed_twice": self._again,
@@ -367,6 +376,7 @@ def _blank(call: PlannedCall) -> RoutedCall:
         "list_cost_parts": NO_COST.copy(),
         "latency_s": 0.0,
         "answered_by": None,
+        "failed": [],
         "finish_reason": None,
         "maybe_cost_usd": 0.0,
         "maybe_billed_twice": False,
