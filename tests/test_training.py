@@ -35,7 +35,9 @@ from training.teacher import (
 )
 
 
-def test_computing_a_shared_prompt_once_changes_neither_loss_nor_gradient() -> None:
+@pytest.mark.parametrize("ends", [(29, 26, 29), (26, 29, 24, 28, 25, 27, 23, 29, 24), (27, 24, 26, 23, 25, 24)])
+def test_computing_a_shared_prompt_once_changes_neither_loss_nor_gradient(ends: tuple[int, ...]) -> None:
+    """Nor does it to take rows of about the same length together, or a batch that is padded further than its rows."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -44,12 +46,13 @@ def test_computing_a_shared_prompt_once_changes_neither_loss_nor_gradient() -> N
         num_key_value_heads=2,
     )  # fmt: skip
     network = LlamaForCausalLM(config)
-    prompt = torch.randint(3, 50, (1, 20)).expand(3, -1)
-    ids = torch.cat([prompt, torch.randint(3, 50, (3, 9))], 1)
+    prompt = torch.randint(3, 50, (1, 20)).expand(len(ends), -1)
+    ids = torch.cat([prompt, torch.randint(3, 50, (len(ends), 9))], 1)
     labels = ids.clone()
     labels[:, :22] = -100
     mask = torch.ones_like(ids)
-    labels[1, 26:], mask[1, 26:] = -100, 0
+    for row, end in enumerate(ends):
+        labels[row, end:], mask[row, end:] = -100, 0
     assert shared_start(ids, 22) == 20
 
     def gradient(loss: Any) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 A router's prompts are long (instructions, the pool) and much the same, its completions short. What TRL computes for a
 padded batch is computed here for the tokens alone: the shared start goes through the network once, gradients included,
-padding not at all, and the output head runs over completions only.
+padding as little as possible, and the output head runs over completions only.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -15,6 +16,13 @@ from transformers import DynamicCache
 
 PLAIN_HEADS = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
 """Types of model whose logits are the output head's, neither scaled nor capped."""
+
+ROWS_TOGETHER = 4
+"""How many rows of about the same length go through the network together on a CPU; on a GPU all do.
+
+On a CPU the time goes with the number of tokens, padding included: a step of eight transcripts of the wiki pool takes
+8.7 s with all together, and 6.6 s like this (two cores). On a GPU, few rows would leave most of it idle.
+"""
 
 
 def completion_logprobs(
@@ -58,19 +66,38 @@ def hidden_states(causal_lm: Any, rows: torch.Tensor, mask: torch.Tensor, shared
     Args:
         causal_lm: The model; with a LoRA adapter or without.
         rows: Token ids, batch x length, padded on the right.
-        mask: 1 on what is no padding, of the same shape.
+        mask: 1 on what is no padding, of the same shape; on padding the result is not defined.
         shared: How many leading tokens are the same in all rows: they go through the network once, gradients included.
     """
-    cache = DynamicCache(config=causal_lm.config)
+    start = DynamicCache(config=causal_lm.config)
+    lengths = mask.sum(1)
+    together = len(rows) if rows.is_cuda else ROWS_TOGETHER
+    found: dict[int, torch.Tensor] = {}
     # Under autocast an adapter's inputs are cast anyway: to float32 and back would change nothing but the time.
     with disable_input_dtype_casting(causal_lm, active=torch.is_autocast_enabled(rows.device.type)):
         if shared:
-            causal_lm.model(input_ids=rows[:1, :shared], past_key_values=cache, use_cache=True)
-            cache.batch_repeat_interleave(len(rows))
-        hidden: torch.Tensor = causal_lm.model(
-            input_ids=rows[:, shared:], attention_mask=mask, past_key_values=cache, use_cache=True
-        ).last_hidden_state
-    return hidden
+            causal_lm.model(input_ids=rows[:1, :shared], past_key_values=start, use_cache=True)
+        for group in torch.split(lengths.argsort(), together):
+            cache = _copy(start)
+            if shared:
+                cache.batch_repeat_interleave(len(group))
+            length = int(lengths[group].max())
+            output = causal_lm.model(
+                input_ids=rows[group, shared:length],
+                attention_mask=mask[group, :length],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            found.update(zip(group.tolist(), output.last_hidden_state, strict=True))
+    hidden = torch.nn.utils.rnn.pad_sequence([found[row] for row in range(len(rows))], batch_first=True)
+    return torch.nn.functional.pad(hidden, (0, 0, 0, rows.size(1) - shared - hidden.size(1)))
+
+
+def _copy(cache: DynamicCache) -> DynamicCache:
+    """Return a cache that can grow without the other one; what both hold is there once."""
+    twin = copy.copy(cache)
+    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    return twin
 
 
 def shared_start(rows: torch.Tensor, learned_from: int) -> int:
