@@ -116,6 +116,24 @@ def test_a_key_sees_and_asks_what_it_may(start: Any) -> None:
         assert httpx.get(path, headers={"Authorization": f"Bearer {other}"}).status_code == 404
 
 
+def test_a_key_for_one_model_opens_no_other_whose_name_begins_like_it() -> None:
+    limited = key("alice", models=("small", "router-r1"))
+    assert [limited.may_use(name) for name in ("small", "Small", "router-r1", "router-r1@0.3+trace")] == [True] * 4
+    assert [limited.may_use(name) for name in ("small@pro", "small+", "router-r1x", "planner@0.3")] == [False] * 4
+
+
+def test_a_key_for_a_model_that_is_not_there_is_refused_before_anyone_is_locked_out(start: Any) -> None:
+    for wrong in ("smal", "router-r1@0.3"):
+        with pytest.raises(
+            KeysError, match=f"'alice' may ask for '{wrong}', which is not served.*'router-r1'.*'small'"
+        ):
+            create_app(ScriptedEngine(write), pool(small="x"), ServerSettings(keys=(key("alice", models=(wrong,)),)))
+    with start(key("alice", models=("small",))) as server:
+        with pytest.raises(KeysError, match="'large'"):
+            server.api.serve(pool(small="x"), keys=[key("alice", models=("large",))])
+        assert ask(server, model="small").status_code == 200, "what was served stays"
+
+
 def test_a_used_up_budget_is_a_429_that_says_when_it_resets_also_after_a_restart(start: Any) -> None:
     with start(key("alice", day_usd=0.001)) as server:
         assert ask(server).json()["router_r1"]["cost_usd"] == pytest.approx(13e-6)

@@ -19,7 +19,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -49,7 +49,7 @@ from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.serving.vllm import VLLMServer
 from training.groups import make_groups
 from training.grpo import GraphGRPOTrainer, last_checkpoint
-from training.parts import ROUTER, allocator, decomposer
+from training.parts import ROUTER, Part, allocator, decomposer
 from training.pools import Draw, draw_pool, redraw, simulated_pocket
 from training.rewards import COST_WEIGHTS, Basis, Mode, Score, rewards
 from training.rollout import Calls, share_calls
@@ -146,12 +146,7 @@ def train(
     if len(url or []) > processes:
         raise typer.BadParameter(f"there are {len(url or [])} servers (--url) for {processes} processes: each uses one")
     plans = part != "router"
-    frozen = frozen or {"decomposer": KNN, "allocator": str(PLANNER_ADAPTERS / DECOMPOSER_NAME)}.get(part, "")
-    if frozen and not plans:
-        raise typer.BadParameter(f"--frozen is {frozen!r}, but a router has no other part: give --part too")
-    if frozen == KNN and (part == "allocator" or drawn):
-        why = "a drawn pool has no profile to read" if drawn else "a decomposer writes plans"
-        raise typer.BadParameter(f"--frozen is {KNN!r}, but {why}: give the directory of an adapter")
+    frozen = _other_part(part, frozen, draws=bool(drawn))
     base = model or str(base_model_dir())
     output.mkdir(parents=True, exist_ok=True)
     calls = Calls()
@@ -159,18 +154,7 @@ def train(
     tokenizer = AutoTokenizer.from_pretrained(base)
     dtype = fastest_dtype(state.device.type)
     network = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
-    # PEFT takes the adapter in float32: updates of this size would round to nothing in bfloat16. ZeRO-3 can't have two
-    # types in one model (github.com/huggingface/trl/issues/6089); not run here.
-    in_float32 = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") != "3"
-    policy = (
-        PeftModel.from_pretrained(network, str(start), is_trainable=True, autocast_adapter_dtype=in_float32)
-        if start
-        else get_peft_model(
-            network,
-            LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"),
-            autocast_adapter_dtype=in_float32,
-        )
-    )
+    policy = _policy(network, start, rank)
     rank = policy.peft_config["default"].r
     adapters = {path.parent.name: path.parent for path in ADAPTERS.glob("*/adapter_config.json")}
     adapters = adapters if pool == POCKET else {}
@@ -192,12 +176,7 @@ def train(
         own: dict[str, object] = {"max_tokens": max_tokens or (MAX_PLAN_TOKENS if plans else MAX_ROUTER_TOKENS)}
         trained = ROUTER
         if plans:
-            other = _frozen(frozen, base, "" if in_process else base_url, state.device)
-            if part == "decomposer":
-                trained = decomposer(other)
-            else:
-                assert not isinstance(other, str)  # refused above
-                trained = allocator(other)
+            trained = _planner_part(part, _frozen(frozen, base, "" if in_process else base_url, state.device))
         else:
             own["max_turns"] = max_turns
         log = RolloutLog(output / "rollouts.jsonl", tokenizer)
@@ -266,6 +245,42 @@ def _address(server: VLLMServer, urls: list[str], state: PartialState, *, needed
         raise typer.BadParameter("several processes need a server that is up already: give its address with --url")
     with server:
         yield server.base_url
+
+
+def _policy(network: Any, start: Path | None, rank: int) -> Any:
+    """Return the network with the adapter that is trained: one to go on from, or a new one of this rank."""
+    # PEFT takes the adapter in float32: updates of this size would round to nothing in bfloat16. ZeRO-3 can't have two
+    # types in one model (github.com/huggingface/trl/issues/6089); not run here.
+    in_float32 = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") != "3"
+    if start:
+        return PeftModel.from_pretrained(network, str(start), is_trainable=True, autocast_adapter_dtype=in_float32)
+    new = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
+    return get_peft_model(network, new, autocast_adapter_dtype=in_float32)
+
+
+def _other_part(part: PartName, frozen: str, *, draws: bool) -> str:
+    """Return which part of a planner stays as it is, "" for a router.
+
+    Raises:
+        typer.BadParameter: There is no such part here.
+    """
+    if part == "router":
+        if frozen:
+            raise typer.BadParameter(f"--frozen is {frozen!r}, but a router has no other part: give --part too")
+        return ""
+    frozen = frozen or (KNN if part == "decomposer" else str(PLANNER_ADAPTERS / DECOMPOSER_NAME))
+    if frozen == KNN and (part == "allocator" or draws):
+        why = "a drawn pool has no profile to read" if draws else "a decomposer writes plans"
+        raise typer.BadParameter(f"--frozen is {KNN!r}, but {why}: give the directory of an adapter")
+    return frozen
+
+
+def _planner_part(part: PartName, other: RouterEngine | Literal["knn"]) -> Part:
+    """Return the part of a planner that is trained, beside the one that stays as it is."""
+    if part == "decomposer":
+        return decomposer(other)
+    assert not isinstance(other, str)  # `_other_part` refuses it
+    return allocator(other)
 
 
 def _frozen(frozen: str, base: str, base_url: str, device: torch.device) -> RouterEngine | Literal["knn"]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,10 +22,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from langgraph_router_r1.protocol import fold
+from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.registry_file import read
 from langgraph_router_r1.secret_text import shown
 from langgraph_router_r1.serving.errors import ApiError
 from langgraph_router_r1.serving.store import Account, Allowance
+from langgraph_router_r1.serving.targets import PLANNER, ROUTER, permitted_as
 
 KEYS_ENV = "ROUTER_R1_SERVER_KEYS"
 """The environment variable with keys as `name=key`, separated by commas."""
@@ -81,7 +82,21 @@ class Key(BaseModel):
 
     def may_use(self, name: str) -> bool:
         """Return whether it may ask for a model, by the name that is in the request."""
-        return self.models is None or fold(re.split("[@+]", name)[0]) in map(fold, self.models)
+        return self.models is None or fold(permitted_as(name)) in map(fold, self.models)
+
+
+def check_models(keys: Sequence[Key], registry: ModelRegistry) -> None:
+    """Find out whether what keys may ask for can be there: a wrong name would lock its user out.
+
+    Raises:
+        KeysError: A key names a model that the registry doesn't have.
+    """
+    for key in keys:
+        for name in key.models or ():
+            if fold(name) not in map(fold, (ROUTER, PLANNER, *registry.names)):
+                known = ", ".join(map(repr, (ROUTER, PLANNER, *registry.names)))
+                msg = f"the key {key.name!r} may ask for {name!r}, which is not served; models can be: {known}"
+                raise KeysError(msg)
 
 
 class Keys:

@@ -32,7 +32,7 @@ from langgraph_router_r1.registry import ModelRegistry, UnknownModelError
 from langgraph_router_r1.serving import chat, responses, run_pages
 from langgraph_router_r1.serving.database import open_database
 from langgraph_router_r1.serving.errors import ApiError, invalid, invalid_fields
-from langgraph_router_r1.serving.keys import Key, Keys, KeysError
+from langgraph_router_r1.serving.keys import Key, Keys, KeysError, check_models
 from langgraph_router_r1.serving.metrics import Metrics
 from langgraph_router_r1.serving.options import ServerSettings
 from langgraph_router_r1.serving.page import page_files
@@ -75,7 +75,7 @@ def create_app(
 
     Raises:
         ValueError: A model has the router's name, or a setting is wrong.
-        KeysError: Two keys are the same.
+        KeysError: Two keys are the same, or one names a model that is not there.
 
     Example:
         >>> from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
@@ -128,6 +128,7 @@ class Api:
     ) -> None:
         """Take the parts; see `create_app`."""
         check_names(registry, has_planner=make_planner is not None)
+        check_models(settings.keys, registry)
         if shadow is not None and shadow.registry is not None:
             check_names(shadow.registry)
         self._make_planner = make_planner
@@ -176,11 +177,13 @@ class Api:
 
         Raises:
             ValueError: A model has the router's name.
-            KeysError: Two keys are the same, or there are none any more: the server would be open to anyone.
+            KeysError: Two keys are the same, one names a model that is not there, or there are none any more: the
+                server would be open to anyone.
         """
         if keys is not None and self._keys and not keys:
             msg = "there are no keys any more: a server with keys must keep one"
             raise KeysError(msg)
+        check_models(keys or (), registry)
         known = self._keys if keys is None else Keys(keys)
         targets, given = self._targets(registry), shadow or self._shadow_router
         if self.shadow is not None and given is not None:

@@ -88,6 +88,17 @@ class _Decider:
         self.approving: Graph = create_router(**{**parts, "approve": "always"})
 
 
+def permitted_as(name: str) -> str:
+    """Return by which name a key permits what a request names: router and planner at every cost weight have one.
+
+    Example:
+        >>> permitted_as("router-r1@0.3+trace"), permitted_as("small@2")
+        ('router-r1', 'small@2')
+    """
+    found = _PRESET.fullmatch(name)
+    return found["decider"] if found else name
+
+
 def check_names(registry: ModelRegistry, *, has_planner: bool = False) -> None:
     """Find out whether the models of a registry can be named beside router and planner.
 
