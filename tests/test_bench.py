@@ -650,6 +650,25 @@ def test_ten_kills_change_no_figure_and_no_reply_is_paid_for_twice(tmp_path: Pat
         assert not written & {call for call, started in live.calls if started > killed}
 
 
+def test_a_budget_ends_a_benchmark_in_time_and_the_same_command_goes_on(tmp_path: Path, live: Pool) -> None:
+    file, output, budget = live_benchmark(tmp_path, live), tmp_path / "runs", 4e-4
+    exits = []
+    while exits[-1:] != [0] and len(exits) < 9:
+        before = len(live.calls)
+        exits.append(bench_in_a_process(file, output, "--budget", str(budget)).wait(timeout=120))
+        calls = [call for run in read_runs(output).values() for call in run["record"]["calls"]]
+        per_call = {call["model"]: call["list_cost_usd"] for call in calls}
+        spent = sum(per_call[call.partition(":")[0]] for call, _ in live.calls[before:])
+        assert spent <= budget
+        assert exits[-1] == 0 or spent > budget / 2, "as much as there is room for"
+    assert exits == [1] * (len(exits) - 1) + [0]
+    assert len(exits) > 2
+    assert len(live.calls) == len({call for call, _ in live.calls}), "nothing is paid for twice"
+    questions = {run["task_id"] for run in read_runs(output).values()}
+    assert len(read_runs(output)) == 5 * len(questions)
+    assert len(live.calls) == 2 * len(questions)
+
+
 def test_runs_in_which_a_model_failed_are_made_again_when_asked_for_and_only_they(tmp_path: Path, live: Pool) -> None:
     file = live_benchmark(tmp_path, live)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from langgraph_router_r1.evaluation.signals import END, Heard, WordRegression, of_question, of_reply, pooled
+from langgraph_router_r1.evaluation.signals import END, Heard, WordRegression, likeliest, of_question, of_reply, pooled
 
 QUESTION = "Which is it?\n(A) one\n(B) a much longer option\n(C) 3"
 
@@ -40,6 +40,8 @@ def test_what_a_reply_and_a_question_say_changes_with_them() -> None:
     assert (
         len({tuple(of_reply(Heard.of(f"The answer is ({letter}).", QUESTION, 9), QUESTION)) for letter in "ABCD"}) == 4
     )
+    rambling = of_reply(Heard.of("The answer is (B).\n\nThe answer is (C).", QUESTION, 9), QUESTION)
+    assert rambling != of_reply(Heard.of("The answer is (C).\n\nThe answer is (C).", QUESTION, 9), QUESTION)
     assert of_question(QUESTION.replace("it", "now")) != of_question(QUESTION.replace("it", "not"))
     assert len(of_question("Capital of Peru?")) == len(of_question(QUESTION))
 
@@ -47,3 +49,9 @@ def test_what_a_reply_and_a_question_say_changes_with_them() -> None:
 def test_replies_that_state_the_same_are_equally_likely_and_silence_agrees_with_nobody() -> None:
     expected, answers = np.array([[0.2, 0.6, 0.3, 0.5]]), np.array([["a", "a", "", ""]])
     assert pooled(expected, answers).tolist() == [[0.4, 0.4, 0.3, 0.5]]
+
+
+def test_of_replies_with_the_likeliest_answer_the_likeliest_one_is_passed_on() -> None:
+    expected = np.array([[0.5, 0.55, 0.7], [0.5, 0.9, 0.6], [0.4, 0.4, 0.1]])
+    answers = np.array([["a", "b", "a"], ["a", "b", "a"], ["a", "a", "b"]])
+    assert likeliest(expected, answers).tolist() == [2, 1, 0]

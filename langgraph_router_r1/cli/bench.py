@@ -11,6 +11,7 @@ from rich.live import Live
 
 from langgraph_router_r1.cli.app import cli
 from langgraph_router_r1.cli.output import INTERRUPTED, errors, fail, failing_clearly, results_console
+from langgraph_router_r1.cli.pool import finite
 
 
 @cli.command()
@@ -37,6 +38,14 @@ def bench(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Make runs again in which a model was asked and failed.")
     ] = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            callback=finite,
+            help="What this command may spend, in dollars. No run begins without room for the dearest one so far.",
+        ),
+    ] = None,
 ) -> None:
     """Run routers and baselines on the same questions: one table with intervals, costs and call shares."""
     if compare and len(compare) != 2:
@@ -72,7 +81,9 @@ def bench(
             running.add(run)
         with Live(running, console=errors, refresh_per_second=2, transient=True):
             try:
-                runs = asyncio.run(benchmark.run(running.add, running.doing, retry_failed=retry_failed))
+                runs = asyncio.run(
+                    benchmark.run(running.add, running.doing, retry_failed=retry_failed, budget_usd=budget)
+                )
             except KeyboardInterrupt:
                 fail(f"stopped; the runs so far are in {benchmark.output}, and the same command continues", INTERRUPTED)
         results = benchmark.results(runs)

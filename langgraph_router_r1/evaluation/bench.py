@@ -13,7 +13,7 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -29,6 +29,7 @@ from langgraph_router_r1.evaluation.extractor import ADAPTERS, EXTRACTOR_NAME, a
 from langgraph_router_r1.evaluation.forms import Form
 from langgraph_router_r1.evaluation.metrics import METRICS
 from langgraph_router_r1.evaluation.plain_run import PlainRouter
+from langgraph_router_r1.evaluation.purse import Purse
 from langgraph_router_r1.evaluation.recorded import TASK_ID, RecordedPool, quality
 from langgraph_router_r1.evaluation.report import Results, score_runs
 from langgraph_router_r1.evaluation.tasks import Task, data_dir, distinct, draw, load_tasks, read_tasks
@@ -304,6 +305,7 @@ class Bench:
         doing: Callable[[str], object] = lambda _: None,
         *,
         retry_failed: bool = False,
+        budget_usd: float | None = None,
     ) -> list[dict[str, Any]]:
         """Make every run that is missing; return all of them, by row and task in the benchmark's order.
 
@@ -312,13 +314,15 @@ class Bench:
             doing: Told what takes time before runs end, such as "starting vLLM".
             retry_failed: Make runs again in which a model was asked and failed. Replies of routed models are kept; a
                 router LLM behind an API is called again.
+            budget_usd: What all of this may cost, in dollars. A run is begun only if what was spent leaves room for the
+                dearest run so far, for it and for each that has begun; what a run costs is known when it ends.
 
         Raises:
             EngineError: A router LLM can't be reached. What was run stays.
-            BenchError: The cache of replies can't be used.
+            BenchError: The cache of replies can't be used, or the budget ended before the last run. What was run stays.
             TaskError: The file of runs can't be written, or another process writes it. What was run stays.
         """
-        done = self.finished(retry_failed=retry_failed)
+        done, purse = self.finished(retry_failed=retry_failed), Purse(budget_usd)
         if self._missing(done) or not self._store.is_packed:
             with self._store.writer() as file:
                 # Again, now that no other process can add to the file.
@@ -331,8 +335,13 @@ class Bench:
 
                 self._store.write_fingerprint()
                 if missing := self._missing(done):
-                    await self._run(missing, keep, doing)
+                    await self._run(missing, keep, doing, purse)
                 await asyncio.to_thread(self._store.pack, file)
+        if left := self._missing(done):
+            raise BenchError(
+                f"the budget ends here: ${purse.spent_usd:.2g} were spent, and {len(left)} runs are not made; "
+                "the same command goes on with them"
+            )
         return [done[row.name, task.id] for row in self.rows for task in self.tasks]
 
     def _missing(self, done: Container[tuple[str, str]]) -> list[tuple[Row, Task]]:
@@ -371,16 +380,21 @@ class Bench:
         missing: Sequence[tuple[Row, Task]],
         keep: Callable[[dict[str, Any]], None],
         doing: Callable[[str], object],
+        purse: Purse,
     ) -> None:
         gate = asyncio.Semaphore(IN_FLIGHT)
 
         async def one(row: Row, task: Task) -> None:
             async with gate:
+                reserved = purse.dearest_usd
+                if not await purse.reserve(reserved):
+                    return
                 run = await self._one(row, task, await routers.of(row), routers.registry_of(row))
                 if routers.judge is not None:
                     verdict = await routers.judge.ajudge(task, run["reply"])
                     run |= {"judge": verdict.score, "judge_cost_usd": verdict.cost_usd}
                 keep(run)
+                await purse.settle(reserved, self._most_spent(run))
 
         async with open_routers(self, [row for row, _ in missing], self._store.calls_file, doing) as routers:
             # Together, because one by one they take most of the time of a run over recorded replies.
@@ -390,13 +404,23 @@ class Bench:
                 await asyncio.to_thread(routers.embeddings.embed_documents, texts[start : start + EMBEDDED_AT_ONCE])
             if not self.spec.pool.records:
                 await routers.build_clients({row.name: row for row, _ in missing}.values())
+            first, *others = missing
             try:
+                # Alone, so that it is known what a run costs before many begin.
+                await one(*first)
                 async with asyncio.TaskGroup() as group:
-                    for row, task in missing:
+                    for row, task in others:
                         group.create_task(one(row, task))
             except BaseExceptionGroup as errors:
                 # The first one is what went wrong; it ended the others.
                 raise errors.exceptions[0] from None
+
+    def _most_spent(self, run: Mapping[str, Any]) -> float:
+        """Return what a run cost in dollars, with what may have been billed besides; recorded replies cost nothing."""
+        report, judged = run["record"]["report"], run.get("judge_cost_usd", 0.0)
+        if self.spec.pool.records:
+            return float(report["list_cost_parts"]["router"] + judged)
+        return float(report["cost_usd"] + report["maybe_cost_usd"] + judged)
 
     def _texts_to_embed(self, missing: Sequence[tuple[Row, Task]]) -> list[str]:
         """Return what baselines that learn will embed: questions, and for a cascade the replies that are recorded."""

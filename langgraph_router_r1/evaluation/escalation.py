@@ -19,10 +19,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import override
 
 from langgraph_router_r1.evaluation.recorded import RecordedPool, outcome_cost, quality
-from langgraph_router_r1.evaluation.signals import NOTHING, Heard, WordRegression, agree, of_question, of_reply, pooled
+from langgraph_router_r1.evaluation.signals import (
+    NOTHING,
+    Heard,
+    WordRegression,
+    agree,
+    likeliest,
+    of_question,
+    of_reply,
+    pooled,
+)
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.state import RoutedCall
 from langgraph_router_r1.strategies import Answer, Ask, Call, Decision, Strategy, View
@@ -34,8 +44,11 @@ MOST_SCOUTS = 3
 LEAST_GAIN = 0.001
 """By how much each scout has to improve the mean utility of the train split."""
 
-TREES = 100
-"""Of a forest that decides; those that only compare sets of scouts have half of them."""
+TREES = 300
+"""Of a forest that decides."""
+
+TREES_TO_COMPARE = 50
+"""Of a forest that only compares sets of scouts."""
 
 QUESTIONS_A_LEAF = 8
 """How many train questions a leaf of a tree has at least."""
@@ -136,8 +149,9 @@ class Escalation(Strategy):
         asked = tuple(sorted(said))
         heard = tuple(_heard(said[place], view) for place in asked)
         expected = self._predict(self._judge(asked), view.question, asked, heard)
-        [mean] = pooled(expected[None, list(asked)], np.array([[one.answer for one in heard]]))
-        return Answer(replies[max(replies, key=lambda place: mean[asked.index(place)])])
+        stated = {place: one.answer for place, one in zip(asked, heard, strict=True) if place in replies}
+        [best] = likeliest(expected[None, list(stated)], np.array([list(stated.values())]))
+        return Answer(replies[list(stated)[best]])
 
     # Which models are the scouts
 
@@ -206,7 +220,7 @@ class Escalation(Strategy):
         def expected(asked: Models) -> Matrix:
             known = self._known
             targets = np.concatenate([known.scores, known.log_costs], axis=1)
-            return _unseen(_forest(known.features(asked), targets, TREES // 2))
+            return _unseen(_forest(known.features(asked), targets, TREES_TO_COMPARE))
 
         return expected
 
@@ -217,11 +231,12 @@ class Escalation(Strategy):
                 self._judges[asked] = _forest(self._known.features(asked), self._known.scores, TREES)
             return self._judges[asked]
 
-    def _judged(self, asked: Models) -> Matrix:
-        """Return how likely the judge finds each of these models' replies to the train questions to be right."""
-        if len(asked) == 1:
-            return np.zeros((len(self._known.scores), 1))
-        return pooled(_unseen(self._judge(asked))[:, list(asked)], self._known.answers[:, list(asked)])
+    def _judged(self, asked: Models) -> tuple[Matrix, NDArray[np.int64]]:
+        """Return how likely the judge finds these models' answers to the train questions to be right, and whose is."""
+        answers = self._known.answers[:, list(asked)]
+        alone = len(asked) == 1
+        expected = np.zeros(answers.shape) if alone else _unseen(self._judge(asked))[:, list(asked)]
+        return pooled(expected, answers), np.array(asked)[likeliest(expected, answers)]
 
     def _plan(self, scouts: Models, cost_weight: float) -> _Plan:
         """Return the plan with these scouts, and with whom else it can be worth asking at this cost weight."""
@@ -238,13 +253,13 @@ class Escalation(Strategy):
         gains = known.scores[:, list(more)]
         scores = gains
         if scouts:
-            best = np.array(scouts)[self._judged(scouts).argmax(1)]
+            _, best = self._judged(scouts)
             gains, scores = np.empty_like(gains), np.stack([known.scores[rows, best], *scores.T], axis=1)
             for place, one in enumerate(more):
                 asked = tuple(sorted((*scouts, one)))
-                judged = self._judged(asked)
+                judged, winner = self._judged(asked)
                 gains[:, place] = judged.max(1) - judged[rows, np.searchsorted(asked, best)]
-                scores[:, place + 1] = known.scores[rows, np.array(asked)[judged.argmax(1)]]
+                scores[:, place + 1] = known.scores[rows, winner]
         features, costs = known.features(scouts), known.log_costs[:, list(more)]
         return _Plan(scouts, more, _forest(features, gains, TREES), _forest(features, costs, TREES), scores)
 

@@ -18,7 +18,6 @@ import asyncio
 import dataclasses
 import datetime as dt
 import itertools
-import math
 import random
 import statistics
 import tomllib
@@ -38,6 +37,7 @@ from langgraph_router_r1.calls.client import Clients
 from langgraph_router_r1.descriptor import Accuracy, Measured, ModelDescriptor
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import wilson
+from langgraph_router_r1.evaluation.purse import Purse
 from langgraph_router_r1.evaluation.recorded import TASK_ID, Outcome, outcome_cost, quality
 from langgraph_router_r1.evaluation.recorder import Recorder
 from langgraph_router_r1.evaluation.tasks import Split, Task, TaskError, draw
@@ -143,7 +143,7 @@ class _Run:
         self._candidates = Candidates(registry, estimate_tokens, [recorder], Clients(rests=False))
         # Gives the call a run, whose metadata tell the recorder the task.
         self._ask = RunnableLambda(self._candidates.aask)
-        self._purse = _Purse(budget_usd)
+        self._purse = Purse(budget_usd)
         self._progress = progress
         self._unanswered: dict[str, set[str]] = {name: set() for name in registry.names}
         self._standings: dict[str, ProfileProgress] = {}
@@ -206,31 +206,6 @@ class _Run:
     def measured(self, model: ModelDescriptor) -> Measured | None:
         outcomes = [(task, outcome) for task in self._tasks if (outcome := self._outcome(task, model.name))]
         return measure(model, outcomes, unanswered=len(self._unanswered[model.name]))
-
-
-class _Purse:
-    """A budget that calls reserve their worst case of, and give back what they did not cost."""
-
-    def __init__(self, budget_usd: float | None) -> None:
-        self._left = math.inf if budget_usd is None else budget_usd
-        self._reserved: list[float] = []
-        self._settled = asyncio.Condition()
-
-    async def reserve(self, worst: float) -> bool:
-        """Reserve so much, when others give back enough of theirs if need be; False if it will never fit."""
-        async with self._settled:
-            await self._settled.wait_for(lambda: worst > self._left or sum(self._reserved) + worst <= self._left)
-            fits = worst <= self._left
-            if fits:
-                self._reserved.append(worst)
-            return fits
-
-    async def settle(self, worst: float, cost: float) -> None:
-        """Replace what was reserved by what it cost."""
-        async with self._settled:
-            self._reserved.remove(worst)
-            self._left -= cost
-            self._settled.notify_all()
 
 
 def measure(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from langgraph_router_r1.strategies.knn import Matrix
 
@@ -46,11 +47,15 @@ def stated_answer(reply: str, question: str = "") -> str:
     """
     options = {letter for letter, _ in _OPTION.findall(question)}
     if len(options) > 1:
-        chosen = [one or other for one, other in _CHOSEN.findall(reply)]
-        return next((letter.casefold() for letter in reversed(chosen) if letter in options), "")
+        return next((letter.casefold() for letter in reversed(_chosen(reply)) if letter in options), "")
     found = _STATED.findall(reply)
     stated = found[-1] if found else reply.strip().rpartition("\n")[2]
     return "".join(letter for letter in stated.casefold() if letter.isalnum() or letter == " ").strip()
+
+
+def _chosen(reply: str) -> list[str]:
+    """Return the letters that a reply calls the answer, in its order."""
+    return [one or other for one, other in _CHOSEN.findall(reply)]
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ def of_question(question: str) -> list[float]:
 def of_reply(heard: Heard, question: str) -> list[float]:
     """Return what is measured of a reply by itself."""
     options = {letter.casefold(): math.log1p(len(text)) for letter, text in _OPTION.findall(question)}
-    tokens, end = math.log1p(heard.completion_tokens), heard.end.lower()
+    tokens, end, chosen = math.log1p(heard.completion_tokens), heard.end.lower(), _chosen(heard.end)
     usual = sum(options.values()) / max(1, len(options))
     return [
         tokens,
@@ -108,6 +113,9 @@ def of_reply(heard: Heard, question: str) -> list[float]:
         options.get(heard.answer, usual) - usual,
         len(end),
         bool(_DIGIT.search(end)),
+        # A reply that goes on to questions of its own states several answers.
+        len(chosen),
+        len(set(chosen)),
         *(doubt in end for doubt in _DOUBTS),
     ]
 
@@ -169,3 +177,18 @@ def pooled(expected: Matrix, answers: Matrix) -> Matrix:
     same = agree(answers)
     mean: Matrix = (same * expected[:, None, :]).sum(2) / same.sum(2)
     return mean
+
+
+def likeliest(expected: Matrix, answers: Matrix) -> NDArray[np.int64]:
+    """Return which reply to each question to pass on: of those with the likeliest answer, the likeliest one.
+
+    Replies that state the same answer can differ: one goes on to other questions, another says it clearly.
+
+    Example:
+        >>> likeliest(np.array([[0.5, 0.55, 0.7]]), np.array([["a", "b", "a"]]))
+        array([2])
+    """
+    mean = pooled(expected, answers)
+    is_best = np.isclose(mean, mean.max(1, keepdims=True), rtol=0, atol=1e-12)
+    found: NDArray[np.int64] = np.where(is_best, expected, -np.inf).argmax(1)
+    return found
