@@ -117,6 +117,17 @@ def test_cost_weight_and_budget_reach_the_run(monkeypatch: pytest.MonkeyPatch) -
     assert "Cost weight: 1 of 1" in bytes(engine.prompts[0]).decode()
 
 
+def test_a_question_without_an_answer_exits_with_1_and_its_record_is_printed_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = ScriptedEngine(["<answer> </answer>"])
+    monkeypatch.setattr(
+        "langgraph_router_r1.cli.ask.open_pool", lambda *_, **__: contextlib.nullcontext((engine, pool(m="x")))
+    )
+    result = run.invoke(cli, ["ask", "Which?", "--json"])
+    assert (result.exit_code, RunRecord.model_validate_json(result.stdout).answer) == (1, "")
+
+
 def test_a_router_that_is_down_is_named_and_nothing_stands_on_stdout(registry: str) -> None:
     arguments = ["ask", "Which?", "--registry", registry, "--router", "http://127.0.0.1:9/v1", "--json"]
     result = run.invoke(cli, arguments)

@@ -91,7 +91,7 @@ def ask(
         Path | None, typer.Option(help="Write the record of the run into this JSON file, also when it breaks off.")
     ] = None,
 ) -> None:
-    """Ask one question, with a live trace."""
+    """Ask one question, with a live trace. Exits with 1 when there is no answer."""
     console = results_console()
     if not question.strip():
         fail("the question is empty")
@@ -129,6 +129,8 @@ def ask(
             typer.echo(RunRecord.of(state).model_dump_json())
         elif trace.routing:
             console.print(bill_table([trace.routing], pool, router_price=own))
+    if not state.get("answer"):
+        raise typer.Exit(1)
 
 
 @cli.command()
