@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.live import Live
 
 from langgraph_router_r1.cli.app import cli
 from langgraph_router_r1.cli.output import INTERRUPTED, errors, fail, failing_clearly, results_console
 from langgraph_router_r1.cli.pool import finite
+
+if TYPE_CHECKING:
+    from langgraph_router_r1.evaluation.report import Results
 
 
 @cli.command()
@@ -38,6 +43,9 @@ def bench(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Make runs again in which a model was asked and failed.")
     ] = False,
+    by_turn: Annotated[
+        bool, typer.Option("--by-turn", help="Show, too, what each turn brought: had the run ended after it.")
+    ] = False,
     budget: Annotated[
         float | None,
         typer.Option(
@@ -60,6 +68,7 @@ def bench(
         from langgraph_router_r1.evaluation.bench_file import find_benchmark
         from langgraph_router_r1.evaluation.page import publish as write_results
         from langgraph_router_r1.evaluation.running import Running
+        from langgraph_router_r1.evaluation.turns import check_metric, turns_table
 
         benchmark = Bench.from_file(
             find_benchmark(file),
@@ -72,6 +81,8 @@ def bench(
         for row in compare or []:
             if row not in (known := [row.name for row in benchmark.rows]):
                 fail(f"--compare {row!r}: {benchmark.name} has no such row; it has: {', '.join(known)}")
+        if by_turn:
+            check_metric(benchmark.spec.metrics[0])
         running = Running(
             benchmark.spec.title, [row.name for row in benchmark.rows], len(benchmark.tasks), benchmark.spec.metrics[0]
         )
@@ -87,18 +98,28 @@ def bench(
             except KeyboardInterrupt:
                 fail(f"stopped; the runs so far are in {benchmark.output}, and the same command continues", INTERRUPTED)
         results = benchmark.results(runs)
-        console.print(report.terminal_table(results, console))
-        if compare:
-            first, second = compare
-            difference = results[first].estimate(results.metric).mean - results[second].estimate(results.metric).mean
-            p_value = results.p_value(first, second)
-            console.print(f"{first} - {second}: {results.metric} {difference:+.3f}, p = {p_value:.4f}", markup=False)
-        if (spread := report.spread_table(results))[1:]:
-            console.print(report.text_table("Over the forms of the pool", spread))
-        for family, area in ({} if spread else report.frontier_areas(results)).items():
-            console.print(f"mean {results.metric} over all budgets, {family}: {area}", markup=False)
+        _print(console, results, compare or ())
+        if by_turn:
+            console.print(report.text_table("After each turn", turns_table(runs, results.metric)))
         write_results(results, publish or benchmark.output)
         console.print(f"plots: {publish or benchmark.output}", markup=False)
+
+
+def _print(console: Console, results: Results, compare: Sequence[str]) -> None:
+    """Print what came out, with two rows compared if there are two to compare."""
+    from langgraph_router_r1.evaluation import report
+
+    console.print(report.terminal_table(results, console))
+    if compare:
+        first, second = compare
+        difference = results[first].estimate(results.metric).mean - results[second].estimate(results.metric).mean
+        p_value = results.p_value(first, second)
+        console.print(f"{first} - {second}: {results.metric} {difference:+.3f}, p = {p_value:.4f}", markup=False)
+    if (spread := report.spread_table(results))[1:]:
+        console.print(report.text_table("Over the forms of the pool", spread))
+        return
+    for family, area in report.frontier_areas(results).items():
+        console.print(f"mean {results.metric} over all budgets, {family}: {area}", markup=False)
 
 
 @cli.command()
