@@ -139,6 +139,18 @@ def test_a_benchmark_says_what_takes_time_before_its_first_run_ends(tmp_path: Pa
     assert "preparing knn" in before
 
 
+def test_only_replies_that_a_cascade_may_read_are_embedded_beforehand(tmp_path: Path) -> None:
+    file = recorded(tmp_path, rows='[[rows]]\nrouter = "best"\n[[rows]]\nrouter = "cascade"\n')
+    records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    for row in records:  # a model that is dearer than a better one
+        row["outcomes"]["worse"] = {"response": "Perhaps.", "completion_tokens": 4, "cost_usd": 1e-5}
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records))
+    bench = Bench.from_file(file, tmp_path / "runs")
+    texts = bench._texts_to_embed(bench._missing({}))
+    assert {text.split("\n")[1].split()[0] for text in texts} == {"It", "No."}
+    assert not any("Perhaps." in text for text in texts)
+
+
 def test_runs_of_a_row_that_was_taken_out_of_the_file_are_left_out(tmp_path: Path) -> None:
     run(Bench.from_file(recorded(tmp_path), tmp_path / "runs"))
     fewer = Bench.from_file(recorded(tmp_path, rows='[[rows]]\nrouter = "best"\n'), tmp_path / "runs")

@@ -256,7 +256,7 @@ def _most_expensive(setting: _Setting) -> Strategy:
 
 
 def _best(setting: _Setting) -> Strategy:
-    names, scores, costs = _table(setting)
+    names, scores, costs = _table(setting.train, setting.registry)
 
     def best(view: View) -> list[str]:
         worth = utility(scores.mean(0, keepdims=True), costs.mean(0), view.limits.cost_weight)[0]
@@ -265,9 +265,8 @@ def _best(setting: _Setting) -> Strategy:
     return AskInOrder(best, blocks=False)
 
 
-def _table(setting: _Setting) -> tuple[tuple[str, ...], Matrix, Matrix]:
+def _table(train: RecordedPool, registry: ModelRegistry) -> tuple[tuple[str, ...], Matrix, Matrix]:
     """Return names, quality and cost (questions x models) of the train tasks for which all models are recorded."""
-    train, registry = setting.train, setting.registry
     missing = [name for name in registry.names if name not in train.models]
     if missing:
         raise ValueError(f"{train.source} has no train records of {', '.join(map(repr, missing))}")
@@ -305,7 +304,7 @@ def _cascade(setting: _Setting) -> Strategy:
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold, cross_val_predict
 
-    names, scores, costs = _table(setting)
+    names, scores, costs = _table(setting.train, setting.registry)
     train = setting.train
     chain = _efficient(scores.mean(0), costs.mean(0))
     texts = [
@@ -343,6 +342,20 @@ def evidence(question: str, reply: str) -> str:
     return f"{question}\n{reply[:300]}"
 
 
+def cascade_chain(train: RecordedPool, registry: ModelRegistry) -> list[str]:
+    """Return the models that a cascade asks, in this order: those that are better than every cheaper one.
+
+    Args:
+        train: Records of the train split.
+        registry: The models.
+
+    Raises:
+        ValueError: A model of the registry has no records.
+    """
+    names, scores, costs = _table(train, registry)
+    return [names[model] for model in _efficient(scores.mean(0), costs.mean(0))]
+
+
 def _efficient(scores: Matrix, costs: Matrix) -> list[int]:
     """Return the models, the cheapest first, that are better than every cheaper one."""
     chain: list[int] = []
@@ -372,7 +385,7 @@ def _by_prediction(setting: _Setting, predictor: Callable[[], Predictor] | None 
 
 
 def _pilot_embeddings(setting: _Setting) -> Strategy:
-    names, scores, costs = _table(setting)
+    names, scores, costs = _table(setting.train, setting.registry)
     tasks = setting.train.complete()
     questions = embed(setting.embeddings, [task.question for task in tasks])
     kinds = np.array([task.kind for task in tasks])

@@ -21,7 +21,7 @@ from typing import Any, get_args
 from langgraph.graph.state import CompiledStateGraph
 
 from langgraph_router_r1 import protocol
-from langgraph_router_r1.evaluation.baselines import BY_QUESTION, LEARNING, Kind, evidence
+from langgraph_router_r1.evaluation.baselines import BY_QUESTION, LEARNING, Kind, cascade_chain, evidence
 from langgraph_router_r1.evaluation.bench_file import ROUTERS, BenchError, BenchSpec, PoolSpec, Row
 from langgraph_router_r1.evaluation.bench_routers import open_routers
 from langgraph_router_r1.evaluation.bench_store import RunStore
@@ -425,10 +425,12 @@ class Bench:
     def _texts_to_embed(self, missing: Sequence[tuple[Row, Task]]) -> list[str]:
         """Return what baselines that learn will embed: questions, and for a cascade the replies that are recorded."""
         texts = [task.question for row, task in missing if row.kind in BY_QUESTION]
-        if self.spec.pool.records and self.records is not None:
-            for task in {task.id: task for row, task in missing if row.kind == "cascade"}.values():
-                outcomes = self.records.outcomes[task.id].values()
-                texts += [evidence(task.question, outcome.response or "") for outcome in outcomes]
+        cascaded = {task.id: task for row, task in missing if row.kind == "cascade"}
+        if cascaded and self.spec.pool.records and self.records is not None:
+            chain = cascade_chain(self.records.of_split("train"), self.pool_registry())
+            for task in cascaded.values():
+                outcomes = self.records.outcomes[task.id]
+                texts += [evidence(task.question, outcomes[model].response or "") for model in chain]
         return list(dict.fromkeys(texts))
 
     async def _one(
