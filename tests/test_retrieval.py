@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_tests.integration_tests import RetrieversIntegrationTests
+from pydantic import ValidationError
 
 from langgraph_router_r1 import RECORD_KEYS, ModelDescriptor, ModelRegistry, RouterContext, RunRecord, create_router
 from langgraph_router_r1.replay import replay
@@ -27,6 +28,7 @@ from langgraph_router_r1.retrieval import (
     RetrievalIndexError,
     RouterRetriever,
     SqliteIndex,
+    WordRetriever,
     as_model,
     create_index,
     create_retriever,
@@ -332,6 +334,18 @@ def test_any_text_is_stored_as_it_is(title: str, text: str) -> None:
     as_stored = [part.encode("utf-8", "replace").decode() for part in (title, text)]
     assert [found.metadata.get("title", ""), found.page_content] == as_stored
     assert found.metadata["n"] == 1
+
+
+def test_a_word_of_a_title_counts_as_often_as_asked_for() -> None:
+    documents = [
+        Document("A novel by Jane Austen.", metadata={"title": "Emma"}),
+        Document("Emma, Emma and Emma: three of that name.", metadata={"title": "Names"}),
+    ]
+    index = create_index(":memory:", documents)
+    first = [WordRetriever(index=index, title_weight=weight).invoke("Who is Emma?")[0] for weight in (0.1, 20.0)]
+    assert [found.metadata["title"] for found in first] == ["Names", "Emma"]
+    with pytest.raises(ValidationError, match="title_weight"):
+        WordRetriever(index=index, title_weight=float("inf"))
 
 
 def test_operators_of_fts5_are_words_like_others() -> None:

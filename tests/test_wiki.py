@@ -21,7 +21,7 @@ from langgraph_router_r1.evaluation.bench_routers import Routers
 from langgraph_router_r1.evaluation.tasks import DATA_VARIABLE, Task, TaskError, load_tasks
 from langgraph_router_r1.strategies.plans import parse_plan, plan_text
 from langgraph_router_r1.testing import ByteTokenizer
-from langgraph_router_r1.wiki import PASSAGES_FILE, passages, wiki_registry, word_retriever
+from langgraph_router_r1.wiki import PASSAGES_FILE, TITLE_WEIGHT, passages, wiki_registry, word_retriever
 from langgraph_router_r1.wiki.dates import UNKNOWN, compared, date_of
 from langgraph_router_r1.wiki.world import true_model, true_steps
 
@@ -181,7 +181,8 @@ def test_two_dates_and_two_countries_are_compared(question: str, answer: str) ->
 def test_each_model_of_the_pool_reads_as_many_passages_as_it_says() -> None:
     registry = wiki_registry("nowhere")  # no reader is needed to look at descriptors
     assert registry.names == ("smol", "search", "library", "dates")
-    assert [registry[name].model.k for name in ("search", "library")] == [2, 10]
+    assert [registry[name].model.k for name in ("search", "library")] == [1, 10]
+    assert {registry[name].model.retriever.title_weight for name in ("search", "library")} == {TITLE_WEIGHT}
     assert len(word_retriever(2).invoke("Who is the director of the film Blood Street?")) == 2
     assert [passage.metadata["title"] for passage in passages()] == list(PAGES)
 

@@ -20,7 +20,7 @@ from langchain_core.documents import Document
 from langgraph_router_r1.evaluation.metrics import normalise
 from langgraph_router_r1.evaluation.tasks import WIKI_SET, Task, as_task, json_lines, load_tasks
 from langgraph_router_r1.retrieval.span_reader import passage_text
-from langgraph_router_r1.wiki import SEARCHED, passages, passages_file, passages_in, word_retriever
+from langgraph_router_r1.wiki import passages, passages_file, passages_in, word_retriever
 from langgraph_router_r1.wiki.world import LOOKED_UP, true_steps
 from training.extractor import answer_in
 from training.span_reader import SpanExample
@@ -50,7 +50,8 @@ class Reading(NamedTuple):
         """Yield what is learned: the answer and, with `other`, that another passage which is found has none."""
         text = passage_text(self.passage, LEARNED_BYTES)
         yield SpanExample(self.question, text, self.answer, len(passage_text(self.passage, 0)))
-        for passage in word_retriever(SEARCHED).invoke(self.question) if other else ():
+        # The most similar one by all of its words: where titles count more, most others have little to do with it.
+        for passage in word_retriever(2, title_weight=1.0).invoke(self.question) if other else ():
             text = passage_text(passage, LEARNED_BYTES)
             if passage.id != self.passage.id and self.answer not in text:
                 yield SpanExample(self.question, text, "")

@@ -23,10 +23,10 @@ DESCRIPTIONS: Mapping[str, tuple[str, ...]] = {
         "General chat; knows little.",
     ),
     "search": (
-        "Looks up one fact about a person, a film or a song, in two passages of Wikipedia.",
+        "Looks up one fact about a person, a film or a song, in a passage of Wikipedia.",
         "Finds a single fact in an encyclopedia: who, when or where.",
         "One fact at a time, quoted from Wikipedia.",
-        "Reads two articles and quotes the fact that is asked for.",
+        "Reads an article and quotes the fact that is asked for.",
     ),
     "library": (
         "Reads ten passages of Wikipedia about a question.",

@@ -78,8 +78,14 @@ class Index(Protocol):
     def nearest(self, vector: Vectors, k: int) -> Found:
         """Return the `k` documents whose vectors are nearest to one vector, with the cosine of the angle."""
 
-    def matching(self, query: str, k: int) -> Found:
-        """Return at most `k` documents that have words of the query, with their BM25."""
+    def matching(self, query: str, k: int, *, title_weight: float = 1.0) -> Found:
+        """Return at most `k` documents that have words of the query, with their BM25.
+
+        Args:
+            query: Any text.
+            k: How many at most.
+            title_weight: How often a word of a title counts, where one of the text counts once.
+        """
 
     def __len__(self) -> int: ...
 
@@ -222,8 +228,8 @@ class SqliteIndex:
             (vector.tobytes(), checked_k(k)),
         )
 
-    def matching(self, query: str, k: int) -> Found:
-        """Return at most `k` documents that have words of the query, with their BM25; any text is a query.
+    def matching(self, query: str, k: int, *, title_weight: float = 1.0) -> Found:
+        """Return at most `k` documents that have words of the query, with their BM25; see `Index.matching`.
 
         Raises:
             RetrievalIndexError: `k` is out of range.
@@ -232,12 +238,12 @@ class SqliteIndex:
         if not expression:
             return []
         return self._found(
-            "SELECT documents.id, documents.title, documents.text, metadata, -bm25(words) FROM words"
-            " JOIN documents ON number = words.rowid WHERE words MATCH ? ORDER BY bm25(words), number LIMIT ?",
-            (expression, k),
+            "SELECT documents.id, documents.title, documents.text, metadata, -bm25(words, :weight) AS score FROM words"
+            " JOIN documents ON number = words.rowid WHERE words MATCH :words ORDER BY score DESC, number LIMIT :k",
+            {"weight": title_weight, "words": expression, "k": k},
         )
 
-    def _found(self, sql: str, parameters: tuple[Any, ...]) -> Found:
+    def _found(self, sql: str, parameters: tuple[Any, ...] | dict[str, Any]) -> Found:
         with self._lock:
             rows: list[Any] = self._connection.execute(sql, parameters).fetchall()
         return [

@@ -113,12 +113,15 @@ class WordRetriever(BaseRetriever):
     """An `Index`."""
     k: int = Field(default=5)
     """How many documents are returned; `invoke(query, k=...)` may say otherwise."""
+    title_weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """How often a word of a title counts, where one of the text counts once: more where questions name titles."""
 
     @override
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None
     ) -> list[Document]:
-        return [document for document, _ in self.index.matching(query, self.k if k is None else k)]
+        found = self.index.matching(query, self.k if k is None else k, title_weight=self.title_weight)
+        return [document for document, _ in found]
 
 
 def _check(index: Index, encoder: ExpertEncoder, pilots: PilotLibrary | None, k: int) -> None:
