@@ -605,7 +605,7 @@ def live_benchmark(directory: Path, server: Pool) -> Path:
     registry = "".join(
         f'[models.{name}]\nmodel = "openai:{name}"\nbase_url = "http://127.0.0.1:{server.server_address[1]}/v1"\n'
         f"price = {price}\nmax_retries = 0\n"
-        for name, price in (("good", 1.0), ("poor", 0.1))
+        for name, price in (("poor", 0.1), ("good", 1.0))
     )
     (directory / "pool.toml").write_text(registry)
     rows = "".join(f'[[rows]]\nrouter = "{kind}"\n' for kind in ("models", "random", "majority", "most_expensive"))

@@ -44,14 +44,17 @@ def bench(
         bool, typer.Option("--retry-failed", help="Make runs again in which a model was asked and failed.")
     ] = False,
     by_turn: Annotated[
-        bool, typer.Option("--by-turn", help="Show, too, what each turn brought: had the run ended after it.")
+        bool,
+        typer.Option(
+            "--by-turn", help="Also show the score that each row would have if its runs had ended after each turn."
+        ),
     ] = False,
     budget: Annotated[
         float | None,
         typer.Option(
             min=0,
             callback=finite,
-            help="What this command may spend, in dollars. No run begins without room for the dearest one so far.",
+            help="What this command may spend, in dollars; each run may cost as much as the dearest of its row.",
         ),
     ] = None,
 ) -> None:

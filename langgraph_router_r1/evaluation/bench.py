@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import platform
 import time
@@ -29,7 +30,7 @@ from langgraph_router_r1.evaluation.extractor import ADAPTERS, EXTRACTOR_NAME, a
 from langgraph_router_r1.evaluation.forms import Form
 from langgraph_router_r1.evaluation.metrics import METRICS
 from langgraph_router_r1.evaluation.plain_run import PlainRouter
-from langgraph_router_r1.evaluation.purse import Purse
+from langgraph_router_r1.evaluation.purse import RunBudget
 from langgraph_router_r1.evaluation.recorded import TASK_ID, RecordedPool, quality
 from langgraph_router_r1.evaluation.report import Results, score_runs
 from langgraph_router_r1.evaluation.tasks import Task, data_dir, distinct, draw, load_tasks, read_tasks
@@ -271,18 +272,19 @@ class Bench:
         """Return digests of the files that say who may be asked, and what they said."""
         from langgraph_router_r1.pocket import POOL_FILE
 
-        pool = self.spec.pool
+        pool, how = self.spec.pool, dict[str, str]()
         found = [self.find(name) for name in (*pool.records, pool.registry, pool.profile) if name is not None]
         if pool.pocket:
             found.append(POOL_FILE)
         if pool.wiki is not None:
-            from langgraph_router_r1.wiki import PASSAGES_FILE
+            from langgraph_router_r1.wiki import OVERVIEWED, PASSAGES_FILE, SEARCHED, TITLE_WEIGHT
 
+            how = {"search": f"{SEARCHED} and {OVERVIEWED} passages, titles {TITLE_WEIGHT:g} times"}
             found += [self.find(PASSAGES_FILE), self.find(pool.wiki) / "adapter_model.safetensors"]
         if not pool.records and pool.profile is None:
             profile = self.pool_registry().profile
             found += [Path(profile)] if profile is not None else []
-        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found} | how
 
     def _adapters(self) -> dict[str, str]:
         """Return the digests of the adapters that runs depend on: extractor, judge, the pool's and the routers'."""
@@ -314,15 +316,14 @@ class Bench:
             doing: Told what takes time before runs end, such as "starting vLLM".
             retry_failed: Make runs again in which a model was asked and failed. Replies of routed models are kept; a
                 router LLM behind an API is called again.
-            budget_usd: What all of this may cost, in dollars. A run is begun only if what was spent leaves room for the
-                dearest run so far, for it and for each that has begun; what a run costs is known when it ends.
+            budget_usd: What all of this may cost, in dollars; see `RunBudget`.
 
         Raises:
             EngineError: A router LLM can't be reached. What was run stays.
             BenchError: The cache of replies can't be used, or the budget ended before the last run. What was run stays.
             TaskError: The file of runs can't be written, or another process writes it. What was run stays.
         """
-        done, purse = self.finished(retry_failed=retry_failed), Purse(budget_usd)
+        done, budget = self.finished(retry_failed=retry_failed), RunBudget(budget_usd)
         if self._missing(done) or not self._store.is_packed:
             with self._store.writer() as file:
                 # Again, now that no other process can add to the file.
@@ -335,12 +336,15 @@ class Bench:
 
                 self._store.write_fingerprint()
                 if missing := self._missing(done):
-                    await self._run(missing, keep, doing, purse)
+                    # What was never run comes first: else failures that repeat could use a budget up each time.
+                    known = self.finished()
+                    missing.sort(key=lambda run: (run[0].name, run[1].id) in known)
+                    await self._run(missing, keep, doing, budget)
                 await asyncio.to_thread(self._store.pack, file)
         if left := self._missing(done):
             raise BenchError(
-                f"the budget ends here: ${purse.spent_usd:.2g} were spent, and {len(left)} runs are not made; "
-                "the same command goes on with them"
+                f"the budget ends here: up to ${budget.spent_usd:.6f} were spent, and {len(left)} of "
+                f"{len(self.rows) * len(self.tasks)} runs are not made; the same command goes on with them"
             )
         return [done[row.name, task.id] for row in self.rows for task in self.tasks]
 
@@ -380,21 +384,20 @@ class Bench:
         missing: Sequence[tuple[Row, Task]],
         keep: Callable[[dict[str, Any]], None],
         doing: Callable[[str], object],
-        purse: Purse,
+        budget: RunBudget,
     ) -> None:
         gate = asyncio.Semaphore(IN_FLIGHT)
 
         async def one(row: Row, task: Task) -> None:
             async with gate:
-                reserved = purse.dearest_usd
-                if not await purse.reserve(reserved):
+                if not await budget.begin(row.name):
                     return
                 run = await self._one(row, task, await routers.of(row), routers.registry_of(row))
                 if routers.judge is not None:
                     verdict = await routers.judge.ajudge(task, run["reply"])
                     run |= {"judge": verdict.score, "judge_cost_usd": verdict.cost_usd}
                 keep(run)
-                await purse.settle(reserved, self._most_spent(run))
+                await budget.end(row.name, self._most_spent(run), _list_cost(run))
 
         async with open_routers(self, [row for row, _ in missing], self._store.calls_file, doing) as routers:
             # Together, because one by one they take most of the time of a run over recorded replies.
@@ -404,12 +407,9 @@ class Bench:
                 await asyncio.to_thread(routers.embeddings.embed_documents, texts[start : start + EMBEDDED_AT_ONCE])
             if not self.spec.pool.records:
                 await routers.build_clients({row.name: row for row, _ in missing}.values())
-            first, *others = missing
             try:
-                # Alone, so that it is known what a run costs before many begin.
-                await one(*first)
                 async with asyncio.TaskGroup() as group:
-                    for row, task in others:
+                    for row, task in missing:
                         group.create_task(one(row, task))
             except BaseExceptionGroup as errors:
                 # The first one is what went wrong; it ended the others.
@@ -420,7 +420,8 @@ class Bench:
         report, judged = run["record"]["report"], run.get("judge_cost_usd", 0.0)
         if self.spec.pool.records:
             return float(report["list_cost_parts"]["router"] + judged)
-        return float(report["cost_usd"] + report["maybe_cost_usd"] + judged)
+        maybe = report["maybe_cost_usd"]
+        return float(report["cost_usd"] + (math.inf if maybe is None else maybe) + judged)
 
     def _texts_to_embed(self, missing: Sequence[tuple[Row, Task]]) -> list[str]:
         """Return what baselines that learn will embed: questions, and for a cascade the replies that are recorded."""
@@ -430,7 +431,9 @@ class Bench:
             chain = cascade_chain(self.records.of_split("train"), self.pool_registry())
             for task in cascaded.values():
                 outcomes = self.records.outcomes[task.id]
-                texts += [evidence(task.question, outcomes[model].response or "") for model in chain]
+                texts += [
+                    evidence(task.question, outcomes[model].response or "") for model in chain if model in outcomes
+                ]
         return list(dict.fromkeys(texts))
 
     async def _one(
@@ -477,6 +480,11 @@ class Bench:
             if call["status"] == "ok" and call["response"] == reply:
                 return quality(task, self.records.outcome(task.id, call["model"]))
         return None
+
+
+def _list_cost(run: Mapping[str, Any]) -> float:
+    """Return what a run would cost without any reply that was known before, in dollars."""
+    return math.fsum(run["record"]["report"]["list_cost_parts"].values()) + float(run.get("judge_cost_usd", 0.0))
 
 
 def machine() -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from langgraph_router_r1.evaluation.metrics import METRICS
-from langgraph_router_r1.evaluation.report import score
+from langgraph_router_r1.evaluation.metrics import METRICS, without_tags
+from langgraph_router_r1.evaluation.report import ON_THE_REPLY, score
 
 
 def turns_table(runs: Iterable[Mapping[str, Any]], metric: str) -> list[list[str]]:
@@ -61,5 +61,6 @@ def _by_turn(run: Mapping[str, Any], metric: str) -> list[float]:
     for turn in range(max((call["turn"] for call in calls), default=-1) + 1):
         replies = [call["response"] for call in calls if call["turn"] == turn and call["status"] == "ok"]
         latest = replies[-1] if replies else latest
-        scores.append(float(METRICS[metric](latest, golden)))
+        said = without_tags(latest) if metric in ON_THE_REPLY else latest
+        scores.append(float(METRICS[metric](said, golden)))
     return [*scores, score(run, metric)]

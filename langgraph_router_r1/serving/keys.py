@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,17 +85,18 @@ class Key(BaseModel):
         return self.models is None or fold(permitted_as(name)) in map(fold, self.models)
 
 
-def check_models(keys: Sequence[Key], registry: ModelRegistry) -> None:
-    """Find out whether what keys may ask for can be there: a wrong name would lock its user out.
+def check_models(keys: Iterable[Key], registry: ModelRegistry, *, has_planner: bool = False) -> None:
+    """Find out whether what keys may ask for is served: a wrong name locks its user out.
 
     Raises:
-        KeysError: A key names a model that the registry doesn't have.
+        KeysError: A key names something else.
     """
+    served = [ROUTER, *([PLANNER] if has_planner else []), *registry.names]
     for key in keys:
         for name in key.models or ():
-            if fold(name) not in map(fold, (ROUTER, PLANNER, *registry.names)):
-                known = ", ".join(map(repr, (ROUTER, PLANNER, *registry.names)))
-                msg = f"the key {key.name!r} may ask for {name!r}, which is not served; models can be: {known}"
+            if fold(name) not in map(fold, served):
+                known = ", ".join(map(repr, served))
+                msg = f"the key {key.name!r} may ask for {name!r}, which is not served; it can be: {known}"
                 raise KeysError(msg)
 
 
@@ -115,6 +116,11 @@ class Keys:
 
     def __bool__(self) -> bool:
         return bool(self._keys)
+
+    @property
+    def all(self) -> list[Key]:
+        """All keys."""
+        return [key for key, _ in self._keys]
 
     def of(self, authorization: str | None) -> Key | None:
         """Return the key of a request by its header `Authorization`; None when the server has no keys.

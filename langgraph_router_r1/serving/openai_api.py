@@ -127,8 +127,8 @@ class Api:
         shadow: ShadowRouter | None,
     ) -> None:
         """Take the parts; see `create_app`."""
-        check_names(registry, has_planner=make_planner is not None)
-        check_models(settings.keys, registry)
+        check_names(registry)
+        check_models(settings.keys, registry, has_planner=make_planner is not None)
         if shadow is not None and shadow.registry is not None:
             check_names(shadow.registry)
         self._make_planner = make_planner
@@ -177,19 +177,22 @@ class Api:
 
         Raises:
             ValueError: A model has the router's name.
-            KeysError: Two keys are the same, one names a model that is not there, or there are none any more: the
-                server would be open to anyone.
+            KeysError: Two keys are the same, or there are none any more: the server would be open to anyone.
         """
         if keys is not None and self._keys and not keys:
             msg = "there are no keys any more: a server with keys must keep one"
             raise KeysError(msg)
-        check_models(keys or (), registry)
         known = self._keys if keys is None else Keys(keys)
         targets, given = self._targets(registry), shadow or self._shadow_router
         if self.shadow is not None and given is not None:
             self.shadow.serve(given.settings, self._shadow_targets(given, registry))
             self._shadow_router = given
         self.runs.targets, self._keys = targets, known
+        try:
+            check_models(known.all, registry, has_planner=self._make_planner is not None)
+        except KeysError as error:
+            # A name that is not served locks its user out. To keep a key that was taken back would be worse.
+            logger.warning("%s", error)
 
     def _targets(self, registry: ModelRegistry) -> Targets:
         assert self._saver is not None

@@ -99,14 +99,13 @@ def permitted_as(name: str) -> str:
     return found["decider"] if found else name
 
 
-def check_names(registry: ModelRegistry, *, has_planner: bool = False) -> None:
+def check_names(registry: ModelRegistry) -> None:
     """Find out whether the models of a registry can be named beside router and planner.
 
     Raises:
-        ValueError: A model has the name of one of them.
+        ValueError: A model has the name of one of them, whether there is a planner or not: keys name it, too.
     """
-    known = {ROUTER, PLANNER} if has_planner else {ROUTER}
-    taken = [name for name in registry.names if (found := _PRESET.fullmatch(name)) and found["decider"] in known]
+    taken = [name for name in registry.names if _PRESET.fullmatch(name)]
     if taken:
         raise ValueError(f"the registry has a model {taken[0]!r}, which is the name of a router here")
 
@@ -139,7 +138,7 @@ class Targets:
         if settings.get("approve", "never") != "never":
             msg = "approve: clients of OpenAI's API can't approve calls; `POST /v1/runs` takes approve for each run"
             raise ValueError(msg)
-        check_names(registry, has_planner=make_planner is not None)
+        check_names(registry)
         self.registry = registry
         self.figures = profile_figures(registry)
         self._saver, self._clients = saver, clients
