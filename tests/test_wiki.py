@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -343,3 +344,14 @@ def test_plans_beyond_the_questions_are_about_others_and_nobody_of_the_other_spl
     for row in rows:
         assert row["plan"] == plan_text(query for query, _ in true_steps(row["question"]))
     assert {row["question"] for row in rows} == {question for question, _, _ in QUESTIONS[:2]}
+
+
+@pytest.mark.usefixtures("training")
+def test_no_description_of_training_is_one_that_the_forms_of_the_pool_are_tested_with() -> None:
+    from training.wiki_teacher import DESCRIPTIONS
+
+    file = Path(__file__).parent.parent / "benchmarks" / "wiki_robustness.toml"
+    forms = tomllib.loads(file.read_text(encoding="utf-8"))["forms"]
+    tested = {text for form in forms for text in form.get("descriptions", {}).values()}
+    assert len(tested) == 20
+    assert not tested & {text for texts in DESCRIPTIONS.values() for text in texts}
