@@ -17,6 +17,7 @@ from router_server import Served, serving
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, Price
 from langgraph_router_r1.serving.keys import read_keys
+from langgraph_router_r1.serving.openai_api import create_app
 from langgraph_router_r1.strategies.allocators import FunctionAllocator
 from langgraph_router_r1.strategies.planner import Planner
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
@@ -86,6 +87,9 @@ def test_a_server_without_a_planner_knows_no_such_name_and_a_model_may_have_it(t
         assert reply["choices"][0]["message"]["content"] == "a model"
         body["model"] = "planner@0.3"
         assert httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=30).status_code == 404
+    twin = ModelDescriptor(name="planner@0.3", model=ScriptedChatModel([]), price="free")
+    with pytest.raises(ValueError, match="'planner@0.3'"):  # a key for the other one would open it
+        create_app(ScriptedEngine(lambda _: answer("x")), ModelRegistry([*own, twin]))
 
 
 def test_a_model_that_has_the_planners_name_is_refused_where_there_is_a_planner(served: Served) -> None:

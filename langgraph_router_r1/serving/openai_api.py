@@ -127,7 +127,7 @@ class Api:
         shadow: ShadowRouter | None,
     ) -> None:
         """Take the parts; see `create_app`."""
-        check_names(registry)
+        check_names(registry, has_planner=make_planner is not None)
         check_models(settings.keys, registry, has_planner=make_planner is not None)
         if shadow is not None and shadow.registry is not None:
             check_names(shadow.registry)

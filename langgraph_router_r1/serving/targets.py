@@ -99,13 +99,15 @@ def permitted_as(name: str) -> str:
     return found["decider"] if found else name
 
 
-def check_names(registry: ModelRegistry) -> None:
+def check_names(registry: ModelRegistry, *, has_planner: bool = False) -> None:
     """Find out whether the models of a registry can be named beside router and planner.
 
     Raises:
-        ValueError: A model has the name of one of them, whether there is a planner or not: keys name it, too.
+        ValueError: A model has the name of one of them. Where there is no planner, `planner` is free, and
+            `planner@0.3` is not: a key for the one would open the other.
     """
-    taken = [name for name in registry.names if _PRESET.fullmatch(name)]
+    free = set() if has_planner else {PLANNER}
+    taken = [name for name in registry.names if _PRESET.fullmatch(name) and name not in free]
     if taken:
         raise ValueError(f"the registry has a model {taken[0]!r}, which is the name of a router here")
 
@@ -138,7 +140,7 @@ class Targets:
         if settings.get("approve", "never") != "never":
             msg = "approve: clients of OpenAI's API can't approve calls; `POST /v1/runs` takes approve for each run"
             raise ValueError(msg)
-        check_names(registry)
+        check_names(registry, has_planner=make_planner is not None)
         self.registry = registry
         self.figures = profile_figures(registry)
         self._saver, self._clients = saver, clients
