@@ -115,9 +115,9 @@ def _print(console: Console, results: Results, compare: Sequence[str]) -> None:
     console.print(report.terminal_table(results, console))
     if compare:
         first, second = compare
-        difference = results[first].estimate(results.metric).mean - results[second].estimate(results.metric).mean
-        p_value = results.p_value(first, second)
-        console.print(f"{first} - {second}: {results.metric} {difference:+.3f}, p = {p_value:.4f}", markup=False)
+        found, p_value = results.difference(first, second), results.p_value(first, second)
+        by = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+        console.print(f"{first} - {second}: {results.metric} {by}, p = {p_value:.4f}", markup=False)
     if (spread := report.spread_table(results))[1:]:
         console.print(report.text_table("Over the forms of the pool", spread))
         return

@@ -26,11 +26,11 @@ from langgraph_router_r1.evaluation.baselines import BY_QUESTION, LEARNING, Kind
 from langgraph_router_r1.evaluation.bench_file import ROUTERS, BenchError, BenchSpec, PoolSpec, Row
 from langgraph_router_r1.evaluation.bench_routers import open_routers
 from langgraph_router_r1.evaluation.bench_store import RunStore
+from langgraph_router_r1.evaluation.budgets import RunBudget
 from langgraph_router_r1.evaluation.extractor import ADAPTERS, EXTRACTOR_NAME, adapter_version
 from langgraph_router_r1.evaluation.forms import Form
 from langgraph_router_r1.evaluation.metrics import METRICS
 from langgraph_router_r1.evaluation.plain_run import PlainRouter
-from langgraph_router_r1.evaluation.purse import RunBudget
 from langgraph_router_r1.evaluation.recorded import TASK_ID, RecordedPool, quality
 from langgraph_router_r1.evaluation.report import Results, score_runs
 from langgraph_router_r1.evaluation.tasks import Task, data_dir, distinct, draw, load_tasks, read_tasks
@@ -336,9 +336,10 @@ class Bench:
 
                 self._store.write_fingerprint()
                 if missing := self._missing(done):
-                    # What was never run comes first: else failures that repeat could use a budget up each time.
-                    known = self.finished()
-                    missing.sort(key=lambda run: (run[0].name, run[1].id) in known)
+                    if retry_failed:
+                        # What was never run comes first: else failures that repeat could use a budget up each time.
+                        known = self.finished()
+                        missing.sort(key=lambda run: (run[0].name, run[1].id) in known)
                     await self._run(missing, keep, doing, budget)
                 await asyncio.to_thread(self._store.pack, file)
         if left := self._missing(done):

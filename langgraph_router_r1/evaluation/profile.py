@@ -35,9 +35,9 @@ from tomlkit.items import InlineTable, Table
 from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.calls.client import Clients
 from langgraph_router_r1.descriptor import Accuracy, Measured, ModelDescriptor
+from langgraph_router_r1.evaluation.budgets import CallBudget
 from langgraph_router_r1.evaluation.files import replace_file
 from langgraph_router_r1.evaluation.metrics import wilson
-from langgraph_router_r1.evaluation.purse import Purse
 from langgraph_router_r1.evaluation.recorded import TASK_ID, Outcome, outcome_cost, quality
 from langgraph_router_r1.evaluation.recorder import Recorder
 from langgraph_router_r1.evaluation.tasks import Split, Task, TaskError, draw
@@ -143,7 +143,7 @@ class _Run:
         self._candidates = Candidates(registry, estimate_tokens, [recorder], Clients(rests=False))
         # Gives the call a run, whose metadata tell the recorder the task.
         self._ask = RunnableLambda(self._candidates.aask)
-        self._purse = Purse(budget_usd)
+        self._budget = CallBudget(budget_usd)
         self._progress = progress
         self._unanswered: dict[str, set[str]] = {name: set() for name in registry.names}
         self._standings: dict[str, ProfileProgress] = {}
@@ -185,13 +185,13 @@ class _Run:
         if standing.stopped:
             return
         worst = self._candidates.worst_case(name, task.question)
-        if not await self._purse.reserve(worst):
+        if not await self._budget.reserve(worst):
             standing.stopped = f"{name} is not asked any more: the budget has no room for a call of up to ${worst:.2g}"
             self._progress(standing)
             return
         call: PlannedCall = {"turn": 0, "index": 0, "model": name, "query": task.question, "refusal": None}
         routed: RoutedCall = await self._ask.ainvoke(call, {"metadata": {TASK_ID: task.id}})
-        await self._purse.settle(worst, routed["cost_usd"])
+        await self._budget.settle(worst, routed["cost_usd"])
         standing.done += 1
         standing.spent_usd += routed["cost_usd"]
         if routed["status"] != "ok":

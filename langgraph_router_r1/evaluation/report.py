@@ -118,6 +118,11 @@ class Results:
         """Return how likely two rows differ so much by chance, paired by task."""
         return paired_p_value(self[first].metrics[self.metric], self[second].metrics[self.metric])
 
+    def difference(self, first: str, second: str) -> Estimate:
+        """Return by how much the first of two rows is better, in the metric that decides, paired by task."""
+        pairs = zip(self[first].metrics[self.metric], self[second].metrics[self.metric], strict=True)
+        return bootstrap([one - other for one, other in pairs])
+
     def save(self, path: Path) -> None:
         """Write a file: a line of facts, then a line a row. All or nothing."""
         head = {key: value for key, value in asdict(self).items() if key != "rows"}

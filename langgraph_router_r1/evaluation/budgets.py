@@ -1,4 +1,4 @@
-"""What a measurement may spend, shared by all that is asked at the same time."""
+"""What a profile or a benchmark may spend, shared by all that is asked at the same time."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 from collections import Counter
 
 
-class Purse:
-    """A budget that calls reserve their worst case of, and give back what they did not cost."""
+class CallBudget:
+    """A budget for calls whose worst case is known: each reserves it, and gives back what it did not cost."""
 
     def __init__(self, budget_usd: float | None) -> None:
         """Start with a budget in dollars; None for no limit."""

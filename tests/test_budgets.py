@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from langgraph_router_r1.evaluation.purse import RunBudget
+from langgraph_router_r1.evaluation.budgets import RunBudget
 
 Run = tuple[str, float, float]
 """Row, cost and list price of a run, in dollars."""
