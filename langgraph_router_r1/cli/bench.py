@@ -54,7 +54,7 @@ def bench(
         typer.Option(
             min=0,
             callback=finite,
-            help="What this command may spend, in dollars; each run may cost as much as the dearest of its row.",
+            help="What this command may spend, in dollars; each run may cost as much as the most expensive of its row.",
         ),
     ] = None,
 ) -> None:

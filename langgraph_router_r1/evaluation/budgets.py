@@ -34,16 +34,17 @@ class CallBudget:
 
 
 class RunBudget:
-    """A budget for runs whose cost is known when they end; until then, each may cost as much as the dearest of its row.
+    """A budget for runs whose cost is known when they end.
 
-    The first run of a row is made while no other one of it is, so that it is known what its runs cost.
+    Until then, each counts as much as the most expensive one of its row has cost. The first run of a row is made while
+    no other one of it is, so that it is known what its runs cost.
     """
 
     def __init__(self, budget_usd: float | None) -> None:
         """Start with a budget in dollars; None for no limit."""
         self.spent_usd = 0.0
         self._budget = budget_usd
-        self._dearest: dict[str, float] = {}
+        self._most_expensive: dict[str, float] = {}
         self._running: Counter[str] = Counter()
         self._ended = asyncio.Condition()
 
@@ -71,12 +72,12 @@ class RunBudget:
             return
         async with self._ended:
             self._running[row] -= 1
-            self._dearest[row] = max(self._dearest.get(row, 0.0), cost, list_cost)
+            self._most_expensive[row] = max(self._most_expensive.get(row, 0.0), cost, list_cost)
             self._ended.notify_all()
 
     def _fits(self, row: str) -> bool:
         assert self._budget is not None
-        if row not in self._dearest and self._running[row]:
+        if row not in self._most_expensive and self._running[row]:
             return False
         begun = [*self._running.elements(), row]
         at_most = self.spent_usd + sum(map(self._estimate, begun))
@@ -84,4 +85,4 @@ class RunBudget:
 
     def _estimate(self, row: str) -> float:
         """Return what a run of a row may cost: of a row without any, as much as a run of any other."""
-        return self._dearest.get(row, max(self._dearest.values(), default=0.0))
+        return self._most_expensive.get(row, max(self._most_expensive.values(), default=0.0))
