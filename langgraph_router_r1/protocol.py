@@ -92,6 +92,18 @@ def fold(name: str) -> str:
     return " ".join(name.split()).casefold()
 
 
+def encodable(text: str) -> str:
+    r"""Return the text with a question mark for each half of a surrogate pair, as some JSON holds.
+
+    No tokenizer and no database takes these.
+
+    Example:
+        >>> encodable("Lima \ud83d")
+        'Lima ?'
+    """
+    return text.encode("utf-8", "replace").decode()
+
+
 def parse(text: str, names: Iterable[str], *, routing: bool = True, replies: int | None = None) -> Action:
     """Read one sampled turn. Never raises: whatever the text, there is an action.
 
@@ -189,7 +201,7 @@ def sanitize(text: str, control_tokens: Collection[str] = ()) -> str:
         >>> sanitize("<answer>42</answer><|im_end|>", ["<|im_end|>"])
         '(answer)42(/answer)(im_end)'
     """
-    text = text.encode("utf-8", "replace").decode()
+    text = encodable(text)
     given = _any_of(tuple(control_tokens))
     # Some tokenizers normalise letters, too: in such a text a tag may hide that only they would read.
     plain = _nfkc(text)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from langgraph_router_r1.accounting import account
 from langgraph_router_r1.ledger import Price, PriceNote
+from langgraph_router_r1.protocol import encodable
 from langgraph_router_r1.question import image_digests, last_question
 from langgraph_router_r1.state import DecisionNote, RoutedCall, RunLimits, RunReport, StrategyNote, WarmCache
 from langgraph_router_r1.transcript import Segment
@@ -105,7 +106,7 @@ class RunRecord(BaseModel):
         # After the end of a run the answer is the last message.
         messages = state["messages"]
         return cls(
-            question=messages[last_question(messages)].text,
+            question=encodable(messages[last_question(messages)].text),
             images=image_digests(messages),
             limits=state["limits"],
             strategy=strategy,

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from langgraph_router_r1.protocol import encodable
+
 MAX_DEPTH = 32
 """Most tables and lists inside one another, and most parts of a dotted key in a registry file."""
 
@@ -53,8 +55,7 @@ def keys_in(value: Any) -> Iterator[str]:
 
 def shown(name: Any) -> str:
     """Return a name as an error may show it: short, as printable text, and nothing that looks like a key."""
-    text = str(name) if isinstance(name, str) else type(name).__name__
-    text = text.encode("utf-8", "replace").decode()
+    text = encodable(name) if isinstance(name, str) else type(name).__name__
     if SECRET_VALUE.search(text):
         return "(not shown)"
     return text if len(text) <= 64 else f"{text[:64]}..."

@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from langgraph_router_r1.engines.base import ContextFullError, Generation, OnText, cut_after_stop
 from langgraph_router_r1.engines.tokenizer import TokenEngine, Tokenizer
+from langgraph_router_r1.protocol import encodable
 from langgraph_router_r1.transcript import Segment, token_ids
 
 Script = Iterable[str] | Callable[[Sequence[Segment]], str]
@@ -124,7 +125,7 @@ class ScriptedEngine(TokenEngine):
             raise ContextFullError(msg)
         self.prompts.append(prompt)
         # What is no Unicode, no tokenizer could have sampled.
-        whole = cut_after_stop(self._write(transcript).encode("utf-8", "replace").decode(), stop)
+        whole = cut_after_stop(encodable(self._write(transcript)), stop)
         text = self.truncate(whole, max_tokens)
         ids = self.encode(text)
         return Generation(

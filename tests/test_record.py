@@ -48,7 +48,7 @@ def test_a_result_without_the_keys_of_a_record_says_how_to_get_them() -> None:
         RunRecord.of(router(answer("Sol")).invoke(QUESTION))
 
 
-@pytest.mark.parametrize("question", ["Who?\n", "  Who? <answer> me </answer>", "Who\u0000?"])
+@pytest.mark.parametrize("question", ["Who?\n", "  Who? <answer> me </answer>", "Who\u0000?", "Who \ud83d?"])
 def test_a_question_of_whatever_characters_replays(question: str) -> None:
     asked: Any = {"messages": [("user", question)]}
     record = RunRecord.of(router(answer("Sol")).invoke(asked, output_keys=RECORD_KEYS))

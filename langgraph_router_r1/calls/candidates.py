@@ -35,7 +35,7 @@ from langgraph_router_r1.ledger import (
     reported_usage,
     sum_of,
 )
-from langgraph_router_r1.protocol import strip_thought
+from langgraph_router_r1.protocol import encodable, strip_thought
 from langgraph_router_r1.question import count_images, images_in, last_question, question_images
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.state import CallStatus, PlannedCall, RoutedCall, RouterState, RunReport, WarmCache
@@ -339,8 +339,8 @@ class _Outcome:
 def _text_of(model: ModelDescriptor, reply: AIMessage) -> tuple[str, int]:
     """Return the text of a reply, cut to what the descriptor allows, and how long it was before."""
     whole = reply.content if isinstance(reply.content, str) else reply.text
-    # Cut before anything else reads it. Half a surrogate pair, as some JSON holds, is taken by no tokenizer.
-    return whole[: model.max_reply_chars].encode("utf-8", "replace").decode(), len(whole)
+    # Cut before anything else reads it.
+    return encodable(whole[: model.max_reply_chars]), len(whole)
 
 
 def _with_account(routed: RoutedCall, account: RunReport) -> RoutedCall:

@@ -19,6 +19,7 @@ from langgraph.constants import TAG_NOSTREAM
 from langgraph_router_r1.engines.base import ContextFullError, EngineError, Generation, OnText, cut_after_stop
 from langgraph_router_r1.event_loops import for_any_loop
 from langgraph_router_r1.ledger import CHARACTERS_PER_TOKEN, NO_USAGE, estimate_tokens, finish_of, reported_usage
+from langgraph_router_r1.protocol import encodable
 from langgraph_router_r1.provider_errors import failure
 from langgraph_router_r1.transcript import Segment
 
@@ -134,7 +135,7 @@ class ChatModelEngine:
     def _read(self, transcript: Sequence[Segment], reply: AIMessage, stop: Sequence[str]) -> Generation:
         cut_by_length = finish_of(reply.response_metadata) == "length"
         # Half an emoji, as some JSON holds, is taken by no tokenizer.
-        text = cut_after_stop(reply.text.encode("utf-8", "replace").decode(), _closing(stop))
+        text = cut_after_stop(encodable(reply.text), _closing(stop))
         if not cut_by_length:
             text += _missing_end(text, stop)
         usage, from_cache = reported_usage(reply.usage_metadata)

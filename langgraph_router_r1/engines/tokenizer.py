@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as Vocabulary
 from tokenizers.decoders import DecodeStream
 
 from langgraph_router_r1.engines.base import EngineError
+from langgraph_router_r1.protocol import encodable
 from langgraph_router_r1.transcript import Segment
 
 
@@ -114,9 +115,7 @@ class ChatTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of plain text; what looks like a control token is encoded as characters."""
-        # Half a surrogate pair is no text to a tokenizer.
-        text = text.encode("utf-8", "replace").decode()
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._plain.encode(encodable(text), add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Sequence[int], *, skip_control: bool = False) -> str:

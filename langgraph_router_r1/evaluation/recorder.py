@@ -29,7 +29,7 @@ from langgraph_router_r1.evaluation.recorded import (
     task_row,
 )
 from langgraph_router_r1.evaluation.tasks import Task, TaskError
-from langgraph_router_r1.protocol import strip_thought
+from langgraph_router_r1.protocol import encodable, strip_thought
 
 
 class Recorder(CallMiddleware):
@@ -162,7 +162,7 @@ class Recorder(CallMiddleware):
             call.model.name,
             {
                 # As whoever asks reads it: without the thinking, which may name many a golden answer.
-                "response": strip_thought(message.text.encode("utf-8", "replace").decode()),
+                "response": strip_thought(encodable(message.text)),
                 "prompt_tokens": usage.get("input_tokens"),
                 "completion_tokens": usage.get("output_tokens"),
                 "latency_s": round(timing.latency_s, 4),

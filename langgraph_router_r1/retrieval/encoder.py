@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from langgraph_router_r1.protocol import encodable
 from langgraph_router_r1.retrieval.index import MAX_QUERY_CHARS, NEEDS_EXTRA
 from langgraph_router_r1.retrieval.scoring import Vectors
 
@@ -109,11 +110,13 @@ class ExpertEncoder:
     def _encode(self, texts: list[str], expert: str | None, batch_size: int) -> Vectors:
         if not texts:
             return np.zeros((0, self.dimensions), dtype=np.float32)
-        # Half a surrogate pair, as some JSON holds, is taken by no tokenizer.
-        clean = [text.encode("utf-8", "replace").decode() for text in texts]
         with self.using(expert):
             found = self.model.encode(
-                clean, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
+                list(map(encodable, texts)),
+                batch_size=batch_size,
+                normalize_embeddings=True,
+                show_progress_bar=False,
+                convert_to_numpy=True,
             )
         vectors: Vectors = np.asarray(found, dtype=np.float32)
         return vectors

@@ -12,7 +12,6 @@ SQLite comes from `apsw`: the `sqlite3` of many Pythons (pyenv's, macOS's) can't
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib.util
 import json
@@ -25,6 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 from langchain_core.documents import Document
 
+from langgraph_router_r1.protocol import encodable
 from langgraph_router_r1.retrieval.scoring import Vectors
 
 Found = list[tuple[Document, float]]
@@ -276,10 +276,7 @@ def checked_k(k: int) -> int:
 
 def _row(document: Document) -> tuple[str, str, str, str]:
     """Return what is stored of a document: id, title, text and the rest of its metadata as JSON."""
-    # Half a surrogate pair, as some JSON holds, is taken by no database.
-    clean = functools.partial(str.encode, encoding="utf-8", errors="replace")
-    title = clean(str(document.metadata.get("title", ""))).decode()
-    text = clean(document.page_content).decode()
+    title, text = encodable(str(document.metadata.get("title", ""))), encodable(document.page_content)
     if len(title) + len(text) > MAX_DOCUMENT_CHARS:
         long = (
             f"has {len(title) + len(text):,} characters; at most {MAX_DOCUMENT_CHARS:,} are taken: cut it into passages"
@@ -291,4 +288,4 @@ def _row(document: Document) -> tuple[str, str, str, str]:
     except (TypeError, ValueError) as error:
         raise RetrievalIndexError(f"metadata of the document that begins {text[:40]!r} is no JSON: {error}") from None
     content = hashlib.sha256(json.dumps([title, text, metadata]).encode()).hexdigest()[:32]
-    return clean(document.id or content).decode(), title, text, metadata
+    return encodable(document.id or content), title, text, metadata

@@ -24,6 +24,7 @@ from pydantic import ConfigDict
 from typing_extensions import override
 
 from langgraph_router_r1.program_model import limited_result
+from langgraph_router_r1.protocol import encodable
 from langgraph_router_r1.retrieval.as_model import NOTHING_FOUND
 from langgraph_router_r1.retrieval.index import NEEDS_EXTRA
 from langgraph_router_r1.retrieval.reading import MAX_PASSAGE_BYTES, MAX_TITLE_BYTES, PassageReader, cut
@@ -73,7 +74,7 @@ class SpanReader:
             return ""
         import torch
 
-        clean = [text.encode("utf-8", "replace").decode() for text in passages]
+        clean = list(map(encodable, passages))
         encoded = encode(self._tokenizer, [cut(question, MAX_QUESTION_BYTES)] * len(clean), clean)
         offsets = encoded.pop("offset_mapping")
         with self._lock, torch.inference_mode():
