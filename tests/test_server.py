@@ -206,6 +206,16 @@ def test_a_model_that_was_asked_directly_and_did_not_reply_is_a_run_that_failed(
         assert 'router_r1_runs_total{status="failed",target="small"} 1.0' in httpx.get(f"{server.url}/metrics").text
 
 
+def test_half_an_emoji_in_a_question_is_refused_before_anything_is_paid(served: Served) -> None:
+    # OpenAI's client does not send it; clients that escape all that is not ASCII do.
+    body = json.dumps({"model": "router-r1", "messages": [{"role": "user", "content": "Who \ud83d?"}]})
+    headers = {"content-type": "application/json"}
+    reply = httpx.post(f"{served.url}/v1/chat/completions", content=body, headers=headers)
+    assert reply.status_code == 400
+    assert "hex escape" in reply.json()["error"]["message"]
+    assert httpx.get(f"{served.url}/v1/runs").json()["data"] == []
+
+
 def test_the_models_are_the_presets_and_the_pool(served: Served) -> None:
     names = [model.id for model in client(served).models.list()]
     assert names == ["router-r1", "router-r1@0.3", "router-r1@0.6", "router-r1@0.9", "small", "tools"]
