@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -287,14 +288,20 @@ async def test_the_router_learns_from_runs_of_the_graph_that_come_to_the_answer(
         assert all(f"Name: {name}." in told for name in one.pool.aliases)
 
 
-def test_pools_are_drawn_in_all_orders_and_under_neutral_names_in_half_of_the_cases(training: Any) -> None:
-    from training.wiki_teacher import DESCRIPTIONS, drawn_pool
+def test_pools_are_drawn_in_all_orders_and_all_words_a_third_each_under_own_neutral_and_invented_names(
+    training: Any,
+) -> None:
+    from training.wiki_teacher import DESCRIPTIONS, NAMES, drawn_pool
 
     pool, choose = wiki_registry("reader"), random.Random(0)
-    drawn = [drawn_pool(pool, choose) for _ in range(200)]
+    drawn = [drawn_pool(pool, choose) for _ in range(300)]
     assert len({one.names for one in drawn}) == 24
-    assert 70 < sum(one.aliases != one.names for one in drawn) < 130
-    assert all(not set(one.aliases) & set(one.names) for one in drawn if one.aliases != one.names)
+    renamed = [one for one in drawn if one.aliases != one.names]
+    assert all(not set(one.aliases) & set(one.names) for one in renamed)
+    neutral = [one for one in renamed if all(re.fullmatch(rf"({'|'.join(NAMES)})-\d+", alias) for alias in one.aliases)]
+    for count in (len(drawn) - len(renamed), len(neutral), len(renamed) - len(neutral)):
+        assert 70 < count < 130
+    assert len({alias for one in renamed if one not in neutral for alias in one.aliases}) > 250
     for model in pool:
         assert {one[model.name].description for one in drawn} == set(DESCRIPTIONS[model.name])
         assert model.description in DESCRIPTIONS[model.name]

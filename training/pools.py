@@ -312,7 +312,7 @@ def _aliases(members: Sequence[Member], style: str, choose: random.Random) -> li
         alias = ""
         while not alias or fold(alias) in taken:
             own = style in {"own", "swapped"} or (style == "mixed" and choose.random() < 0.5)
-            alias = _topical_name(member, choose) if own else _invented_name(choose)
+            alias = _topical_name(member, choose) if own else invented_name(choose)
             if fold(alias) in taken:
                 alias = f"{alias}-{choose.randint(2, 9)}"
         taken.add(fold(alias))
@@ -338,7 +338,8 @@ def _topical_name(member: Member, choose: random.Random) -> str:
     return form.format(noun=kind.nouns[which], plural=kind.plurals[which]).replace(" ", choose.choice(("-", "_")))
 
 
-def _invented_name(choose: random.Random) -> str:
+def invented_name(choose: random.Random) -> str:
+    """Return a name that tells nothing, such as those that models have."""
     if choose.random() < 0.4:
         return f"{choose.choice(FAMILIES)}-{choose.choice(SIZES)}"
     word = "".join(choose.sample(SYLLABLES, choose.randint(2, 3)))

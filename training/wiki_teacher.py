@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.strategies.plans import Plan, parse_plan, plan_text
 from langgraph_router_r1.wiki.world import true_steps
+from training.pools import invented_name
 from training.teacher import DEMONSTRATIONS_PER_POOL, Demonstration
 
 DESCRIPTIONS: Mapping[str, tuple[str, ...]] = {
@@ -21,23 +22,60 @@ DESCRIPTIONS: Mapping[str, tuple[str, ...]] = {
         "Small talk and well-known facts, from memory.",
         "A tiny chat model that looks nothing up.",
         "General chat; knows little.",
+        "Talks about anything and has no books to look into.",
+        "The smallest language model here: friendly, quick, often wrong.",
+        "Greetings, jokes and talk.",
+        "An assistant for conversation. It was not taught anything in particular.",
+        "Made for a talk between friends; do not trust its facts.",
+        "Conversation",
+        "It answers at once, out of its head.",
+        "Whoever is bored can talk to this one.",
+        "Hello! I like to talk.",
     ),
     "search": (
         "Looks up one fact about a person, a film or a song, in a passage of Wikipedia.",
         "Finds a single fact in an encyclopedia: who, when or where.",
         "One fact at a time, quoted from Wikipedia.",
         "Reads an article and quotes the fact that is asked for.",
+        "Ask it who directed, wrote or married, when somebody was born, where somebody died.",
+        "It opens the page of a person or a work and copies a name, a place or a date.",
+        "Lookups in an encyclopedia.",
+        "A retriever with a small reader behind it: from a short question to a short quotation.",
+        "Directors, composers, parents, spouses, birthplaces, days of death: one of them for each question.",
+        "Encyclopedia",
+        "If a question is about one name, this model reads about that name and replies.",
+        "Want to know something about somebody? Here it is written!",
+        "Names, dates and places out of the article about whatever you name.",
+        "For questions with one step, such as who made a film or when its maker died.",
     ),
     "library": (
         "Reads ten passages of Wikipedia about a question.",
         "Goes through ten articles for one question; slow and expensive.",
         "A broad search over ten pages.",
+        "Takes the whole question and reads everything that looks like it; costs the most.",
+        "Many articles at once, at many times the price of one.",
+        "A patient reader: it works through a pile of pages before it says a word.",
+        "Wide reading",
+        "The dear one: ten texts are read for every reply.",
+        "Where one page is not enough, it takes ten.",
+        "A long list of articles, read from the first to the last.",
+        "Hand it a question and it reads a stack of pages about it. It takes its time.",
+        "All that is in the archive on your question!",
     ),
     "dates": (
         "Says which of two dates is earlier, and whether two countries are the same.",
         "Compares two dates or two countries.",
         "Earlier or later, same country or not: it compares what it is given.",
         "A comparison of two dates, or of two nationalities.",
+        "Give it two dates and it names the first of them; give it two countries and it says yes or no.",
+        "Looks nothing up: it only puts two dates in order, or says whether two places are one country.",
+        "Sorts dates and matches countries.",
+        "A calculator for calendars and nationalities.",
+        "Comparison",
+        "Before or after? Equal or different? It can tell, if both sides are given.",
+        "The last step of a question about two things: which came before, or whether both are alike.",
+        "It weighs two given values against each other, days or lands.",
+        "Which is the older date? Are these the same nation? That is all it answers.",
     ),
 }
 """In what words the pool's models are described in training."""
@@ -68,19 +106,26 @@ def wiki_demonstrations(questions: Sequence[str], pool: ModelRegistry, *, seed: 
 
 
 def drawn_pool(pool: ModelRegistry, choose: random.Random) -> ModelRegistry:
-    """Return the pool in another order, in other words, and under neutral names in half of the cases."""
-    prefix, numbers = choose.choice(NAMES), choose.sample(range(1, 100), len(pool))
-    is_neutral = choose.random() < 0.5
+    """Return the pool in another order and in other words, a third each under its own, neutral and invented names."""
     models = [
-        model.model_copy(
-            update={
-                "description": choose.choice(DESCRIPTIONS[model.name]),
-                "alias": f"{prefix}-{number}" if is_neutral else None,
-            }
-        )
-        for model, number in zip(pool, numbers, strict=True)
+        model.model_copy(update={"description": choose.choice(DESCRIPTIONS[model.name]), "alias": alias})
+        for model, alias in zip(pool, _aliases(len(pool), choose), strict=True)
     ]
     return ModelRegistry(choose.sample(models, len(models)))
+
+
+def _aliases(count: int, choose: random.Random) -> Sequence[str | None]:
+    """Return what the router calls the models; None where it calls one by its own name."""
+    style = choose.choice(("own", "neutral", "invented"))
+    if style == "own":
+        return [None] * count
+    if style == "neutral":
+        prefix = choose.choice(NAMES)
+        return [f"{prefix}-{number}" for number in choose.sample(range(1, 100), count)]
+    names: dict[str, None] = {}
+    while len(names) < count:
+        names[invented_name(choose)] = None
+    return list(names)
 
 
 def turn(plan: Plan, names: Mapping[int, str], blocks: Sequence[str]) -> str:
