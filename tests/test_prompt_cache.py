@@ -97,12 +97,16 @@ async def test_a_cache_that_saves_nothing_is_not_told(fields: Any) -> None:
 
 async def test_a_cache_counts_for_five_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
+
+    def it_is(seconds: float) -> None:
+        monkeypatch.setattr("langgraph_router_r1.calls.prompt_cache.time.time", lambda: now + seconds)
+
     for passed, is_warm in ((299, True), (301, False)):
         thread = Thread(model())
+        it_is(0)
         await thread.ask(LONG)
-        with monkeypatch.context() as patch:
-            patch.setattr("langgraph_router_r1.calls.prompt_cache.time.time", lambda passed=passed: now + passed)
-            assert bool((await thread.ask("And who buys?")).warm) is is_warm
+        it_is(passed)
+        assert bool((await thread.ask("And who buys?")).warm) is is_warm
 
 
 async def test_a_conversation_that_begins_otherwise_is_in_no_cache() -> None:

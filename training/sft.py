@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -241,24 +242,32 @@ def newest_checkpoint(run: str | Path, written_last: str = TRAINER_STATE_NAME) -
 
 
 def save_adapter(model: PeftModel, output_dir: Path, *, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write the adapter alone; by default in bfloat16, which is half the size and what vLLM mostly computes with."""
+    """Write the adapter alone; by default in bfloat16, which is half the size and what vLLM mostly computes with.
+
+    One that is there already is replaced once the new one is whole.
+    """
     with _gathered(model):
         state = {name: _whole(value).to(dtype) for name, value in model.state_dict().items() if "lora_" in name}
-    # Reinforcement learning keeps a second adapter, the reference, in the same model.
-    model.save_pretrained(
-        output_dir,
-        state_dict=state,
-        selected_adapters=["default"],
-        safe_serialization=True,
-        save_embedding_layers=False,  # to find out whether there are new ones, PEFT would ask the hub
-    )
-    (output_dir / "README.md").unlink(missing_ok=True)
-    config_file = output_dir / "adapter_config.json"
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    # The model's name, not where it lay on this machine; and a set in the same order every time.
-    config["base_model_name_or_path"] = Path(config["base_model_name_or_path"] or "").name
-    config["target_modules"] = sorted(config["target_modules"])
-    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output_dir, prefix=".writing-") as name:
+        written = Path(name)
+        # Reinforcement learning keeps a second adapter, the reference, in the same model.
+        model.save_pretrained(
+            written,
+            state_dict=state,
+            selected_adapters=["default"],
+            safe_serialization=True,
+            save_embedding_layers=False,  # to find out whether there are new ones, PEFT would ask the hub
+        )
+        (written / "README.md").unlink(missing_ok=True)
+        config_file = written / "adapter_config.json"
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        # The model's name, not where it lay on this machine; and a set in the same order every time.
+        config["base_model_name_or_path"] = Path(config["base_model_name_or_path"] or "").name
+        config["target_modules"] = sorted(config["target_modules"])
+        config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        for file in sorted(written.iterdir()):
+            file.replace(output_dir / file.name)
 
 
 @contextmanager
