@@ -23,6 +23,7 @@ from langgraph.runtime import get_runtime
 from typing_extensions import TypedDict
 
 from langgraph_router_r1.ledger import Usage
+from langgraph_router_r1.protocol import encodable
 from langgraph_router_r1.state import (
     CallStatus,
     PlannedCall,
@@ -34,6 +35,7 @@ from langgraph_router_r1.state import (
     RouterState,
     RunReport,
 )
+from langgraph_router_r1.storable import without_nul
 
 StreamedText = Literal["answer", "thought"]
 """What is streamed while it is written: the answer alone, or what the router LLM thinks as well."""
@@ -224,6 +226,7 @@ class AnswerStream:
 
     def answer(self, text: str) -> None:
         """Show what is added to the answer."""
+        text = without_nul(encodable(text))  # as it will stand in the answer
         self._shown.append(text)
         event: AnswerDelta = {"type": "router_r1.answer_delta", "message_id": self.message_id, "text": text}
         self._show(event, AIMessageChunk(content=text, id=self.message_id))

@@ -162,6 +162,10 @@ class _ForkedCalls(Candidates):
         return 0.0 if self._kept(call) else self._live.worst_case_of(call)
 
     @override
+    def most_billed(self, call: PlannedCall) -> float:
+        return 0.0 if self._kept(call) else self._live.most_billed(call)
+
+    @override
     def context_of(self, name: str, conversation: Sequence[AnyMessage]) -> list[AnyMessage]:
         return self._live.context_of(name, conversation)
 

@@ -277,6 +277,10 @@ def _counted(reported: Mapping[str, Any], *endings: str) -> int:
     return sum(count for key, count in items if str(key).endswith(endings) and _is_count(count))
 
 
+FROM_CACHE = "router_r1_from_cache"
+"""In the `response_metadata` of a reply that a cache of ours gave: nobody was paid for it."""
+
+
 def finish_of(metadata: Mapping[str, Any]) -> FinishReason:
     """Return why a reply ended, from its `response_metadata`; each provider says it in its own way.
 
@@ -290,7 +294,7 @@ def finish_of(metadata: Mapping[str, Any]) -> FinishReason:
 
 _FINISH_KEYS = ("finish_reason", "stop_reason", "stopReason", "done_reason", "status")
 _CUT_BY_LENGTH = {"length", "max_tokens", "model_length", "incomplete"}
-_CUT_BY_FILTER = {"content_filter", "content_filtered", "guardrail_intervened", "refusal", "safety"}
+_CUT_BY_FILTER = {"filtered", "content_filter", "content_filtered", "guardrail_intervened", "refusal", "safety"}
 
 
 def _is_count(value: Any) -> TypeGuard[int]:

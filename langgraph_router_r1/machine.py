@@ -68,6 +68,7 @@ from langgraph_router_r1.state import (
     question_of,
     tools_of,
 )
+from langgraph_router_r1.storable import without_nul
 from langgraph_router_r1.strategies import Again, Answer, Ask, Decision, Propose, Strategy, View
 from langgraph_router_r1.strategies.fallback import FallbackPlan
 from langgraph_router_r1.strategies.tool_calls import called_tools, with_form, without_stream
@@ -205,7 +206,8 @@ class RouterMachine:
             case Again():
                 return Command(update=update, goto="think")
         assert isinstance(decision, Answer), decision
-        update |= {"answer": decision.text, "stop_reason": decision.stop_reason, "reply": decision.reply}
+        update |= {"answer": without_nul(decision.text), "stop_reason": decision.stop_reason}
+        update["reply"] = decision.reply and without_nul(decision.reply)
         update["tool_calls"] = list(decision.tool_calls)
         return Command(update=update, goto="answer")
 
@@ -219,7 +221,7 @@ class RouterMachine:
     def _send(self, calls: list[PlannedCall], update: dict[str, Any]) -> Next:
         """Return the way to the routed models."""
         # Kept in the state, should the run break off while models are asked.
-        update["in_flight_usd"] = add_bounds(*map(bound, worst_cases(calls, self.candidates)))
+        update["in_flight_usd"] = add_bounds(*(bound(self.candidates.most_billed(call)) for call in calls))
         return Command(update=update, goto=[Send("route", call) for call in calls])
 
     # approve

@@ -7,9 +7,11 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from conftest import pool
 from test_files import full_disk
 from typer.testing import CliRunner
 
@@ -17,12 +19,15 @@ from langgraph_router_r1.cli import cli
 from langgraph_router_r1.evaluation import report
 from langgraph_router_r1.evaluation.bench import Bench
 from langgraph_router_r1.evaluation.bench_file import BenchError
+from langgraph_router_r1.evaluation.bench_routers import Routers
 from langgraph_router_r1.evaluation.bench_store import PACKED_FILE, RUNS_FILE, read_runs
 from langgraph_router_r1.evaluation.files import JsonLinesWriter
 from langgraph_router_r1.evaluation.page import publish, results_page
+from langgraph_router_r1.evaluation.recorded import RecordedPool
 from langgraph_router_r1.evaluation.report import COST_PARTS, Results, Scores, frontier, frontier_areas
 from langgraph_router_r1.evaluation.tasks import TaskError, json_lines
 from langgraph_router_r1.record import RunRecord
+from langgraph_router_r1.strategies.allocators import ProfileAllocator
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("models", "random", "cheapest", "most_expensive", "best", "majority", "oracle")
@@ -549,3 +554,19 @@ def unpacked(output: Path) -> Path:
     (output / PACKED_FILE).unlink()
     (output / RUNS_FILE).write_text("".join(json.dumps(run) + "\n" for run in runs))
     return output / RUNS_FILE
+
+
+def test_the_planners_knn_learns_from_no_question_of_the_benchmark() -> None:
+    rows = [
+        {"id": str(n), "question": f"question {n}?", "golden_answers": ["x"], "outcomes": {"m": {"response": "x"}}}
+        for n in range(40)
+    ]
+    records = RecordedPool.from_rows(rows)
+    asked = list(records.tasks.values())[:15]
+    routers = object.__new__(Routers)
+    routers._bench = cast("Bench", SimpleNamespace(records=records, tasks=asked))
+    routers.embeddings = cast("Any", None)
+    routers.registry_of = lambda _: pool(m="x")  # type: ignore[method-assign]
+    allocator = routers._knn_allocator(cast("Any", None))
+    assert isinstance(allocator, ProfileAllocator)
+    assert {one.question for one in allocator.knn.observations} == {f"question {n}?" for n in range(15, 40)}

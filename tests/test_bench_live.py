@@ -35,6 +35,8 @@ class Pool(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.calls: list[tuple[str, float]] = []
         self.down: set[str] = set()
+        self.judge_fails = 0
+        """How many of the next questions to the judge are refused."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -45,16 +47,22 @@ class Handler(BaseHTTPRequestHandler):
         started = time.time()
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         question = asked["messages"][-1]["content"].rpartition("\n\n")[2]
-        number = int(question.split()[-1].strip("?"))
+        is_down = asked["model"] in self.server.down
+        if asked["model"] == "judge":
+            is_down, text = self.server.judge_fails > 0, "Yes."
+            self.server.judge_fails -= 1
+        else:
+            number = int(question.split()[-1].strip("?"))
+            knows = number % 4 != 0 if asked["model"] == "good" else number % 3 == 0
+            text = f"right{number}" if knows else "No."
         time.sleep(0.03)
-        if asked["model"] in self.server.down:
+        if is_down:
             self.send_error(503)
             return
-        knows = number % 4 != 0 if asked["model"] == "good" else number % 3 == 0
         reply = {
             "id": "x", "object": "chat.completion", "created": 0, "model": asked["model"],
             "choices": [{"index": 0, "finish_reason": "stop",
-                         "message": {"role": "assistant", "content": f"right{number}" if knows else "No."}}],
+                         "message": {"role": "assistant", "content": text}}],
             "usage": {"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14},
         }  # fmt: skip
         body = json.dumps(reply).encode()
@@ -193,6 +201,29 @@ def test_runs_in_which_a_model_failed_are_made_again_when_asked_for_and_only_the
     assert figures(bench("runs", "--retry-failed")) == expected
     assert asked() == {"poor"}
     assert figures(bench("runs")) == expected
+
+
+def test_a_judge_that_fails_for_a_while_is_asked_again_when_asked_for_and_never_rests(
+    tmp_path: Path, live: Pool
+) -> None:
+    file = live_benchmark(tmp_path, live)
+    text = file.read_text().replace(
+        'tasks = ["questions.jsonl"]\n', 'tasks = ["questions.jsonl"]\nmetrics = ["judge"]\n'
+    )
+    file.write_text(
+        text.partition("[[rows]]")[0]
+        + '[judge]\nmodel = "judge"\nregistry = "judge.toml"\n[[rows]]\nrouter = "most_expensive"\n'
+    )
+    (tmp_path / "judge.toml").write_text((tmp_path / "pool.toml").read_text().replace("good", "judge"))
+
+    def unjudged(*options: str) -> int:
+        assert bench_in_a_process(file, tmp_path / "runs", *options).wait(timeout=120) == 0
+        return sum(run["judge"] is None for run in read_runs(tmp_path / "runs").values())
+
+    live.judge_fails = 8
+    assert unjudged() == 8
+    assert unjudged() == 8
+    assert unjudged("--retry-failed") == 0
 
 
 def calls_of(output: Path) -> set[str]:

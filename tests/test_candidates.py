@@ -13,7 +13,7 @@ from conftest import WAYS, answer, ask, invoked, pool, search
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.exceptions import ModelRateLimitError
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_openai import ChatOpenAI
 from langgraph.errors import GraphInterrupt
@@ -23,6 +23,7 @@ from langgraph.pregel.remote import RemoteGraph
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, create_router
 from langgraph_router_r1.calls import Candidates
 from langgraph_router_r1.calls.client import MissingKeyError, build_model, is_router
+from langgraph_router_r1.calls.tools import make_tools
 from langgraph_router_r1.program_model import ProgramModel
 from langgraph_router_r1.prompts import CALL_PROMPT
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
@@ -41,6 +42,15 @@ async def async_call_of(model: Any, **fields: Any) -> dict[str, Any]:
 
 
 CALL: Any = {"turn": 0, "index": 0, "model": "m", "query": "Capital of Peru?", "refusal": None}
+FIND = {"type": "function", "function": {"name": "find", "description": "", "parameters": {"type": "object"}}}
+
+
+CALL_WITH_TOOL: Any = {**CALL, "tools": make_tools([FIND]), "context": [HumanMessage("Find it.")]}
+
+
+def nested(levels: int) -> Any:
+    """Return so many lists in one another."""
+    return [] if levels == 1 else [nested(levels - 1)]
 
 
 def openai_model(handler: Callable[[httpx2.Request], httpx2.Response]) -> ChatOpenAI:
@@ -346,6 +356,39 @@ def test_a_hundred_kilobytes_of_reply_end_no_run(reply: str) -> None:
 def test_half_a_character_in_a_reply_is_replaced() -> None:
     routed = call_of(ScriptedChatModel(["Lima \ud83d"]))
     assert (routed["response"], routed["status"]) == ("Lima ?", "ok")
+
+
+def test_a_nul_in_a_reply_which_postgresql_does_not_take_is_replaced() -> None:
+    assert call_of(ScriptedChatModel(["Li\0ma"]))["response"] == "Li\ufffdma"
+    assert ask([answer("Li\0ma")], pool(small="x"))["answer"] == "Li\ufffdma"
+
+
+@pytest.mark.parametrize("value", [2**64, -(2**63) - 1, float("nan"), float("inf"), nested(65), object()])
+def test_a_tool_call_that_no_checkpoint_can_hold_is_a_failed_call_that_is_paid(value: Any) -> None:
+    reply = AIMessage("", tool_calls=[{"name": "find", "args": {"of": value}, "id": "1", "type": "tool_call"}])
+    registry = ModelRegistry([ModelDescriptor(name="m", model=ScriptedChatModel([reply]), price=1.0)])
+    call = Candidates(registry, count_tokens=len).ask(CALL_WITH_TOOL)
+    assert (call["status"], call["tool_calls"], call["cost_usd"] > 0) == ("error", [], True)
+    assert "can't be" in str(call["reason"])
+
+
+def test_a_tool_call_with_half_an_emoji_and_with_much_in_it_is_kept() -> None:
+    args = {"of": "Lima \ud83d", "many": [2**64 - 1, -(2**63), 0.5, None, True], "deep": nested(60)}
+    reply = AIMessage("", tool_calls=[{"name": "find", "args": args, "id": "1", "type": "tool_call"}])
+    registry = ModelRegistry([ModelDescriptor(name="m", model=ScriptedChatModel([reply]), price=1.0)])
+    [kept] = Candidates(registry, count_tokens=len).ask(CALL_WITH_TOOL)["tool_calls"]
+    assert kept["args"] == {**args, "of": "Lima ?"}
+
+
+def test_of_a_call_of_which_nothing_is_heard_every_attempt_with_every_fallback_may_be_billed() -> None:
+    models = [
+        ModelDescriptor(name="m", model=ScriptedChatModel(["x"]), price=1.0, max_retries=2, fallbacks=("n",)),
+        ModelDescriptor(name="n", model=ScriptedChatModel(["x"]), price=10.0, max_retries=1),
+    ]
+    candidates = Candidates(ModelRegistry(models), len)
+    other = candidates.worst_case_of({**CALL, "model": "n"})
+    assert candidates.most_billed(CALL) == pytest.approx(3 * other / 10 + 2 * other)
+    assert candidates.most_billed({**CALL, "refusal": {"status": "denied", "reason": "no"}}) == 0
 
 
 def test_an_account_in_the_reply_of_a_model_that_is_no_router_is_not_believed() -> None:

@@ -32,6 +32,7 @@ from langgraph_router_r1.evaluation.profile import ProfileProgress, profile, sam
 from langgraph_router_r1.evaluation.recorded import TASK_ID, RecordedPool
 from langgraph_router_r1.evaluation.recorder import Recorder
 from langgraph_router_r1.evaluation.tasks import Task, TaskError
+from langgraph_router_r1.testing import ScriptedChatModel
 
 KEY = "sk-very-secret-0123456789"
 
@@ -207,6 +208,15 @@ async def test_the_budget_is_never_exceeded_and_what_was_measured_stands(tmp_pat
     assert told[-1].spent_usd == pytest.approx(14e-6 * found["m"].questions)
     assert told[-1].spent_usd <= budget
     assert "the budget has no room" in told[-1].stopped
+
+
+async def test_a_call_that_may_have_been_billed_counts_for_the_budget(tmp_path: Path) -> None:
+    # It replies once, so it is not given up; all other calls end after they were sent.
+    model = ScriptedChatModel(["1"] + [TimeoutError("late")] * 100)
+    registry = ModelRegistry([ModelDescriptor(name="m", model=model, price=1000.0, max_retries=0)])
+    budget = 3 * Candidates(registry, len).worst_case("m", "a 10?")
+    await profile(registry, tasks_of("a", 60), path=tmp_path / "x.jsonl", budget_usd=budget)
+    assert 2 <= len(model.calls) <= 4
 
 
 async def test_wherever_a_budget_ends_all_models_were_asked_the_same(tmp_path: Path) -> None:

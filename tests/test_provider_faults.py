@@ -209,7 +209,7 @@ FAULTS = [
     Fault("content: blocks", field("choices.0.message.content", [{"type": "text", "text": "Lima"}]), EITHER),
     Fault("content: unknown blocks", field("choices.0.message.content", [{"type": "x"}, 7, None]), EITHER),
     Fault("content: half an emoji", field("choices.0.message.content", "Lima \ud83d"), "reply: Lima ?"),
-    Fault("content: a null character", field("choices.0.message.content", "Li\0ma"), "reply: Li\0ma"),
+    Fault("content: a null character", field("choices.0.message.content", "Li\0ma"), "reply: Li\ufffdma"),
     Fault("content: a thought", field("choices.0.message.content", "<think>x"), EMPTY),
     Fault("tool calls", field("choices.0.message.tool_calls", [{"id": 1, "function": None}]), EITHER),
     Fault("tool calls: a number", field("choices.0.message.tool_calls", 7), EITHER),

@@ -247,6 +247,20 @@ def test_a_cached_reply_is_streamed_whole() -> None:
         assert "".join(chunk.text for chunk, _ in made.stream(QUESTION, stream_mode="messages")) == "from m"
 
 
+@pytest.mark.parametrize("finish", ["length", "content_filter", "stop"])
+@pytest.mark.parametrize("usage", [True, False])
+def test_a_reply_from_the_cache_costs_nothing_and_says_why_it_ended_as_the_first_time(finish: str, usage: bool) -> None:
+    reply = AIMessage("Lima is a city and", response_metadata={"finish_reason": finish})
+    registry, cache = pool(m=ScriptedChatModel([reply], usage=usage)), CallCache(InMemoryCache())
+    calls = []
+    for _ in range(2):
+        made = router(DELEGATE, registry=registry, middleware=[cache])
+        calls += made.invoke(QUESTION)["routing"]["calls"]
+    assert calls[0]["cost_usd"] > 0 == calls[1]["cost_usd"]
+    for same in ("finish_reason", "response", "usage", "list_cost_usd"):
+        assert calls[0][same] == calls[1][same]
+
+
 def test_a_second_question_of_the_thread_is_streamed_too() -> None:
     made = router(
         DELEGATE, "<think> x </think><answer> own </answer>", registry=pool(m="from m"), checkpointer=InMemorySaver()

@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import openai
 from langchain_openai import ChatOpenAI
 from router_server import Served, serving
 
+from langgraph_router_r1 import ModelRegistry
 from langgraph_router_r1.testing import ScriptedChatModel, ScriptedEngine
 
 pytestmark = LEAVES_CLIENTS
@@ -194,6 +197,36 @@ def test_a_client_says_how_long_the_reply_of_a_model_may_be_that_it_asks_directl
             asks(model="small", messages=ASKED, max_tokens=0)
         assert len(server.api.runs.targets._clients._built) == 1, "lengths share one client, and its connections"
     assert small.lengths == [512, 3000, 7, 512, 11]
+
+
+def test_however_a_client_asks_a_model_directly_it_has_one_rate(tmp_path: Path) -> None:
+    [model] = pool(small="It is Lima.")
+    registry = ModelRegistry([model.model_copy(update={"requests_per_second": 2.0})])
+    with serving(ScriptedEngine(write), registry, tmp_path / "runs.sqlite") as server:
+        lengths = [{}, {"max_tokens": 100}, {"max_tokens": 101}, {"max_tokens": 102}]
+        asks = client(server).chat.completions.create
+        started = time.monotonic()
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(lambda length: asks(model="small", messages=ASKED, **length), lengths))
+        assert time.monotonic() - started > 1.4
+
+
+def test_arguments_of_a_tool_call_that_can_not_be_stored_are_refused_or_end_the_call_and_its_cost_is_kept(
+    tmp_path: Path,
+) -> None:
+    big = AIMessage("", tool_calls=[{**CALL, "args": {"city": 10**20}}])
+    with serving(ScriptedEngine(write), pool(small=ScriptedChatModel([big] * 9)), tmp_path / "runs.sqlite") as server:
+        with pytest.raises(openai.InternalServerError, match="more than 64 bits"):
+            client(server).chat.completions.create(model="small", messages=ASKED, tools=[WEATHER])
+        [run] = httpx.get(f"{server.url}/v1/runs").json()["data"]
+        assert (run["error"], run["cost_usd"] > 0) == ("model_failed", True)
+        said = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": NaN}'}}
+        history = [*ASKED, {"role": "assistant", "tool_calls": [said]}, *ASKED]
+        enormous = {**WEATHER, "function": {**WEATHER["function"], "parameters": {"maximum": 10**20}}}
+        for body in ({"messages": history}, {"messages": ASKED, "tools": [enormous]}):
+            with pytest.raises(openai.BadRequestError, match="can't be stored"):
+                client(server).chat.completions.create(model="small", **body)
+        assert len(httpx.get(f"{server.url}/v1/runs").json()["data"]) == 1
 
 
 def test_a_model_that_was_asked_directly_and_did_not_reply_is_a_run_that_failed(tmp_path: Path) -> None:

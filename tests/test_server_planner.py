@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from conftest import answer
 from router_server import Served, serving
 
 from langgraph_router_r1 import ModelDescriptor, ModelRegistry, Price
+from langgraph_router_r1.serving import store as store_module
 from langgraph_router_r1.serving.keys import read_keys
 from langgraph_router_r1.serving.openai_api import create_app
 from langgraph_router_r1.strategies.allocators import FunctionAllocator
@@ -135,10 +137,28 @@ def test_an_edited_plan_names_only_models_that_the_key_may_use(tmp_path: Path, m
     with serving(engine, pool(), tmp_path / "runs.sqlite", make_planner=make_planner, keys=read_keys(keys)) as server:
         body = {"question": QUESTION, "model": "planner", "approve": True}
         run_id = events(server.url, "/v1/runs", body, **as_alice)[0]["run_id"]
-        edit = {"type": "edit", "edited_action": {"args": {"steps": [{"model": "large", "query": "?"}]}}}
-        refused = httpx.post(f"{server.url}/v1/runs/{run_id}/decisions", json={"decisions": [edit]}, **as_alice)
-        assert refused.status_code == 403
-        assert "large" in refused.json()["error"]["message"]
+        steps = [{"model": "small", "query": "?"}, {"model": "large", "query": "?"}]
+        for args in ({"steps": steps}, {"model": "small", "steps": steps}):
+            edit = {"type": "edit", "edited_action": {"args": args}}
+            refused = httpx.post(f"{server.url}/v1/runs/{run_id}/decisions", json={"decisions": [edit]}, **as_alice)
+            assert refused.status_code == 403
+            assert "large" in refused.json()["error"]["message"]
+
+
+def test_a_plan_that_nobody_decides_on_is_charged_what_it_cost_and_not_what_was_reserved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "WAIT_S", 0.0)
+    monkeypatch.setattr(store_module, "LEASE_S", 0.5)
+    options = {"make_planner": make_planner, "run_budget_usd": 0.5}
+    with serving(ScriptedEngine([]), pool(), tmp_path / "runs.sqlite", **options) as server:
+        body = {"question": QUESTION, "model": "planner", "approve": True}
+        run_id = events(server.url, "/v1/runs", body)[0]["run_id"]
+        while (run := httpx.get(f"{server.url}/v1/runs/{run_id}").json())["status"] != "lost":
+            time.sleep(0.05)
+        assert run["maybe_cost_usd"] == 0
+        assert httpx.get(f"{server.url}/v1/usage").json()["today_usd"] == pytest.approx(run["cost_usd"])
+        assert 0 < run["cost_usd"] < 0.01
 
 
 def test_a_shadow_is_given_requests_of_the_router_and_none_of_the_planner(served: Served) -> None:

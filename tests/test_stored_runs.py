@@ -113,6 +113,17 @@ def test_a_router_that_another_one_asked_is_part_of_that_ones_run() -> None:
     assert [(run.thread_id, run.record.answer) for run in stored_runs(saver)] == [("1", "outer"), ("2", "outer")]
 
 
+def test_a_turn_that_was_written_under_aliases_gives_no_pair() -> None:
+    for registry, count in ((pool(a="x", b="x", c="x", d="x"), 1), (pool(a="x", b="x", c="x", d="x").anonymized(), 0)):
+        saver, names = InMemorySaver(), registry.aliases
+        engine = ScriptedEngine([search(f"{names[0]}: A?", f"{names[1]}: B?", f"{names[2]}: C?"), answer("done")])
+        router = create_router(engine, registry, approve="always", checkpointer=saver)
+        router.invoke({"messages": [("user", "?")]}, config("1"))
+        router.invoke(Command(resume={"decisions": [APPROVE, EDIT, APPROVE]}), config("1"))
+        [run] = stored_runs(saver)
+        assert len(preferences(run.record)) == count
+
+
 @pytest.mark.parametrize(
     ("decisions", "chosen"),
     [

@@ -14,6 +14,7 @@ from langchain_core.messages import AIMessage
 from typing_extensions import override
 
 from langgraph_router_r1.calls.middleware import AsyncSend, CallMiddleware, ModelCall, Send
+from langgraph_router_r1.ledger import FROM_CACHE, finish_of
 
 if TYPE_CHECKING:
     from langgraph.cache.base import BaseCache
@@ -26,8 +27,8 @@ _Key = tuple[tuple[str, ...], str]
 class CallCache(CallMiddleware):
     """Keeps replies: what a model was asked before, in the same words, is not asked again.
 
-    Identical calls that are made at the same time are made once. A reply from the cache says so as LangChain's do, by a
-    total cost of 0: it counts at list price and costs nothing.
+    Identical calls that are made at the same time are made once. A reply from the cache says so in its metadata: it
+    counts at list price and costs nothing.
 
     Example:
         >>> from langgraph.cache.memory import InMemoryCache
@@ -74,11 +75,19 @@ class CallCache(CallMiddleware):
         found = self._unsaved.get(key) or self._cache.get([key]).get(key)
         if not found:
             return None
-        usage = found["usage"]
-        return AIMessage(found["text"], usage_metadata=usage and {**usage, "total_cost": 0})
+        return AIMessage(
+            found["text"],
+            usage_metadata=found["usage"],
+            # Caches of before kept no reason.
+            response_metadata={FROM_CACHE: True, "finish_reason": found.get("finish_reason", "stop")},
+        )
 
     def _keep(self, key: _Key, reply: AIMessage) -> AIMessage:
-        self._unsaved[key] = {"text": reply.text, "usage": reply.usage_metadata}
+        self._unsaved[key] = {
+            "text": reply.text,
+            "usage": reply.usage_metadata,
+            "finish_reason": finish_of(reply.response_metadata),
+        }
         try:
             # The newest first: one that no cache can take does not keep it from being saved.
             for unsaved, value in reversed(list(self._unsaved.items())):

@@ -21,6 +21,7 @@ from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.engines.base import EngineError
 from langgraph_router_r1.events import AnswerStream
 from langgraph_router_r1.ledger import (
+    FROM_CACHE,
     NO_COST,
     NO_USAGE,
     CostParts,
@@ -39,6 +40,7 @@ from langgraph_router_r1.protocol import encodable, strip_thought
 from langgraph_router_r1.question import count_images, images_in, last_question, question_images
 from langgraph_router_r1.registry import ModelRegistry
 from langgraph_router_r1.state import CallStatus, PlannedCall, RoutedCall, RouterState, RunReport, WarmCache
+from langgraph_router_r1.storable import storable, without_nul
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +130,15 @@ class Candidates:
         """Return the most that a planned call can cost in dollars; see `worst_case`."""
         return max(map(request_worst_case, self._requests(call)))
 
+    def most_billed(self, call: PlannedCall) -> float:
+        """Return the most dollars that may be billed for a planned call of which nothing is heard.
+
+        Every attempt with the model and with each fallback may have failed after it was sent, and be billed.
+        """
+        if call["refusal"]:
+            return 0.0
+        return sum(request_worst_case(one) * (1 + one.model.retries) for one in self._requests(call))
+
     def ask(self, call: PlannedCall, *, again: bool = False, stream: AnswerStream | None = None) -> RoutedCall:
         """Make the call, unless it was refused before; return what came of it.
 
@@ -195,7 +206,7 @@ class Candidates:
     def _begin(self, call: PlannedCall, *, again: bool) -> _Outcome:
         outcome = _Outcome(call, again)
         if again:
-            outcome.add_maybe(self.worst_case_of(call))
+            outcome.add_maybe(self.most_billed(call))
         return outcome
 
     def _replied(self, outcome: _Outcome, request: ModelCall, reply: AIMessage) -> RoutedCall:
@@ -203,13 +214,19 @@ class Candidates:
         text, whole_length = _text_of(model, reply)
         response = strip_thought(text)
         # Of tools that the run did not offer, nobody knows how to run them.
-        tool_calls = list(reply.tool_calls) if request.tools is not None else []
-        is_empty = not response and not tool_calls
+        offered = reply.tool_calls if request.tools is not None else []
+        problem, tool_calls = None, []
+        try:
+            tool_calls = [storable(call) for call in offered]
+        except ValueError as error:  # paid for, and no data that the run can go on with
+            problem = f"{model.name} called a tool with something that can't be kept: {error}"
+        if not response and not offered:
+            problem = f"{model.name} gave an empty reply"
         routed: RoutedCall = {
             **self._spent(outcome),
             "response": response,
-            "status": "error" if is_empty else "ok",
-            "reason": f"{model.name} gave an empty reply" if is_empty else self._why_not(outcome),
+            "status": "error" if problem else "ok",
+            "reason": problem or self._why_not(outcome),
             "tool_calls": tool_calls,
             "answered_by": model.name,
             "finish_reason": "too_long" if whole_length > len(text) else finish_of(reply.response_metadata),
@@ -243,10 +260,11 @@ class Candidates:
         if is_router(model) and "routing" in reply.response_metadata:
             # What a router spends is the sum of its own account, not its tokens at a price.
             return _with_account(routed, reply.response_metadata["routing"])
-        usage, from_cache = reported_usage(reply.usage_metadata)
+        usage, is_free = reported_usage(reply.usage_metadata)
         if usage is None:
             usage = self._estimated(request, *_text_of(model, reply))
-        spent = 0.0 if from_cache else cost(usage, model.price)
+        is_free = is_free or FROM_CACHE in reply.response_metadata
+        spent = 0.0 if is_free else cost(usage, model.price)
         added: RoutedCall = {
             **routed,
             "usage": add_usage([routed["usage"], usage]),
@@ -340,7 +358,7 @@ def _text_of(model: ModelDescriptor, reply: AIMessage) -> tuple[str, int]:
     """Return the text of a reply, cut to what the descriptor allows, and how long it was before."""
     whole = reply.content if isinstance(reply.content, str) else reply.text
     # Cut before anything else reads it.
-    return encodable(whole[: model.max_reply_chars]), len(whole)
+    return without_nul(encodable(whole[: model.max_reply_chars])), len(whole)
 
 
 def _with_account(routed: RoutedCall, account: RunReport) -> RoutedCall:

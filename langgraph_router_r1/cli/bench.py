@@ -41,7 +41,8 @@ def bench(
     ] = None,
     compare: Annotated[list[str] | None, typer.Option(help="Two rows to compare, pair by pair: give it twice.")] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Make runs again in which a model was asked and failed.")
+        bool,
+        typer.Option("--retry-failed", help="Make runs again in which a model, or the judge, was asked and failed."),
     ] = False,
     by_turn: Annotated[
         bool,

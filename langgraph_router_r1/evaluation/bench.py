@@ -397,6 +397,7 @@ class Bench:
                 if routers.judge is not None:
                     verdict = await routers.judge.ajudge(task, run["reply"])
                     run |= {"judge": verdict.score, "judge_cost_usd": verdict.cost_usd}
+                    run |= {"judge_failed": True} if verdict.failed else {}
                 keep(run)
                 await budget.end(row.name, self._most_spent(run), _list_cost(run))
 

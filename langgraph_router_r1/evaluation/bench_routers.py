@@ -9,7 +9,7 @@ import itertools
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from langgraph_router_r1.calls import CallCache, Candidates
 from langgraph_router_r1.calls.client import Clients
@@ -22,7 +22,8 @@ from langgraph_router_r1.graph import create_planner, create_router
 from langgraph_router_r1.ledger import Price, estimate_tokens
 from langgraph_router_r1.prompts import RouterPrompt
 from langgraph_router_r1.registry import ModelRegistry
-from langgraph_router_r1.strategies.knn import EmbedOnce, MiniLM
+from langgraph_router_r1.strategies.allocators import Allocator, ProfileAllocator
+from langgraph_router_r1.strategies.knn import EmbedOnce, KNNStrategy, MiniLM, observations
 from langgraph_router_r1.strategies.plans import Step, plan_text
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ async def open_routers(
         routers = Routers(bench, cache, server, stack, doing)
         if spec.judge is not None:
             judges = _judges(bench, spec.judge, server)
-            routers.judge = Judge(Candidates(judges, estimate_tokens, [CallCache(cache)]), spec.judge.model)
+            clients = Clients(rests=False)  # a judge that rests would leave runs without a verdict
+            routers.judge = Judge(Candidates(judges, estimate_tokens, [CallCache(cache)], clients), spec.judge.model)
         yield routers
 
 
@@ -197,13 +199,22 @@ class Routers:
             self.registry_of(row),
             allocator=true_model
             if allocator == TRUE_STEPS
-            else ("knn" if allocator == "knn" else await self._vllm(allocator)),
+            else (self._knn_allocator(row) if allocator == "knn" else await self._vllm(allocator)),
             review=row.spec.review,
             max_tokens=MAX_PLAN_TOKENS,
             router_price=price,
             middleware=self._middleware,
             clients=self._clients,
         )
+
+    def _knn_allocator(self, row: Row) -> Allocator | Literal["knn"]:
+        """Return the allocator that learns from the profile, but for the questions of this benchmark."""
+        records, registry = self._bench.records, self.registry_of(row)
+        if records is None:
+            return "knn"  # the planner explains what is missing
+        asked = {task.question for task in self._bench.tasks}
+        known = [one for one in observations(records, registry) if one.question not in asked]
+        return ProfileAllocator(KNNStrategy(registry, known, embeddings=self.embeddings))
 
     async def _shared_extractor(self) -> Extractor:
         if self._extractor is None:

@@ -63,8 +63,8 @@ def _run_files(output: Path) -> list[Path]:
 
 
 def _has_failed(run: Mapping[str, Any]) -> bool:
-    """Return whether a model was asked and failed."""
-    return any(call["status"] == "error" for call in run["record"]["calls"])
+    """Return whether a model, or the judge, was asked and failed."""
+    return bool(run.get("judge_failed")) or any(call["status"] == "error" for call in run["record"]["calls"])
 
 
 class RunStore:

@@ -27,6 +27,8 @@ class Verdict:
     """1 for right, 0 for wrong; None when it said neither, or failed."""
     cost_usd: float
     """Dollars that were spent: nothing for a reply that was known."""
+    failed: bool = False
+    """Whether it gave no reply."""
 
 
 class Judge:
@@ -57,4 +59,4 @@ class Judge:
             {"turn": 0, "index": 0, "model": self.model, "query": query, "refusal": None}
         )
         word = normalise(call["response"]).partition(" ")[0]
-        return Verdict({"yes": 1.0, "no": 0.0}.get(word), call["cost_usd"])
+        return Verdict({"yes": 1.0, "no": 0.0}.get(word), call["cost_usd"], failed=call["status"] != "ok")

@@ -18,6 +18,7 @@ import asyncio
 import dataclasses
 import datetime as dt
 import itertools
+import math
 import random
 import statistics
 import tomllib
@@ -191,7 +192,8 @@ class _Run:
             return
         call: PlannedCall = {"turn": 0, "index": 0, "model": name, "query": task.question, "refusal": None}
         routed: RoutedCall = await self._ask.ainvoke(call, {"metadata": {TASK_ID: task.id}})
-        await self._budget.settle(worst, routed["cost_usd"])
+        maybe = routed["maybe_cost_usd"]
+        await self._budget.settle(worst, routed["cost_usd"] + (math.inf if maybe is None else maybe))
         standing.done += 1
         standing.spent_usd += routed["cost_usd"]
         if routed["status"] != "ok":

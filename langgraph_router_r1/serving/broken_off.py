@@ -29,7 +29,9 @@ def broken_off(values: Mapping[str, Any], router_price: Price | None) -> tuple[S
             nor is their price.
     """
     in_flight = _are_in_flight(values)
-    unknown = None if router_price != FREE and not in_flight else 0.0
+    # A run that waits for a person has no turn under way.
+    is_waiting = values.get("proposed") is not None or values.get("pending") is not None
+    unknown = None if router_price != FREE and not in_flight and not is_waiting else 0.0
     if "limits" not in values:
         return spending(0.0, unknown), None
     record = RunRecord.of(values)

@@ -75,10 +75,10 @@ class Decisions(Wire):
         found: list[str] = []
         for decision in self.decisions:
             match decision:
-                case {"type": "edit", "edited_action": {"args": {"model": model}}}:
-                    found.append(str(model))
-                case {"type": "edit", "edited_action": {"args": {"steps": [*steps]}}}:
-                    found += [str(step["model"]) for step in steps if isinstance(step, dict) and "model" in step]
+                case {"type": "edit", "edited_action": {"args": {**args}}}:
+                    steps = args.get("steps")
+                    edited = [args, *(steps if isinstance(steps, list) else ())]
+                    found += [str(one["model"]) for one in edited if isinstance(one, dict) and "model" in one]
         return found
 
 

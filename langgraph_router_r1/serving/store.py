@@ -453,5 +453,7 @@ def _day(now: float) -> str:
 def _until_next(period: str, now: float) -> float:
     """Return the seconds until the next day or month begins, in UTC."""
     today = dt.datetime.fromtimestamp(now, dt.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    later = today + dt.timedelta(days=1 if period == "day" else 32)
-    return (later if period == "day" else later.replace(day=1)).timestamp() - now
+    if period == "day":
+        return (today + dt.timedelta(days=1)).timestamp() - now
+    in_next_month = today.replace(day=1) + dt.timedelta(days=32)
+    return in_next_month.replace(day=1).timestamp() - now

@@ -13,6 +13,7 @@ from langgraph.graph.state import CompiledStateGraph
 from typing_extensions import override
 
 from langgraph_router_r1.calls.client import Clients
+from langgraph_router_r1.calls.middleware import RateLimit
 from langgraph_router_r1.descriptor import ModelDescriptor
 from langgraph_router_r1.engines.base import RouterEngine
 from langgraph_router_r1.fork import fork
@@ -145,7 +146,10 @@ class Targets:
         self.figures = profile_figures(registry)
         self._saver, self._clients = saver, clients
         strategy = engine if isinstance(engine, Strategy) else None
-        shared = {"registry": registry, "clients": clients, "checkpointer": saver}
+        # However a model is asked, it has one rate.
+        self._rate = RateLimit()
+        middleware = (self._rate, *settings.get("middleware", ()))
+        shared = {"registry": registry, "clients": clients, "checkpointer": saver, "middleware": middleware}
         price = strategy.price if strategy is not None else Price.parse(settings.get("router_price", FREE))
         router = {**settings, **shared, "engine": None if strategy is not None else engine, "strategy": strategy}
         self._deciders = {ROUTER: _Decider(router, price)}
@@ -251,5 +255,6 @@ class Targets:
             registry=ModelRegistry(open_ones),
             checkpointer=self._saver,
             clients=self._clients,
+            middleware=[self._rate],
             answer="full",
         )

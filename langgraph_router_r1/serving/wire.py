@@ -17,6 +17,7 @@ from langgraph_router_r1.descriptor import MOST_TOKENS
 from langgraph_router_r1.question import last_question
 from langgraph_router_r1.serving.errors import invalid
 from langgraph_router_r1.state import Tools
+from langgraph_router_r1.storable import storable
 
 FORM_NAME = "answer"
 """The name of a form that has none."""
@@ -130,9 +131,13 @@ def tool_call(call_id: str, name: str, arguments: str, param: str) -> dict[str, 
         ApiError: Its arguments are no JSON object.
     """
     try:
-        args = json.loads(arguments or "{}")
-    except (ValueError, RecursionError):
+        args = storable(json.loads(arguments or "{}"))
+    except RecursionError:
         args = None
+    except json.JSONDecodeError:
+        args = None
+    except ValueError as error:
+        raise invalid(f"the arguments of a tool call: {error}", param) from None
     if not isinstance(args, dict):
         raise invalid("the arguments of a tool call must be a JSON object, as text", param)
     return {"name": name, "args": args, "id": call_id, "type": "tool_call"}
@@ -256,7 +261,7 @@ def tools_of(tools: list[dict[str, Any]], choice: Any, *, is_form: bool) -> Tool
         for tool in tools:
             if tool.get("type") != "function" or not isinstance(tool["function"]["name"], str):
                 raise ValueError("each tool must be a function with a name")
-        return make_tools(tools, choice, is_form=is_form)
+        return make_tools(storable(tools), choice, is_form=is_form)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         message = str(error) if isinstance(error, ValueError) else "each tool must be a function with a name"
         raise invalid(message, "tools") from None
