@@ -62,6 +62,7 @@ LAYERS = (
         "registry_file",
         "registry_yaml",
         "secret_text",
+        "storable",
     },
     {"program_model", "question", "descriptor", "registry", "state", "prompts"},
     {"engines", "settings", "accounting", "events", "intents", "testing", "trace"},
