@@ -136,7 +136,7 @@ class ModelDescriptor(BaseModel):
     rest_s: Number = Field(default=30.0, gt=0, le=86_400)
     """For how many seconds; then one request is made as a trial."""
     alias: str | None = None
-    """What the router is told instead of the name, and writes to call it; see `ModelRegistry.neutral`."""
+    """What the router is told instead of the name, and writes to call it; see `ModelRegistry.anonymized`."""
     fallbacks: tuple[str, ...] = ()
     """Models of the same registry to ask, in this order, when this one fails; the one that answers is billed."""
 
