@@ -566,7 +566,6 @@ def test_the_planners_knn_learns_from_no_question_of_the_benchmark() -> None:
     routers = object.__new__(Routers)
     routers._bench = cast("Bench", SimpleNamespace(records=records, tasks=asked))
     routers.embeddings = cast("Any", None)
-    routers.registry_of = lambda _: pool(m="x")  # type: ignore[method-assign]
-    allocator = routers._knn_allocator(cast("Any", None))
+    allocator = routers._knn_allocator(pool(m="x"))
     assert isinstance(allocator, ProfileAllocator)
     assert {one.question for one in allocator.knn.observations} == {f"question {n}?" for n in range(15, 40)}

@@ -389,6 +389,18 @@ def test_of_a_call_of_which_nothing_is_heard_every_attempt_with_every_fallback_m
     other = candidates.worst_case_of({**CALL, "model": "n"})
     assert candidates.most_billed(CALL) == pytest.approx(3 * other / 10 + 2 * other)
     assert candidates.most_billed({**CALL, "refusal": {"status": "denied", "reason": "no"}}) == 0
+    assert candidates.ask(CALL, again=True)["maybe_cost_usd"] == pytest.approx(candidates.most_billed(CALL))
+
+
+def test_a_run_keeps_what_the_calls_under_way_may_be_billed_with_all_their_attempts() -> None:
+    kept = []
+    for retries in (0, 2):
+        model = ModelDescriptor(name="m", model=ScriptedChatModel(["x"]), price=1.0, max_retries=retries)
+        registry = ModelRegistry([model])
+        router = create_router(ScriptedEngine([search("m: a?"), answer("x")]), registry)
+        kept.append(router.invoke({"messages": [("user", "?")]}, output_keys=["in_flight_usd"])["in_flight_usd"])
+    assert kept[1] == pytest.approx(3 * kept[0])
+    assert kept[0] > 0
 
 
 def test_an_account_in_the_reply_of_a_model_that_is_no_router_is_not_believed() -> None:

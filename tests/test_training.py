@@ -25,7 +25,7 @@ from training import nq, sft
 from training.kinds import STRANGERS, WORLD
 from training.logprobs import shared_start
 from training.pools import draw_pool, worth
-from training.sft import Example, _SharedPromptTrainer, read_examples
+from training.sft import LORA_TARGETS, Example, _SharedPromptTrainer, read_examples, save_adapter
 from training.teacher import (
     DEMONSTRATIONS_PER_POOL,
     Demonstration,
@@ -81,6 +81,27 @@ def test_computing_a_shared_prompt_once_changes_neither_loss_nor_gradient(ends: 
 )
 def test_the_shared_start_ends_before_anything_is_learned(ids: Any, learned_from: int, shared: int) -> None:
     assert shared_start(torch.tensor(ids), learned_from) == shared
+
+
+def test_an_adapter_that_cannot_be_written_leaves_the_one_before_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from test_grpo import tiny_model
+
+    model = get_peft_model(tiny_model(), LoraConfig(r=8, target_modules=LORA_TARGETS, task_type="CAUSAL_LM"))
+    save_adapter(model, tmp_path / "adapter")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "adapter").iterdir()}
+    assert sorted(before) == ["adapter_config.json", "adapter_model.safetensors"]
+
+    def cut_off(directory: Path, **_: Any) -> None:
+        (directory / "adapter_model.safetensors").write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(model, "save_pretrained", cut_off)
+    with pytest.raises(OSError, match="no space left"):
+        save_adapter(model, tmp_path / "adapter")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "adapter").iterdir()} == before
 
 
 def test_an_example_whose_mask_does_not_fit_is_refused() -> None:

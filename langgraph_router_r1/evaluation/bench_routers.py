@@ -199,7 +199,7 @@ class Routers:
             self.registry_of(row),
             allocator=true_model
             if allocator == TRUE_STEPS
-            else (self._knn_allocator(row) if allocator == "knn" else await self._vllm(allocator)),
+            else (self._knn_allocator(self.registry_of(row)) if allocator == "knn" else await self._vllm(allocator)),
             review=row.spec.review,
             max_tokens=MAX_PLAN_TOKENS,
             router_price=price,
@@ -207,13 +207,12 @@ class Routers:
             clients=self._clients,
         )
 
-    def _knn_allocator(self, row: Row) -> Allocator | Literal["knn"]:
+    def _knn_allocator(self, registry: ModelRegistry) -> Allocator | Literal["knn"]:
         """Return the allocator that learns from the profile, but for the questions of this benchmark."""
-        records, registry = self._bench.records, self.registry_of(row)
-        if records is None:
+        if self._bench.records is None:
             return "knn"  # the planner explains what is missing
         asked = {task.question for task in self._bench.tasks}
-        known = [one for one in observations(records, registry) if one.question not in asked]
+        known = [one for one in observations(self._bench.records, registry) if one.question not in asked]
         return ProfileAllocator(KNNStrategy(registry, known, embeddings=self.embeddings))
 
     async def _shared_extractor(self) -> Extractor:

@@ -128,19 +128,18 @@ def tool_call(call_id: str, name: str, arguments: str, param: str) -> dict[str, 
     """Return a tool call of the conversation for the graph.
 
     Raises:
-        ApiError: Its arguments are no JSON object.
+        ApiError: Its arguments are no JSON object, or can't be stored.
     """
     try:
-        args = storable(json.loads(arguments or "{}"))
-    except RecursionError:
+        args = json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
         args = None
-    except json.JSONDecodeError:
-        args = None
-    except ValueError as error:
-        raise invalid(f"the arguments of a tool call: {error}", param) from None
     if not isinstance(args, dict):
         raise invalid("the arguments of a tool call must be a JSON object, as text", param)
-    return {"name": name, "args": args, "id": call_id, "type": "tool_call"}
+    try:
+        return {"name": name, "args": storable(args), "id": call_id, "type": "tool_call"}
+    except ValueError as error:
+        raise invalid(f"the arguments of a tool call: {error}", param) from None
 
 
 class JsonSchema(Wire):
